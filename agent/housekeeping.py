@@ -1,0 +1,136 @@
+"""What is kept on the device and what goes: task data, collecting old content, removing all of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from agent.chunks import LOCK_WAIT_S
+from agent.errors import BusyError
+from agent.locks import hold, read_label
+from agent.process import running_pid
+from agent.spool import OWNED, Spool, checked_digest, fsync_folder, remove_whole, storage_error
+from sti_runtime.errors import DigestError, InputError
+from sti_runtime.messages import JOB_CAP_BYTES, JOB_FILE, Job
+
+_NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|manifest|safetensors|partial))?")
+
+
+def has_task(spool: Spool, digest: str) -> dict[str, Any]:
+    """Whether task data is here; ``partial_bytes``: how much of it a push has left."""
+    partial = spool.task_partial(digest)
+    return {
+        "digest": digest,
+        "present": spool.task(digest).is_file(),
+        "partial_bytes": partial.stat().st_size if partial.is_file() else 0,
+    }
+
+
+def accept_task(spool: Spool, digest: str) -> dict[str, Any]:
+    """Verify pushed task data and make it visible. Doing it again changes nothing.
+
+    Raises: InputError if nothing was pushed; DigestError if it is damaged (it is removed then).
+    """
+    with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
+        target, partial = spool.task(digest), spool.task_partial(digest)
+        if target.is_file():
+            partial.unlink(missing_ok=True)
+            return {"digest": digest, "state": "already"}
+        if not partial.is_file() or partial.is_symlink():
+            raise InputError(f"{partial}: no such file was pushed.", "Push the task data, then accept it.")
+        with partial.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != digest:
+                partial.unlink()
+                raise DigestError(
+                    f"{partial}: the pushed file has digest {found[:12]}, not {digest[:12]}.",
+                    "Push the task data again.",
+                )
+            try:
+                os.fsync(stream.fileno())
+            except OSError as error:
+                raise storage_error(error, partial) from error
+        partial.rename(target)
+        fsync_folder(spool.tasks)
+    return {"digest": digest, "state": "accepted"}
+
+
+def _named_by_running_job(spool: Spool) -> set[str]:
+    """Digests that the job under the run lock's label needs."""
+    job_id, _, attempt = read_label(spool.run_lock).partition("/")
+    if not attempt:
+        raise BusyError("Another agent process is starting.", "Try again in a moment.")
+    job = Job.read(spool.job(job_id, attempt) / JOB_FILE, cap_bytes=JOB_CAP_BYTES)
+    return {digest for digest in (job.bundle, job.task_data) if digest is not None}
+
+
+def collect(spool: Spool, keep: Iterable[str]) -> dict[str, Any]:
+    """Remove bundles, half-sent bundles and task data not in ``keep``; a running job's are always kept.
+
+    Raises: InputError if ``keep`` holds something that is no digest (nothing was removed).
+    """
+    kept = {checked_digest(digest) for digest in keep}
+    removed: dict[str, list[str]] = {"bundles": [], "incoming": [], "tasks": []}
+    with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
+        try:
+            # While this is held no job starts; while it is held by a job, that job is named in it.
+            with hold(spool.run_lock, wait_s=0, what="The device"):
+                _remove_others(spool, kept, removed)
+        except BusyError:
+            _remove_others(spool, kept | _named_by_running_job(spool), removed)
+    return {"removed": removed}
+
+
+def _remove_others(spool: Spool, kept: set[str], removed: dict[str, list[str]]) -> None:
+    for kind, folder in (("bundles", spool.bundles), ("incoming", spool.incoming), ("tasks", spool.tasks)):
+        for path in sorted(folder.iterdir()):
+            named = _NAMED.fullmatch(path.name)
+            if named is None or named[1] not in kept:
+                remove_whole(path)
+                if named is not None and named[1] not in removed[kind]:
+                    removed[kind].append(named[1])
+        fsync_folder(folder)
+
+
+def forget(spool: Spool, job_id: str, attempt: str) -> dict[str, Any]:
+    """Remove one job's folder, journal included. Raises: BusyError while it runs."""
+    folder = spool.job(job_id, attempt)
+    if running_pid(folder) is not None:
+        raise BusyError(f"Job {job_id}/{attempt} is running.", "Stop it first.")
+    present = folder.is_dir()
+    if present:
+        remove_whole(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return {"removed": present}
+
+
+def clean(spool: Spool) -> dict[str, Any]:
+    """Remove everything of ours from the spool; the folder itself stays, and what others put there.
+
+    Raises: BusyError while a job runs.
+    """
+    removed = []
+    with (
+        hold(spool.run_lock, wait_s=0, what="The device"),
+        hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"),
+    ):
+        leftovers = [p.name for p in spool.root.iterdir() if _is_leftover(p)]
+        for name in (*OWNED, *leftovers):
+            path = spool.root / name
+            if path.exists() or path.is_symlink():
+                remove_whole(path)
+                removed.append(name)
+        fsync_folder(spool.root)
+    return {"removed": removed}
+
+
+def _is_leftover(path: Path) -> bool:
+    """Temporary files that a killed agent of ours left in the spool's root."""
+    stem = path.name.removeprefix(".").split(".")[0]
+    ours = {Path(name).stem for name in OWNED} | {"direct-io", "probe"}
+    return path.name.startswith(".") and stem in ours

@@ -1,0 +1,169 @@
+"""A bundle on its way: its layout, the list of verified chunks, writing and checking chunks.
+
+``incoming/<digest>.done`` lists verified chunks, one index of ``Manifest.all_chunks()`` per line, appended
+after their bytes were flushed. The caller holds the spool's deploy lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.spool import Spool, fsync_folder, storage_error, write_atomic
+from sti_runtime.errors import DigestError, FormatError, InputError
+from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manifest
+from sti_runtime.records import sha256_hex
+
+RESEND = "Run deploy again: it sends what is missing."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A manifest with what the deploy needs of it. ``same[sha256]``: all chunks with these bytes."""
+
+    digest: str
+    manifest: Manifest
+    chunks: tuple[tuple[str, Chunk], ...]
+    same: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+
+
+def read_layout(path: Path) -> Layout:
+    """Raises: FormatError if the manifest is unreadable, over-long, malformed or not canonical."""
+    manifest = Manifest.read(path, cap_bytes=MANIFEST_CAP_BYTES)
+    digest = manifest.digest
+    if sha256_hex(path.read_bytes()) != digest:
+        raise FormatError(
+            f"{path}: the manifest is not canonical JSON, so its digest is not the bundle's.",
+            "Build the bundle again.",
+        )
+    chunks = manifest.all_chunks()
+    same: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for index, (file, chunk) in enumerate(chunks):
+        same.setdefault(chunk.sha256, []).append(index)
+        sizes[file] = max(sizes.get(file, 0), chunk.offset + chunk.length)
+    for group in same.values():
+        if len({chunks[index][1].length for index in group}) > 1:
+            raise FormatError(f"{path}: chunks of one digest have different lengths.", "Build it again.")
+    return Layout(digest, manifest, chunks, {sha: tuple(group) for sha, group in same.items()}, sizes)
+
+
+def incoming_layout(spool: Spool, digest: str) -> Layout:
+    """The layout of an announced bundle. Raises: InputError if it was not announced, FormatError."""
+    path = spool.incoming_bundle(digest) / MANIFEST_NAME
+    if not path.exists():
+        raise InputError(f"Bundle {digest[:12]} was not announced to this device.", "Call `missing` first.")
+    layout = read_layout(path)
+    if layout.digest != digest:
+        raise DigestError(f"{path}: this is the manifest of {layout.digest[:12]}.", RESEND)
+    return layout
+
+
+def read_done(spool: Spool, layout: Layout) -> set[int]:
+    """Verified chunks; lines that are torn or make no sense count as not done."""
+    path = spool.done_list(layout.digest)
+    if not path.exists():
+        return set()
+    lines = path.read_bytes().split(b"\n")[:-1]
+    indices = {int(line) for line in lines if line.isdigit() and len(line) < 10}
+    return {index for index in indices if index < len(layout.chunks)}
+
+
+def append_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
+    """Add to the list of verified chunks; their bytes are on storage already. Raises: StifarmError."""
+    path = spool.done_list(digest)
+    try:
+        with path.open("ab") as stream:
+            # A torn last line must neither run into the first new one nor count as a whole one.
+            stream.write(b"-\n" + b"".join(b"%d\n" % index for index in sorted(indices)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def write_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
+    """Replace the list of verified chunks. Raises: StifarmError."""
+    write_atomic(spool.done_list(digest), b"".join(b"%d\n" % index for index in sorted(indices)))
+
+
+class ChunkWriter:
+    """Writes verified chunks to their places, and lists them as done once they are on storage."""
+
+    def __init__(self, spool: Spool, layout: Layout) -> None:
+        self._spool = spool
+        self._layout = layout
+        self._files: dict[str, int] = {}
+        self._written: set[int] = set()
+
+    def put(self, sha256: str, data: bytes) -> int:
+        """Write ``data`` to every chunk with this digest; returns how many there are."""
+        for index in self._layout.same[sha256]:
+            file, chunk = self._layout.chunks[index]
+            path = self._spool.incoming_bundle(self._layout.digest) / file
+            try:
+                if file not in self._files:
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                    self._files[file] = os.open(path, flags, 0o644)
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(self._files[file], data[written:], chunk.offset + written)
+            except OSError as error:
+                raise storage_error(error, path) from error
+            self._written.add(index)
+        return len(self._layout.same[sha256])
+
+    def close(self) -> None:
+        """Flush, then list. Raises: StifarmError; then the chunks are not listed and come again."""
+        folder = self._spool.incoming_bundle(self._layout.digest)
+        try:
+            for fd in self._files.values():
+                os.fsync(fd)
+            fsync_folder(folder)
+        except OSError as error:
+            raise storage_error(error, folder) from error
+        finally:
+            for fd in self._files.values():
+                os.close(fd)
+        if self._written:
+            append_done(self._spool, self._layout.digest, self._written)
+
+
+def damaged_chunks(folder: Path, layout_chunks: tuple[tuple[str, Chunk], ...]) -> list[int]:
+    """Indices of chunks whose bytes, read from storage, are wrong. Leaves nothing in the page cache."""
+    damaged: list[int] = []
+    by_file: dict[str, list[tuple[int, Chunk]]] = {}
+    for index, (file, chunk) in enumerate(layout_chunks):
+        by_file.setdefault(file, []).append((index, chunk))
+    for file, chunks in by_file.items():
+        path = folder / file
+        if not path.is_file() or path.is_symlink():
+            damaged.extend(index for index, _ in chunks)
+            continue
+        with path.open("rb", buffering=0) as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            for index, chunk in chunks:
+                if (
+                    hashlib.sha256(os.pread(stream.fileno(), chunk.length, chunk.offset)).hexdigest()
+                    != chunk.sha256
+                ):
+                    damaged.append(index)
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return sorted(damaged)
+
+
+def check_files(folder: Path, layout: Layout) -> None:
+    """Raises: FormatError unless the folder holds exactly the manifest's files at their exact sizes."""
+    found = {path.name: path.lstat().st_size for path in folder.iterdir()}
+    found.pop(MANIFEST_NAME, None)
+    if found != layout.sizes:
+        odd = sorted(found.items() ^ layout.sizes.items())[0][0]
+        raise FormatError(
+            f"{folder}: {odd} is missing, of a wrong size, or does not belong there.",
+            "Run `collect` without keeping this bundle, then deploy it again.",
+        )

@@ -1,0 +1,87 @@
+/* gates.c: conditions checked before timed units. They fail closed.
+ *
+ * A gate that is asked and whose sensor cannot be read gives "ungated", never "pass": the unit runs and its result says
+ * so. A gate that stays shut for the whole wait limit gives "fail", and the unit does not run.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sensors.h"
+
+enum { SETTLED_MILLI_C = 500 }; /* a device that had to cool is stable when two looks differ by less than this */
+
+typedef struct {
+  const char *name, *unit;
+  bool asked, readable, upper; /* upper: the limit is one from above */
+  int64_t limit, reading;
+} Rule;
+
+static GateVerdict judge(const Rule *rule, const Sensors *previous) {
+  GateVerdict verdict = {.gate = rule->name};
+  if (!rule->readable) {
+    verdict.state = GATE_UNGATED;
+    snprintf(verdict.detail, sizeof verdict.detail, "no %s sensor can be read; wanted %s %" PRId64 "%s", rule->name,
+             rule->upper ? "<=" : ">=", rule->limit, rule->unit);
+    return verdict;
+  }
+  bool open = rule->upper ? rule->reading <= rule->limit : rule->reading >= rule->limit;
+  const char *relation = rule->upper ? (open ? "<=" : ">") : (open ? ">=" : "<");
+  int length = snprintf(verdict.detail, sizeof verdict.detail, "%" PRId64 "%s %s %" PRId64 "%s", rule->reading, rule->unit,
+                        relation, rule->limit, rule->unit);
+  bool temperature = strcmp(rule->name, "temperature") == 0;
+  if (open && temperature && previous != NULL && previous->has_temperature &&
+      llabs(previous->temperature_milli_c - rule->reading) >= SETTLED_MILLI_C) {
+    open = false;
+    snprintf(verdict.detail + length, sizeof verdict.detail - (size_t)length, ", but was %" PRId64 "%s a moment ago",
+             previous->temperature_milli_c, rule->unit);
+  }
+  verdict.state = open ? GATE_PASS : GATE_FAIL;
+  return verdict;
+}
+
+int gates_check(const Gates *gates, const Sensors *now, const Sensors *previous, GateVerdict verdicts[GATE_COUNT]) {
+  const Rule rules[GATE_COUNT] = {
+      {"temperature", "m°C", gates->has_temperature, now->has_temperature, true, gates->max_temperature_milli_c,
+       now->temperature_milli_c},
+      {"battery", "%", gates->has_battery, now->has_battery, false, gates->min_battery_percent, now->battery_percent},
+      {"load", "/1000", gates->has_load, now->has_load, true, gates->max_load_milli, now->load_milli},
+      {"free-space", " bytes", gates->has_free, now->has_free, false, gates->min_free_bytes, now->free_bytes},
+  };
+  int count = 0;
+  for (int i = 0; i < GATE_COUNT; i++)
+    if (rules[i].asked) verdicts[count++] = judge(&rules[i], previous);
+  return count;
+}
+
+bool gates_shut(const GateVerdict *verdicts, int count) {
+  for (int i = 0; i < count; i++)
+    if (verdicts[i].state == GATE_FAIL) return true;
+  return false;
+}
+
+StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error) {
+  char causes[GATE_COUNT * 240] = "";
+  for (int i = 0; i < count; i++) {
+    size_t length = strlen(causes);
+    if (verdicts[i].state == GATE_FAIL)
+      snprintf(causes + length, sizeof causes - length, "%s%s: %s", length ? "; " : "", verdicts[i].gate,
+               verdicts[i].detail);
+  }
+  return sti_fail(error, STI_GATE, "Let the device cool, charge or become idle, or change its gates in the inventory.",
+                  "Gates stayed shut for %.0f s (limit %" PRId64 " s): %s.", waited_s, gates->wait_limit_s, causes);
+}
+
+void gates_write(Text *out, const GateVerdict *verdicts, int count) {
+  static const char *const states[] = {"pass", "fail", "ungated"};
+  json_open(out, '[');
+  for (int i = 0; i < count; i++) {
+    json_open(out, '{');
+    json_key(out, "detail"), json_text(out, verdicts[i].detail);
+    json_key(out, "gate"), json_text(out, verdicts[i].gate);
+    json_key(out, "verdict"), json_text(out, states[verdicts[i].state]);
+    json_close(out, '}');
+  }
+  json_close(out, ']');
+}

@@ -1,0 +1,311 @@
+/* housekeeping.c: what is kept on the device and what goes: the verbs `has-task`, `accept-task`, `collect`, `forget`
+ * and `clean`.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "arguments.h"
+#include "incoming.h"
+#include "job.h"
+#include "locks.h"
+#include "process.h"
+#include "verbs.h"
+
+enum { DIGEST_CHARS = 64 };
+
+/* ------------------------------------------------------------------ task data */
+
+StiCode verb_has_task(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  Path task, partial;
+  STI_TRY(arguments_open(argc, argv, 1, 0, &arguments, &spool, error));
+  const char *digest = arguments.words[0];
+  STI_TRY(check_digest(digest, error));
+  spool_path(&spool, task, "tasks/%s.safetensors", digest);
+  spool_path(&spool, partial, "tasks/%s.partial", digest);
+  json_open(out, '{');
+  json_key(out, "digest"), json_text(out, digest);
+  json_key(out, "partial_bytes"), json_int(out, file_bytes(partial));
+  json_key(out, "present"), json_bool(out, is_file(task));
+  json_close(out, '}');
+  return STI_OK;
+}
+
+/* The digest of a whole file. Returns 0 or errno. */
+static int digest_of_file(int fd, char hex[65]) {
+  struct stat status;
+  char *block = pages_alloc(COPY_BYTES);
+  int problem = block == NULL ? ENOMEM : fstat(fd, &status) != 0 ? errno : 0;
+  if (problem == 0) problem = digest_of_piece(fd, 0, status.st_size, block, hex);
+  pages_free(block, COPY_BYTES);
+  return problem;
+}
+
+/* Make the pushed file visible if it is what it should be; a damaged one is removed. */
+static StiCode take_partial(const Spool *spool, const char *digest, int fd, const char *partial, const char *task,
+                            StiError *error) {
+  char found[65];
+  Path folder;
+  int problem = digest_of_file(fd, found);
+  if (problem != 0)
+    return sti_fail_errno(error, STI_STORAGE_READ, problem, "Push the task data again.", "%s: cannot be read", partial);
+  if (strcmp(found, digest) != 0) {
+    unlink(partial);
+    return sti_fail(error, STI_DIGEST, "Push the task data again.", "%s: the pushed file has digest %.12s, not %.12s.",
+                    partial, found, digest);
+  }
+  spool_path(spool, folder, "tasks");
+  if (fsync(fd) != 0 || rename(partial, task) != 0) problem = errno;
+  if (problem == 0) problem = sync_folder(folder);
+  return problem == 0 ? STI_OK : storage_error(error, problem, partial);
+}
+
+static StiCode accept_task(const Spool *spool, const char *digest, const char **state, StiError *error) {
+  Path task, partial;
+  STI_TRY(check_digest(digest, error));
+  spool_path(spool, task, "tasks/%s.safetensors", digest);
+  spool_path(spool, partial, "tasks/%s.partial", digest);
+  *state = "already";
+  if (is_file(task)) {
+    unlink(partial);
+    return STI_OK;
+  }
+  *state = "accepted";
+  int fd = is_file(partial) ? open(partial, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
+  if (fd < 0)
+    return sti_fail(error, STI_INPUT, "Push the task data, then accept it.", "%s: no such file was pushed.", partial);
+  StiCode code = take_partial(spool, digest, fd, partial, task, error);
+  close(fd);
+  return code;
+}
+
+StiCode verb_accept_task(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  Lock lock;
+  const char *state;
+  STI_TRY(arguments_open(argc, argv, 1, TAKES_LEASE, &arguments, &spool, error));
+  STI_TRY(hold_deploy(&spool, &lock, error));
+  StiCode code = accept_task(&spool, arguments.words[0], &state, error);
+  lock_release(&lock);
+  if (code != STI_OK) return code;
+  json_open(out, '{');
+  json_key(out, "digest"), json_text(out, arguments.words[0]);
+  json_key(out, "state"), json_text(out, state);
+  json_close(out, '}');
+  return STI_OK;
+}
+
+/* ------------------------------------------------------------------ collect */
+
+/* What stays: the digests asked for, and those of a job that runs ("" for none). */
+typedef struct {
+  char **digests; /* [count] */
+  int count;
+  char bundle[65], task[65];
+} Kept;
+
+/* The digest a file of ours is named after; false for other names. */
+static bool named_after(const char *name, char digest[DIGEST_CHARS + 1]) {
+  static const char *const endings[] = {"", ".done", ".manifest", ".safetensors", ".partial"};
+  if (strlen(name) < DIGEST_CHARS) return false;
+  memcpy(digest, name, DIGEST_CHARS);
+  digest[DIGEST_CHARS] = '\0';
+  if (!is_digest(digest)) return false;
+  for (size_t i = 0; i < sizeof endings / sizeof endings[0]; i++)
+    if (strcmp(name + DIGEST_CHARS, endings[i]) == 0) return true;
+  return false;
+}
+
+static bool is_kept(const Kept *kept, const char *digest) {
+  for (int i = 0; i < kept->count; i++)
+    if (strcmp(kept->digests[i], digest) == 0) return true;
+  return strcmp(kept->bundle, digest) == 0 || strcmp(kept->task, digest) == 0;
+}
+
+/* Names are sorted, so that what is named after one digest lies together. */
+static StiCode remove_names(const Spool *spool, const char *kind, const Names *names, const Kept *kept, Text *out,
+                            StiError *error) {
+  char last[DIGEST_CHARS + 1] = "";
+  for (size_t i = 0; i < names->count; i++) {
+    char digest[DIGEST_CHARS + 1];
+    Path path;
+    bool named = named_after(names->names[i], digest);
+    if (named && is_kept(kept, digest)) continue;
+    if (strlen(names->names[i]) >= NAME_CHARS) continue;
+    spool_path(spool, path, "%s/%s", kind, names->names[i]);
+    STI_TRY(remove_whole(path, error));
+    if (!named || strcmp(digest, last) == 0) continue;
+    json_text(out, digest);
+    memcpy(last, digest, sizeof last);
+  }
+  return STI_OK;
+}
+
+static StiCode remove_others(const Spool *spool, const Kept *kept, Text *out, StiError *error) {
+  static const char *const kinds[] = {"bundles", "incoming", "tasks"};
+  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+    Arena arena = {0};
+    Names names;
+    Path folder;
+    spool_path(spool, folder, "%s", kinds[i]);
+    json_key(out, kinds[i]), json_open(out, '[');
+    StiCode code = list_folder(&arena, folder, &names, error);
+    if (code == STI_OK) code = remove_names(spool, kinds[i], &names, kept, out, error);
+    json_close(out, ']');
+    arena_free(&arena);
+    if (code != STI_OK) return code;
+    int problem = sync_folder(folder);
+    if (problem != 0) return storage_error(error, problem, folder);
+  }
+  return STI_OK;
+}
+
+/* Keep what the job under the run lock's label needs. */
+static StiCode keep_running(const Spool *spool, Kept *kept, StiError *error) {
+  char label[LABEL_CHARS];
+  Path path, folder;
+  Arena arena = {0};
+  const char *data;
+  size_t length;
+  Job job;
+  spool_path(spool, path, "locks/run");
+  lock_read_label(path, label);
+  char *slash = strchr(label, '/');
+  if (slash == NULL || slash[1] == '\0')
+    return sti_fail(error, STI_BUSY, "Try again in a moment.", "Another agent process is starting.");
+  *slash = '\0';
+  STI_TRY(spool_job(spool, label, slash + 1, folder, error));
+  path_below(path, folder, "job.json");
+  StiCode code = read_file(&arena, path, JOB_CAP_BYTES, &data, &length, error);
+  if (code == STI_OK) code = job_parse(&arena, data, length, path, &job, error);
+  if (code == STI_OK) {
+    memcpy(kept->bundle, job.bundle, sizeof kept->bundle);
+    memcpy(kept->task, job.task_data, sizeof kept->task);
+  }
+  arena_free(&arena);
+  return code;
+}
+
+/* While the run lock is held here no job starts; while a job holds it, that job is named in it. */
+static StiCode collect(const Spool *spool, Kept *kept, Text *out, StiError *error) {
+  Lock lock;
+  StiCode code = hold_run(spool, 0, "", &lock, error);
+  if (code == STI_BUSY) {
+    STI_TRY(keep_running(spool, kept, error));
+    return remove_others(spool, kept, out, error);
+  }
+  if (code != STI_OK) return code;
+  code = remove_others(spool, kept, out, error);
+  lock_release(&lock);
+  return code;
+}
+
+/* Remove bundles, half-sent bundles and task data that are not kept; a running job's always are. */
+StiCode verb_collect(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  Lock lock;
+  STI_TRY(arguments_open(argc, argv, 0, TAKES_LEASE | TAKES_KEEP, &arguments, &spool, error));
+  Kept kept = {.digests = arguments.keep, .count = arguments.keep_count};
+  for (int i = 0; i < kept.count; i++) STI_TRY(check_digest(kept.digests[i], error));
+  STI_TRY(hold_deploy(&spool, &lock, error));
+  json_open(out, '{');
+  json_key(out, "removed"), json_open(out, '{');
+  StiCode code = collect(&spool, &kept, out, error);
+  json_close(out, '}');
+  json_close(out, '}');
+  lock_release(&lock);
+  return code;
+}
+
+/* ------------------------------------------------------------------ forget */
+
+/* Remove one job's folder, journal included. */
+StiCode verb_forget(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  Path folder, parent;
+  STI_TRY(arguments_open(argc, argv, 2, TAKES_LEASE, &arguments, &spool, error));
+  const char *id = arguments.words[0], *attempt = arguments.words[1];
+  STI_TRY(spool_job(&spool, id, attempt, folder, error));
+  if (running_pid(folder) != 0)
+    return sti_fail(error, STI_BUSY, "Stop it first.", "Job %s/%s is running.", id, attempt);
+  bool present = is_folder(folder);
+  if (present) {
+    STI_TRY(remove_whole(folder, error));
+    spool_path(&spool, parent, "jobs/%s", id);
+    rmdir(parent); /* refused while it holds other attempts */
+  }
+  json_open(out, '{');
+  json_key(out, "removed"), json_bool(out, present);
+  json_close(out, '}');
+  return STI_OK;
+}
+
+/* ------------------------------------------------------------------ clean */
+
+/* Temporary files that a killed agent of ours left in the spool's root: .<one of ours>.… */
+static bool is_leftover(const char *name) {
+  static const char *const probes[] = {"direct-io", "probe", NULL};
+  const char *const *const ours[] = {spool_owned, probes};
+  if (name[0] != '.') return false;
+  size_t stem = strcspn(name + 1, ".");
+  for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+    for (const char *const *one = ours[i]; *one != NULL; one++)
+      if (strcspn(*one, ".") == stem && strncmp(*one, name + 1, stem) == 0) return true;
+  return false;
+}
+
+static StiCode remove_one(const Spool *spool, const char *name, Text *out, StiError *error) {
+  Path path;
+  struct stat status;
+  spool_path(spool, path, "%s", name);
+  if (lstat(path, &status) != 0) return STI_OK;
+  STI_TRY(remove_whole(path, error));
+  json_text(out, name);
+  return STI_OK;
+}
+
+static StiCode clean(const Spool *spool, Text *out, StiError *error) {
+  Arena arena = {0};
+  Names names;
+  StiCode code = list_folder(&arena, spool->root, &names, error);
+  for (size_t i = 0; code == STI_OK && spool_owned[i] != NULL; i++)
+    code = remove_one(spool, spool_owned[i], out, error);
+  for (size_t i = 0; code == STI_OK && i < names.count; i++)
+    if (is_leftover(names.names[i])) code = remove_one(spool, names.names[i], out, error);
+  arena_free(&arena);
+  int problem = code == STI_OK ? sync_folder(spool->root) : 0;
+  return problem == 0 ? code : storage_error(error, problem, spool->root);
+}
+
+/* Remove everything of ours from the spool; the folder itself stays, and what others put there. */
+StiCode verb_clean(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  Lock run, deploy;
+  STI_TRY(arguments_open(argc, argv, 0, TAKES_LEASE, &arguments, &spool, error));
+  STI_TRY(hold_run(&spool, 0, "", &run, error));
+  StiCode code = hold_deploy(&spool, &deploy, error);
+  if (code == STI_OK) {
+    json_open(out, '{');
+    json_key(out, "removed"), json_open(out, '[');
+    code = clean(&spool, out, error);
+    json_close(out, ']');
+    json_close(out, '}');
+    lock_release(&deploy);
+  }
+  lock_release(&run);
+  return code;
+}

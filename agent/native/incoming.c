@@ -1,0 +1,265 @@
+/* incoming.c: see incoming.h. */
+#include "incoming.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------------ layout */
+
+static void add_chunk(Layout *layout, int64_t offset, int64_t length, const char *sha256) {
+  layout->chunks[layout->chunk_count++] = (LayoutChunk){
+      .file = layout->file_count - 1, .next = -1, .offset = offset, .length = length, .sha256 = sha256};
+  layout->files[layout->file_count - 1].bytes = offset + length;
+}
+
+static StiCode list_chunks(Arena *arena, const Manifest *manifest, Layout *layout, StiError *error) {
+  size_t shards = (size_t)manifest->model.layers * (size_t)manifest->model.heads;
+  size_t count = shards * (size_t)manifest->region_count;
+  for (int32_t i = 0; i < manifest->file_count; i++) count += (size_t)manifest->files[i].chunk_count;
+  layout->files = arena_alloc(arena, (size_t)(manifest->region_count + manifest->file_count) * sizeof *layout->files);
+  layout->chunks = arena_alloc(arena, count * sizeof *layout->chunks);
+  layout->by_digest = arena_alloc(arena, count * sizeof *layout->by_digest);
+  if (layout->files == NULL || layout->chunks == NULL || layout->by_digest == NULL) return sti_out_of_memory(error);
+  for (int32_t i = 0; i < manifest->region_count; i++) {
+    const Region *region = &manifest->regions[i];
+    layout->files[layout->file_count++].name = region->file;
+    for (size_t k = 0; k < shards; k++)
+      add_chunk(layout, region->versions[k].offset, region->versions[k].length, region->versions[k].sha256);
+  }
+  for (int32_t i = 0; i < manifest->file_count; i++) {
+    const DataFile *data = &manifest->files[i];
+    layout->files[layout->file_count++].name = data->file;
+    for (int32_t k = 0; k < data->chunk_count; k++)
+      add_chunk(layout, data->chunks[k].offset, data->chunks[k].length, data->chunks[k].sha256);
+  }
+  return STI_OK;
+}
+
+static int by_digest(const void *a, const void *b, void *state) {
+  const LayoutChunk *chunks = state;
+  int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+  int order = strcmp(chunks[x].sha256, chunks[y].sha256);
+  return order != 0 ? order : (x > y) - (x < y);
+}
+
+/* Chain the chunks of equal bytes, in the order of their numbers. */
+static StiCode chain_equal(Layout *layout, const char *path, StiError *error) {
+  LayoutChunk *chunks = layout->chunks;
+  for (int32_t i = 0; i < layout->chunk_count; i++) layout->by_digest[i] = i;
+  qsort_r(layout->by_digest, (size_t)layout->chunk_count, sizeof layout->by_digest[0], by_digest, chunks);
+  for (int32_t i = 0; i < layout->chunk_count; i++) {
+    LayoutChunk *chunk = &chunks[layout->by_digest[i]];
+    LayoutChunk *before = i > 0 ? &chunks[layout->by_digest[i - 1]] : NULL;
+    chunk->first = layout->by_digest[i];
+    if (before == NULL || strcmp(before->sha256, chunk->sha256) != 0) continue;
+    chunk->first = before->first;
+    before->next = layout->by_digest[i];
+    if (before->length != chunk->length)
+      return sti_fail(error, STI_FORMAT, "Build it again.", "%s: chunks of one digest have different lengths.", path);
+  }
+  return STI_OK;
+}
+
+StiCode layout_read(Arena *arena, const char *path, Layout *layout, StiError *error) {
+  Manifest manifest;
+  *layout = (Layout){0};
+  STI_TRY(read_file(arena, path, MANIFEST_CAP_BYTES, &layout->data, &layout->data_length, error));
+  STI_TRY(manifest_parse(arena, layout->data, layout->data_length, path, &manifest, error));
+  memcpy(layout->digest, manifest.digest, sizeof layout->digest);
+  STI_TRY(list_chunks(arena, &manifest, layout, error));
+  return chain_equal(layout, path, error);
+}
+
+StiCode layout_incoming(Arena *arena, const Spool *spool, const char *digest, Layout *layout, StiError *error) {
+  Path path;
+  STI_TRY(check_digest(digest, error));
+  spool_path(spool, path, "incoming/%s/" MANIFEST_FILE, digest);
+  if (access(path, F_OK) != 0)
+    return sti_fail(error, STI_INPUT, "Call `missing` first.", "Bundle %.12s was not announced to this device.",
+                    digest);
+  STI_TRY(layout_read(arena, path, layout, error));
+  if (strcmp(layout->digest, digest) == 0) return STI_OK;
+  return sti_fail(error, STI_DIGEST, RESEND, "%s: this is the manifest of %.12s.", path, layout->digest);
+}
+
+int32_t layout_find(const Layout *layout, const char *sha256) {
+  int32_t low = 0, high = layout->chunk_count;
+  while (low < high) {
+    int32_t middle = low + (high - low) / 2;
+    if (strcmp(layout->chunks[layout->by_digest[middle]].sha256, sha256) < 0)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  bool found = low < layout->chunk_count && strcmp(layout->chunks[layout->by_digest[low]].sha256, sha256) == 0;
+  return found ? layout->by_digest[low] : -1;
+}
+
+int64_t layout_bytes(const Layout *layout) {
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < layout->file_count; i++)
+    if (__builtin_add_overflow(bytes, layout->files[i].bytes, &bytes)) return INT64_MAX;
+  return bytes;
+}
+
+/* ------------------------------------------------------------------ the list of verified chunks */
+
+StiCode chunk_set(Arena *arena, const Layout *layout, ChunkSet *set, StiError *error) {
+  *set = (ChunkSet){.has = arena_alloc(arena, (size_t)layout->chunk_count * sizeof *set->has)};
+  return set->has == NULL ? sti_out_of_memory(error) : STI_OK;
+}
+
+void chunk_add(ChunkSet *set, int32_t chunk) {
+  set->count += !set->has[chunk];
+  set->has[chunk] = true;
+}
+
+/* A line as far as it was read: its number, or that it is none. */
+typedef struct { int32_t number; int digits; bool bad; } DoneLine;
+
+static void read_done_block(DoneLine *line, const char *block, size_t length, const Layout *layout, ChunkSet *done) {
+  for (size_t i = 0; i < length; i++) {
+    char c = block[i];
+    if (c == '\n') {
+      if (!line->bad && line->digits > 0 && line->number < layout->chunk_count) chunk_add(done, line->number);
+      *line = (DoneLine){0};
+    } else if (c < '0' || c > '9' || ++line->digits >= 10) {
+      line->bad = true;
+    } else {
+      line->number = 10 * line->number + (c - '0');
+    }
+  }
+}
+
+StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error) {
+  Path path;
+  char block[1 << 14];
+  DoneLine line = {0};
+  ssize_t got = 0;
+  STI_TRY(chunk_set(arena, layout, done, error));
+  spool_path(spool, path, "incoming/%s.done", layout->digest);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0 && errno == ENOENT) return STI_OK;
+  while (fd >= 0 && (got = read(fd, block, sizeof block)) > 0) read_done_block(&line, block, (size_t)got, layout, done);
+  int problem = fd < 0 || got < 0 ? errno : 0;
+  if (fd >= 0) close(fd);
+  if (problem == 0) return STI_OK;
+  return sti_fail_errno(error, STI_FORMAT, problem, "Check the folder's owner and permissions.", "%s: cannot be read",
+                        path);
+}
+
+static void list_numbers(Text *lines, const Layout *layout, const ChunkSet *set) {
+  for (int32_t i = 0; i < layout->chunk_count; i++)
+    if (set->has[i]) text_printf(lines, "%d\n", (int)i);
+}
+
+/* Add to the list; the chunks' bytes are on storage already. Errors: storage_error's. */
+static StiCode append_done(const Spool *spool, const Layout *layout, const ChunkSet *written, StiError *error) {
+  Path path;
+  struct stat status;
+  Text lines = {0};
+  /* A torn last line must neither run into the first new one nor count as a whole one. */
+  text_append(&lines, "-\n", 2);
+  list_numbers(&lines, layout, written);
+  spool_path(spool, path, "incoming/%s.done", layout->digest);
+  int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+  int problem = fd < 0 || fstat(fd, &status) != 0 ? errno : 0;
+  if (problem == 0 && !lines.failed) problem = write_whole(fd, lines.data, lines.length, status.st_size);
+  if (problem == 0 && fsync(fd) != 0) problem = errno;
+  if (fd >= 0) close(fd);
+  if (problem == 0) problem = sync_folder_of(path);
+  bool failed = lines.failed;
+  text_free(&lines);
+  if (failed) return sti_out_of_memory(error);
+  return problem == 0 ? STI_OK : storage_error(error, problem, path);
+}
+
+StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *done, StiError *error) {
+  Path path;
+  Text lines = {0};
+  list_numbers(&lines, layout, done);
+  spool_path(spool, path, "incoming/%s.done", layout->digest);
+  StiCode code = lines.failed ? sti_out_of_memory(error)
+                              : write_atomic(path, lines.data == NULL ? "" : lines.data, lines.length, error);
+  text_free(&lines);
+  return code;
+}
+
+void done_remove(const Spool *spool, const char *digest) {
+  Path path;
+  spool_path(spool, path, "incoming/%s.done", digest);
+  unlink(path);
+}
+
+/* ------------------------------------------------------------------ writing */
+
+StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, ChunkWriter *writer, StiError *error) {
+  *writer = (ChunkWriter){.spool = spool, .layout = layout};
+  writer->fds = arena_alloc(arena, (size_t)layout->file_count * sizeof *writer->fds);
+  writer->block = arena_alloc(arena, COPY_BYTES);
+  if (writer->fds == NULL || writer->block == NULL) return sti_out_of_memory(error);
+  for (int32_t i = 0; i < layout->file_count; i++) writer->fds[i] = -1;
+  return chunk_set(arena, layout, &writer->written, error);
+}
+
+static StiCode cannot_read_chunk(StiError *error, int problem) {
+  return sti_fail_errno(error, STI_STORAGE_READ, problem, "Try again; if it stays so, the storage is failing.",
+                        "A chunk cannot be read");
+}
+
+static StiCode copy_piece(ChunkWriter *writer, int from, int64_t offset, const LayoutChunk *chunk, int to,
+                          const char *path, StiError *error) {
+  for (int64_t done = 0; done < chunk->length;) {
+    int64_t left = chunk->length - done;
+    ssize_t got = pread(from, writer->block, left < COPY_BYTES ? (size_t)left : COPY_BYTES, offset + done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return cannot_read_chunk(error, got < 0 ? errno : EIO);
+    int problem = write_whole(to, writer->block, (size_t)got, chunk->offset + done);
+    if (problem != 0) return storage_error(error, problem, path);
+    done += got;
+  }
+  return STI_OK;
+}
+
+static StiCode put_chunk(ChunkWriter *writer, int from, int64_t offset, int32_t number, StiError *error) {
+  const LayoutChunk *chunk = &writer->layout->chunks[number];
+  int *fd = &writer->fds[chunk->file];
+  Path path;
+  spool_path(writer->spool, path, "incoming/%s/%s", writer->layout->digest, writer->layout->files[chunk->file].name);
+  if (*fd < 0) *fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+  if (*fd < 0) return storage_error(error, errno, path);
+  STI_TRY(copy_piece(writer, from, offset, chunk, *fd, path, error));
+  chunk_add(&writer->written, number);
+  return STI_OK;
+}
+
+StiCode writer_take(ChunkWriter *writer, int fd, int64_t offset, int32_t chunk, bool *right, StiError *error) {
+  const Layout *layout = writer->layout;
+  char hex[65];
+  int problem = digest_of_piece(fd, offset, layout->chunks[chunk].length, writer->block, hex);
+  if (problem != 0) return cannot_read_chunk(error, problem);
+  *right = strcmp(hex, layout->chunks[chunk].sha256) == 0;
+  for (int32_t place = layout->chunks[chunk].first; *right && place >= 0; place = layout->chunks[place].next)
+    STI_TRY(put_chunk(writer, fd, offset, place, error));
+  return STI_OK;
+}
+
+StiCode writer_close(ChunkWriter *writer, StiError *error) {
+  Path folder;
+  int problem = 0;
+  if (writer->written.has == NULL) return STI_OK;
+  for (int32_t i = 0; i < writer->layout->file_count; i++) {
+    if (writer->fds[i] < 0) continue;
+    if (problem == 0 && fsync(writer->fds[i]) != 0) problem = errno;
+    close(writer->fds[i]);
+  }
+  spool_path(writer->spool, folder, "incoming/%s", writer->layout->digest);
+  if (problem == 0) problem = sync_folder(folder);
+  if (problem != 0) return storage_error(error, problem, folder);
+  return writer->written.count > 0 ? append_done(writer->spool, writer->layout, &writer->written, error) : STI_OK;
+}

@@ -1,0 +1,68 @@
+/* job.h: the job file as C structs (sti_runtime/messages.py; docs/job-and-journal.md, section 2). */
+#ifndef AGENT_JOB_H
+#define AGENT_JOB_H
+
+#include "../../sti_runtime/native/formats.h"
+#include "../../sti_runtime/native/pipeline.h"
+
+/* JOB_THREAD_CAP: most compute threads, and most reads in flight. */
+enum { JOB_THREAD_CAP = 1024, JOB_CAP_BYTES = 16 << 20 };
+enum { RECORD_CAP_BYTES = 4 << 20, JOB_VERSION = 1, PROTOCOL_VERSION = 1 };
+
+typedef struct { const char *store; int64_t counter; bool takeover; } Lease;
+
+typedef enum { MECHANISM_NONE, MECHANISM_CGROUP_V1, MECHANISM_CGROUP_V2, MECHANISM_AGENT } Mechanism;
+typedef struct {
+  int64_t io_bytes_per_s;  /* 0: not limited */
+  Mechanism io_mechanism;
+  int64_t cpu_share_milli; /* 0: not limited */
+  Mechanism cpu_mechanism;
+} Emulation;
+
+/* A limit is asked for when its has_ flag is set. */
+typedef struct {
+  bool has_temperature, has_battery, has_load, has_free;
+  int64_t max_temperature_milli_c, min_battery_percent, max_load_milli, min_free_bytes, wait_limit_s;
+} Gates;
+
+typedef enum { UNIT_PROBE, UNIT_PROFILE_IO, UNIT_PROFILE_COMPUTE, UNIT_PROFILE_FIXED, UNIT_EXECUTE, UNIT_EVALUATE } UnitKind;
+extern const char *const unit_kind_names[]; /* "probe", …, NULL */
+
+typedef struct {
+  int64_t number;
+  UnitKind kind;
+  int64_t *widths; int32_t width_count;        /* profile-io; profile-compute has one */
+  int64_t *fidelities; int32_t fidelity_count; /* profile-io, profile-compute */
+  int64_t warmups, repeats, seed, batch;
+  int64_t *rows; int32_t row_count;            /* profile-fixed, execute */
+  Plan plan;                                   /* execute, evaluate */
+  RequestKind request_kind;                    /* execute */
+  IoMode io_mode;                              /* execute */
+} Unit;
+
+/* "torch", "native", "native-int8": the last two are this executable, with fp32 and int8 arithmetic. */
+typedef enum { ENGINE_TORCH, ENGINE_NATIVE, ENGINE_NATIVE_INT8 } EngineName;
+extern const char *const engine_names[]; /* NULL-ended */
+
+typedef struct {
+  const char *id;
+  int64_t attempt;
+  Lease lease;
+  const char *device;
+  char bundle[65], task_data[65]; /* "" for null */
+  EngineName engine;
+  int64_t threads, queue_depth;
+  int32_t *cpus; int32_t cpu_count;
+  const char *machine_lock; /* NULL for null */
+  bool emulated;
+  Emulation emulation;
+  Gates gates;
+  Unit *units; int32_t unit_count;
+} Job;
+
+/* Errors: STI_REFUSED for a newer version, STI_FORMAT, STI_RESOURCE. */
+StiCode job_parse(Arena *arena, const char *data, size_t length, const char *source, Job *job, StiError *error);
+void job_write(Text *out, const Job *job); /* canonical JSON: spawn-cold children get theirs on standard input */
+bool unit_is_timed(UnitKind kind);
+
+#endif

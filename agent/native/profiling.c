@@ -1,0 +1,369 @@
+/* profiling.c: the profile units: raw samples of reads, of layer compute and of a request's fixed parts.
+ *
+ * All of them go through the executor's own code, so that what is profiled is what will run.
+ */
+#include <inttypes.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "unit_kinds.h"
+
+enum { MOST_SAMPLES = RECORD_CAP_BYTES / 64 }; /* one takes more than 64 bytes of the record */
+static const IoMode asked_mode = IO_DIRECT; /* where storage refuses it, buffered reads after eviction */
+
+/* ------------------------------------------------------------------ choosing */
+
+uint64_t random_next(uint64_t *state) { /* Source: Steele, Lea, Flood, OOPSLA 2014 */
+  uint64_t z = *state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+int64_t random_below(uint64_t *state, int64_t bound) {
+  uint64_t range = (uint64_t)bound, fair = UINT64_MAX - UINT64_MAX % range, drawn;
+  do drawn = random_next(state);
+  while (drawn >= fair);
+  return (int64_t)(drawn % range);
+}
+
+/* Memory for `width` shards of a layer, one fidelity each; width is checked against the model here. */
+static StiCode layer_alloc(Arena *arena, const Manifest *manifest, int64_t width, PlannedShard **shards, StiError *error) {
+  if (width < 1 || width > manifest->model.heads)
+    return sti_fail(error, STI_INPUT, "Profile what the bundle holds.",
+                    "The bundle has no layer of %" PRId64 " slices, but of at most %d.", width, manifest->model.heads);
+  *shards = arena_alloc(arena, (size_t)width * sizeof **shards);
+  return *shards == NULL ? sti_out_of_memory(error) : STI_OK;
+}
+
+/* Slice `slice` of a layer as a plan would stream it. */
+static StiCode layer_shard(const Manifest *manifest, int32_t source_layer, int32_t slice, int64_t fidelity,
+                           PlannedShard *shard, StiError *error) {
+  const Version *version =
+      fidelity > 0 && fidelity <= 32 ? manifest_version(manifest, source_layer, slice, (int)fidelity) : NULL;
+  if (version == NULL)
+    return sti_fail(error, STI_INPUT, "Profile what the bundle holds.",
+                    "The bundle has no slice %d at %" PRId64 " bits.", slice, fidelity);
+  *shard = (PlannedShard){.source_layer = source_layer,
+                          .slice = slice,
+                          .fidelity = (int32_t)fidelity,
+                          .order = slice,
+                          .offset = version->offset,
+                          .length = version->length};
+  return STI_OK;
+}
+
+/* The first `width` slices of one layer, all at one fidelity. */
+static StiCode uniform_layer(const Manifest *manifest, int32_t source_layer, int64_t width, int64_t fidelity,
+                             PlannedShard *shards, StiError *error) {
+  for (int32_t slice = 0; slice < width; slice++)
+    STI_TRY(layer_shard(manifest, source_layer, slice, fidelity, &shards[slice], error));
+  return STI_OK;
+}
+
+static StiCode too_many(int64_t repeats, StiError *error) {
+  return sti_fail(error, STI_FORMAT, "Ask for fewer repeats, or for fewer kinds in one unit.",
+                  "The samples of %" PRId64 " repeats are more than a record may hold.", repeats);
+}
+
+/* ------------------------------------------------------------------ reads */
+
+/* One cold read of a layer of some kind. fidelity 0: mixed at random from the unit's. */
+static StiCode read_layer(Executor *executor, const Manifest *manifest, const Unit *unit, int64_t width, int64_t fidelity,
+                          uint64_t *random, PlannedShard *shards, IoSample *sample, StiError *error) {
+  int32_t source_layer = (int32_t)random_below(random, manifest->model.layers);
+  for (int32_t slice = 0; slice < width; slice++) {
+    int64_t drawn = unit->fidelities[random_below(random, unit->fidelity_count)];
+    STI_TRY(layer_shard(manifest, source_layer, slice, fidelity > 0 ? fidelity : drawn, &shards[slice], error));
+  }
+  LayerLoad load;
+  STI_TRY(executor_evict(executor, asked_mode, error));
+  STI_TRY(executor_load_layer(executor, shards, (int32_t)width, asked_mode, &load, error));
+  *sample = (IoSample){.versions = load.count,
+                       .bytes = load.bytes,
+                       .storage_bytes = load.storage_bytes > 0 ? load.storage_bytes : 0,
+                       .duration_ns = load.duration_ns,
+                       .valid = load.storage_bytes >= load.bytes};
+  executor_drop_layer(executor, &load);
+  return STI_OK;
+}
+
+/* The kinds are interleaved, so that drift of the storage falls on all alike. */
+StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *found, StiError *error) {
+  Executor *executor;
+  const Manifest *manifest;
+  uint64_t random = (uint64_t)unit->seed;
+  STI_TRY(context_executor(context, &executor, error));
+  STI_TRY(context_manifest(context, &manifest, error));
+  if (unit->fidelity_count == 0)
+    return sti_fail(error, STI_INPUT, "Profile what the bundle holds.", "The unit names no fidelity to read.");
+  PlannedShard *shards;
+  STI_TRY(layer_alloc(arena, manifest, manifest->model.heads, &shards, error));
+  int64_t kinds = (int64_t)unit->width_count * (unit->fidelity_count + 1);
+  if (kinds > 0 && unit->repeats > MOST_SAMPLES / kinds) return too_many(unit->repeats, error);
+  found->count = 0;
+  found->samples = arena_alloc(arena, (size_t)(kinds * unit->repeats) * sizeof *found->samples + 1);
+  if (found->samples == NULL) return sti_out_of_memory(error);
+  for (int64_t repeat = -1; repeat < unit->repeats; repeat++) { /* the first round only touches memory and code */
+    for (int32_t w = 0; w < unit->width_count; w++) {
+      if (unit->widths[w] > manifest->model.heads)
+        return sti_fail(error, STI_INPUT, "Profile what the bundle holds.",
+                        "The bundle has no layer of %" PRId64 " slices, but of at most %d.", unit->widths[w],
+                        manifest->model.heads);
+      for (int32_t f = 0; f <= unit->fidelity_count; f++) {
+        IoSample sample;
+        int64_t fidelity = f < unit->fidelity_count ? unit->fidelities[f] : 0;
+        STI_TRY(unit_stopped());
+        STI_TRY(read_layer(executor, manifest, unit, unit->widths[w], fidelity, &random, shards, &sample, error));
+        if (repeat >= 0) found->samples[found->count++] = sample;
+      }
+    }
+  }
+  executor_reset(executor);
+  return executor_io_mode(executor, asked_mode, &found->io_mode, error);
+}
+
+/* ------------------------------------------------------------------ compute, reads beside */
+
+/* Another thread that reads one layer from storage for each beside_next, unless it is still at the one before. */
+typedef struct {
+  Executor *executor;
+  const Manifest *manifest;
+  int64_t width, fidelity;
+  PlannedShard *shards; /* [width] */
+  int32_t layer;        /* the next to be read */
+  pthread_t thread;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  bool asked, leaving; /* guarded by lock, as is code */
+  StiCode code;        /* the first error, with its words in error */
+  StiError error;
+} Beside;
+
+static StiCode read_beside(Beside *beside) {
+  LayerLoad load;
+  STI_TRY(uniform_layer(beside->manifest, beside->layer, beside->width, beside->fidelity, beside->shards, &beside->error));
+  STI_TRY(executor_evict(beside->executor, asked_mode, &beside->error));
+  STI_TRY(executor_load_layer(beside->executor, beside->shards, (int32_t)beside->width, asked_mode, &load, &beside->error));
+  executor_drop_layer(beside->executor, &load);
+  beside->layer = (beside->layer + 1) % beside->manifest->model.layers;
+  return STI_OK;
+}
+
+static void *beside_main(void *argument) {
+  Beside *beside = argument;
+  pthread_mutex_lock(&beside->lock);
+  while (!beside->leaving) {
+    if (!beside->asked) {
+      pthread_cond_wait(&beside->changed, &beside->lock);
+      continue;
+    }
+    pthread_mutex_unlock(&beside->lock);
+    StiCode code = read_beside(beside);
+    pthread_mutex_lock(&beside->lock);
+    beside->asked = false;
+    beside->code = code;
+    beside->leaving |= code != STI_OK;
+  }
+  pthread_mutex_unlock(&beside->lock);
+  return NULL;
+}
+
+static StiCode beside_begin(Beside *beside, StiError *error) {
+  pthread_mutex_init(&beside->lock, NULL);
+  pthread_cond_init(&beside->changed, NULL);
+  int problem = pthread_create(&beside->thread, NULL, beside_main, beside);
+  if (problem == 0) return STI_OK;
+  pthread_mutex_destroy(&beside->lock);
+  pthread_cond_destroy(&beside->changed);
+  return sti_fail_errno(error, STI_RESOURCE, problem, "Close other programs on the device.", "No thread to read beside");
+}
+
+/* Start reading a layer; returns at once. */
+static void beside_next(Beside *beside) {
+  pthread_mutex_lock(&beside->lock);
+  beside->asked = true; /* already so while the one before is being read: then it counts for both */
+  pthread_cond_signal(&beside->changed);
+  pthread_mutex_unlock(&beside->lock);
+}
+
+/* Waits for the read under way. Errors: those of the reads. */
+static StiCode beside_end(Beside *beside, StiError *error) {
+  pthread_mutex_lock(&beside->lock);
+  beside->leaving = true;
+  pthread_cond_signal(&beside->changed);
+  pthread_mutex_unlock(&beside->lock);
+  pthread_join(beside->thread, NULL);
+  pthread_mutex_destroy(&beside->lock);
+  pthread_cond_destroy(&beside->changed);
+  if (beside->code != STI_OK) *error = beside->error;
+  return beside->code;
+}
+
+/* One fidelity: the layer computed again and again while others are read. samples [warmups + repeats]. */
+static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fidelity, const PlannedShard *shards,
+                                Beside *beside, ComputeSample *samples, StiError *error) {
+  Executor *executor;
+  LayerLoad load;
+  STI_TRY(context_executor(context, &executor, error));
+  STI_TRY(executor_load_layer(executor, shards, (int32_t)unit->widths[0], asked_mode, &load, error));
+  StiCode code = beside_begin(beside, error);
+  if (code == STI_OK) {
+    for (int64_t repeat = 0; repeat < unit->warmups + unit->repeats && code == STI_OK; repeat++) {
+      LayerTimes times;
+      beside_next(beside);
+      executor_compute_layer(executor, shards[0].source_layer, &load, &times);
+      samples[repeat] = (ComputeSample){.width = unit->widths[0],
+                                        .fidelity = fidelity,
+                                        .decompress_ns = times.decompress_ns,
+                                        .compute_ns = times.compute_ns,
+                                        .warmup = repeat < unit->warmups};
+      code = unit_stopped();
+    }
+    StiCode read = beside_end(beside, error);
+    if (code == STI_OK) code = read;
+  }
+  executor_drop_layer(executor, &load);
+  return code;
+}
+
+/* Reads go on beside as in a request: while a layer is computed at most the next one is being read, and a slow read
+ * spans several layers. */
+StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, ComputeSamples *found, StiError *error) {
+  Executor *executor;
+  const Manifest *manifest;
+  Request request;
+  Outcome outcome;
+  PlannedShard *shards, *read;
+  int64_t width = unit->widths[0];
+  STI_TRY(context_executor(context, &executor, error));
+  STI_TRY(context_manifest(context, &manifest, error));
+  STI_TRY(layer_alloc(arena, manifest, width, &shards, error));
+  STI_TRY(layer_alloc(arena, manifest, width, &read, error));
+  if (unit->repeats > MOST_SAMPLES || unit->warmups > MOST_SAMPLES) return too_many(unit->repeats, error);
+  int64_t each = unit->warmups + unit->repeats;
+  if (unit->fidelity_count > MOST_SAMPLES / each) return too_many(each, error);
+  found->count = (size_t)(unit->fidelity_count * each);
+  found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
+  if (found->samples == NULL) return sti_out_of_memory(error);
+  STI_TRY(context_request(context, 0, &request, error));
+  STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error)); /* gives a real hidden state to work on */
+  for (int32_t i = 0; i < unit->fidelity_count; i++) {
+    int64_t fidelity = unit->fidelities[i];
+    Beside beside = {.executor = executor, .manifest = manifest, .width = width, .fidelity = fidelity, .shards = read};
+    STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
+    STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found->samples + i * each, error));
+  }
+  executor_reset(executor);
+  return STI_OK;
+}
+
+/* ------------------------------------------------------------------ fixed parts */
+
+StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSamples *found, StiError *error) {
+  Executor *executor;
+  STI_TRY(context_executor(context, &executor, error));
+  found->count = (size_t)unit->row_count;
+  found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
+  if (found->samples == NULL) return sti_out_of_memory(error);
+  for (int32_t i = 0; i < unit->row_count; i++) {
+    Request request;
+    Outcome outcome;
+    STI_TRY(unit_stopped());
+    STI_TRY(context_request(context, unit->rows[i], &request, error));
+    STI_TRY(executor_evict(executor, asked_mode, error));
+    STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error));
+    found->samples[i] = (FixedSample){.embed_io_ns = outcome.embed_io_ns,
+                                      .embed_compute_ns = outcome.embed_compute_ns,
+                                      .head_ns = outcome.head_ns,
+                                      .bytes = outcome.planned_bytes,
+                                      .storage_bytes = outcome.storage_bytes,
+                                      .warmup = i < unit->warmups};
+  }
+  return STI_OK;
+}
+
+/* ------------------------------------------------------------------ results */
+
+static void write_io(Text *out, const IoSamples *found) {
+  json_open(out, '{');
+  json_key(out, "io_mode"), json_text(out, io_mode_name(found->io_mode));
+  json_key(out, "kind"), json_text(out, "profile-io");
+  json_key(out, "samples"), json_open(out, '[');
+  for (size_t i = 0; i < found->count; i++) {
+    const IoSample *sample = &found->samples[i];
+    json_open(out, '{');
+    json_key(out, "bytes"), json_int(out, sample->bytes);
+    json_key(out, "duration_ns"), json_int(out, sample->duration_ns);
+    json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
+    json_key(out, "valid"), json_bool(out, sample->valid);
+    json_key(out, "versions"), json_int(out, sample->versions);
+    json_close(out, '}');
+  }
+  json_close(out, ']');
+  json_close(out, '}');
+}
+
+static void write_compute(Text *out, const ComputeSamples *found) {
+  json_open(out, '{');
+  json_key(out, "kind"), json_text(out, "profile-compute");
+  json_key(out, "samples"), json_open(out, '[');
+  for (size_t i = 0; i < found->count; i++) {
+    const ComputeSample *sample = &found->samples[i];
+    json_open(out, '{');
+    json_key(out, "compute_ns"), json_int(out, sample->compute_ns);
+    json_key(out, "decompress_ns"), json_int(out, sample->decompress_ns);
+    json_key(out, "fidelity"), json_int(out, sample->fidelity);
+    json_key(out, "warmup"), json_bool(out, sample->warmup);
+    json_key(out, "width"), json_int(out, sample->width);
+    json_close(out, '}');
+  }
+  json_close(out, ']');
+  json_close(out, '}');
+}
+
+static void write_fixed(Text *out, const FixedSamples *found) {
+  json_open(out, '{');
+  json_key(out, "kind"), json_text(out, "profile-fixed");
+  json_key(out, "samples"), json_open(out, '[');
+  for (size_t i = 0; i < found->count; i++) {
+    const FixedSample *sample = &found->samples[i];
+    json_open(out, '{');
+    json_key(out, "bytes"), json_int(out, sample->bytes);
+    json_key(out, "embed_compute_ns"), json_int(out, sample->embed_compute_ns);
+    json_key(out, "embed_io_ns"), json_int(out, sample->embed_io_ns);
+    json_key(out, "head_ns"), json_int(out, sample->head_ns);
+    json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
+    json_key(out, "warmup"), json_bool(out, sample->warmup);
+    json_close(out, '}');
+  }
+  json_close(out, ']');
+  json_close(out, '}');
+}
+
+static StiCode profile_into(Context *context, const Unit *unit, Arena *arena, Text *result, StiError *error) {
+  IoSamples io;
+  ComputeSamples compute;
+  FixedSamples fixed;
+  switch (unit->kind) {
+    case UNIT_PROFILE_IO:
+      STI_TRY(profile_io(context, unit, arena, &io, error));
+      write_io(result, &io);
+      return STI_OK;
+    case UNIT_PROFILE_COMPUTE:
+      STI_TRY(profile_compute(context, unit, arena, &compute, error));
+      write_compute(result, &compute);
+      return STI_OK;
+    default:
+      STI_TRY(profile_fixed(context, unit, arena, &fixed, error));
+      write_fixed(result, &fixed);
+      return STI_OK;
+  }
+}
+
+StiCode run_profile(Context *context, const Unit *unit, Text *result, StiError *error) {
+  Arena arena = {0};
+  StiCode code = profile_into(context, unit, &arena, result, error);
+  arena_free(&arena);
+  return code;
+}

@@ -1,0 +1,193 @@
+"""The profile units: raw samples of reads, of layer compute and of a request's fixed parts.
+
+All of them go through the executor's own code, so that what is profiled is what will run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, cast
+
+from agent.context import Context
+from sti_runtime.errors import InputError
+from sti_runtime.manifest import Manifest
+from sti_runtime.messages import (
+    ComputeProfileResult,
+    ComputeProfileUnit,
+    ComputeSample,
+    FixedProfileResult,
+    FixedProfileUnit,
+    FixedSample,
+    IoMode,
+    IoProfileResult,
+    IoProfileUnit,
+    IoSample,
+)
+from sti_runtime.pipeline import Executor
+from sti_runtime.plan import PlannedShard
+from sti_runtime.plan_build import Fidelity
+
+IO_MODE: IoMode = "direct"
+"""What profiles ask for; where storage refuses it, buffered reads after eviction."""
+
+
+def layer_shards(
+    manifest: Manifest, source_layer: int, fidelities: Sequence[int]
+) -> tuple[PlannedShard, ...]:
+    """The first slices of one layer as a plan would stream them, one fidelity each.
+
+    Raises: InputError if the bundle has no such version.
+    """
+    shards = []
+    for slice_, fidelity in enumerate(fidelities):
+        if fidelity not in manifest.fidelities or slice_ >= manifest.model.heads:
+            raise InputError(
+                f"The bundle has no slice {slice_} at {fidelity} bits.", "Profile what the bundle holds."
+            )
+        version = manifest.shard_version(source_layer, slice_, fidelity)
+        shards.append(
+            PlannedShard(
+                layer=0,
+                source_layer=source_layer,
+                slice=slice_,
+                fidelity=cast(Fidelity, fidelity),
+                offset=version.offset,
+                length=version.length,
+                preloaded=False,
+                order=slice_,
+            )
+        )
+    return tuple(shards)
+
+
+def evict_if_buffered(executor: Executor, io_mode: IoMode) -> IoMode:
+    """Make the next read miss the page cache; returns the mode in use."""
+    storage = executor.storage(io_mode)
+    if storage.io_mode == "buffered":
+        storage.evict()
+    return storage.io_mode
+
+
+def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
+    """Cold layer reads, the kinds interleaved so that drift of the storage falls on all alike."""
+    executor, manifest = context.executor, context.bundle.manifest
+    choose = random.Random(unit.seed)
+    kinds: list[tuple[int, int | None]] = [
+        (width, fidelity) for width in unit.widths for fidelity in (*unit.fidelities, None)
+    ]
+    samples: list[IoSample] = []
+    for repeat in range(-1, unit.repeats):  # the first round only touches memory and code
+        for width, fidelity in kinds:
+            source_layer = choose.randrange(manifest.model.layers)
+            mixed = [choose.choice(unit.fidelities) for _ in range(width)]
+            shards = layer_shards(manifest, source_layer, mixed if fidelity is None else [fidelity] * width)
+            evict_if_buffered(executor, IO_MODE)
+            loaded, load = executor.load_layer(shards, IO_MODE)
+            executor.drop_layer(loaded)
+            if repeat >= 0:
+                samples.append(
+                    IoSample(
+                        versions=load.versions,
+                        bytes=load.bytes,
+                        storage_bytes=load.storage_bytes or 0,
+                        duration_ns=load.duration_ns,
+                        valid=load.storage_bytes is not None and load.storage_bytes >= load.bytes,
+                    )
+                )
+    executor.reset()
+    return IoProfileResult(
+        kind="profile-io", io_mode=executor.storage(IO_MODE).io_mode, samples=tuple(samples)
+    )
+
+
+def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfileResult:
+    """One layer decompressed and computed again and again, reads going on beside as in a request:
+    while a layer is computed at most the next one is being read, and a slow read spans several layers.
+    """
+    executor, manifest = context.executor, context.bundle.manifest
+    request = context.request(0)
+    executor.engine.allocate(unit.width, request.tokens)
+    executor.run_fixed(request, IO_MODE)  # gives the engine a real hidden state to work on
+    samples: list[ComputeSample] = []
+    for i, fidelity in enumerate(unit.fidelities):
+        shards = layer_shards(manifest, i % manifest.model.layers, [fidelity] * unit.width)
+        loaded, _ = executor.load_layer(shards, IO_MODE)
+        try:
+            with _ReadBeside(executor, manifest, [fidelity] * unit.width) as beside:
+                for repeat in range(unit.warmups + unit.repeats):
+                    beside.next_layer()
+                    decompress_ns, compute_ns = executor.compute_layer(shards[0].source_layer, loaded)
+                    samples.append(
+                        ComputeSample(
+                            width=unit.width,
+                            fidelity=fidelity,
+                            decompress_ns=decompress_ns,
+                            compute_ns=compute_ns,
+                            warmup=repeat < unit.warmups,
+                        )
+                    )
+        finally:
+            executor.drop_layer(loaded)
+    executor.reset()
+    return ComputeProfileResult(kind="profile-compute", samples=tuple(samples))
+
+
+class _ReadBeside:
+    """Another thread that reads one layer from storage for each ``next_layer``, unless it is still at
+    the one before. Leaving the block waits for it. Raises: its error, on either call.
+    """
+
+    def __init__(self, executor: Executor, manifest: Manifest, fidelities: Sequence[int]) -> None:
+        self._executor, self._manifest, self._fidelities = executor, manifest, fidelities
+        self._pool = ThreadPoolExecutor(1, "beside")
+        self._reading: Future[None] | None = None
+        self._layer = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def next_layer(self) -> None:
+        """Start reading a layer; returns at once."""
+        if self._reading is not None:
+            if not self._reading.done():
+                return
+            self._reading.result()
+        self._reading = self._pool.submit(self._read, self._layer)
+        self._layer = (self._layer + 1) % self._manifest.model.layers
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if self._reading is not None and error is None:
+            self._reading.result()
+
+    def _read(self, layer: int) -> None:
+        shards = layer_shards(self._manifest, layer, self._fidelities)
+        evict_if_buffered(self._executor, IO_MODE)
+        loaded, _ = self._executor.load_layer(shards, IO_MODE)
+        self._executor.drop_layer(loaded)
+
+
+def profile_fixed(unit: FixedProfileUnit, context: Context) -> FixedProfileResult:
+    """Requests without layers."""
+    executor = context.executor
+    samples = []
+    for i, row in enumerate(unit.rows):
+        request = context.request(row)
+        evict_if_buffered(executor, IO_MODE)
+        outcome = executor.run_fixed(request, IO_MODE)
+        samples.append(
+            FixedSample(
+                embed_io_ns=outcome.embed_io_ns,
+                embed_compute_ns=outcome.embed_compute_ns,
+                head_ns=outcome.head_ns,
+                bytes=outcome.planned_bytes,
+                storage_bytes=outcome.storage_bytes,
+                warmup=i < unit.warmups,
+            )
+        )
+    return FixedProfileResult(kind="profile-fixed", samples=tuple(samples))

@@ -1,0 +1,534 @@
+"""The native engine against the best engines there are, and against its own predictions: one interleaved run.
+
+    python -m bench.engines --setup       once: install and build the peers (minutes; 3 GB in ~/.cache)
+    python -m bench.engines               all rows, 12 rounds
+    python -m bench.engines --rows 1,4 --rounds 3 --json FILE
+    python -m bench.engines --write docs/engine.md
+
+In every round all cases run once, in random order, each in a fresh process. Wants a quiet machine; root, to
+drop the page cache and to limit storage. Prints tables in Markdown; --json keeps every sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.engine_model import TOKENS, BenchModel, cache_folder, prepare
+from bench.engine_ours import ENGINES, THREADS, WARMUPS, Inferred, Ours
+from bench.engine_rows import (
+    CLOSE,
+    FIDELITIES,
+    PLAIN_READS,
+    ROWS,
+    STI,
+    STI_HELD,
+    Measured,
+    OurInfo,
+    PeerInfo,
+    PlanSample,
+    claims_of,
+    cold_case,
+    held_case,
+    limited_case,
+    plain_reads_case,
+)
+from bench.figures import between_marks, cosine, figure, markdown
+from bench.launching import (
+    ROOT,
+    THIS_MACHINE,
+    Board,
+    PageCache,
+    RunFailedError,
+    Tools,
+    compile_tools,
+    direct_read_ns,
+    limited_board,
+    run,
+)
+from bench.peers.setup import PeersHome, SetupError, pins, set_up
+from bench.peers.table import PEERS, Peer
+from db.statistics import median
+from orchestrator.cgroups import CgroupUnavailableError
+from orchestrator.toolchain import Sources, build_agent
+from sti_runtime.messages import EngineName
+from sti_runtime.plan import Plan
+from sti_runtime.plan_build import Fidelity
+
+REQUESTS = 12
+"""Of one process: the first, then those whose median is its steady time."""
+
+LIMIT_BYTES_PER_S = 100_000_000
+PLAIN_READ_BYTES = 100_000_000
+PLANS = 50
+PLAN_REQUESTS = 5
+KERNEL_ROUNDS = 30
+PEER_ROWS = frozenset({1, 2, 4, 10})
+LIMITED_ROWS = frozenset({3})
+SAMPLED_FIDELITIES: Sequence[Fidelity] = (2, 3, 4, 5, 6)
+
+Metrics = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is run once per round. ``rows``: what needs it."""
+
+    name: str
+    rows: frozenset[int]
+    run: Callable[[], Metrics]
+
+
+# ------------------------------------------------------------------ peers
+
+
+@dataclass
+class PeerRunner:
+    """Runs peers cold and remembers the first logits of each."""
+
+    home: PeersHome
+    model: BenchModel
+    tools: Tools
+    cache: PageCache
+    cosines: dict[str, float]
+
+    def cold(self, peer: Peer, board: Board = THIS_MACHINE) -> Metrics:
+        """One process: its start, its later requests, its memory."""
+        files = peer.model_files(self.home)
+        argv = peer.argv(self.home, THREADS, self.model.rows_file, REQUESTS)
+        self.cache.drop((*files, self.home.llama_driver) if peer.native else files)
+        done = run(self.tools, argv, board)
+        answer = done.answer
+        if peer.name not in self.cosines:
+            self.cosines[peer.name] = cosine(
+                answer["logits"][: len(self.model.reference)], self.model.reference
+            )
+        return {
+            "spawn_ns": answer["logits_ns"] - done.spawned_ns,
+            "create_ns": answer["logits_ns"] - answer["began_ns"],
+            "steady_ns": median(answer["steady_ns"]),
+            "peak_bytes": answer["peak_bytes"],
+        }
+
+
+def peer_cases(runner: PeerRunner) -> Iterator[Case]:
+    """Every peer, cold on this machine."""
+    for peer in PEERS:
+        yield Case(peer.name, PEER_ROWS, partial(runner.cold, peer))
+
+
+# ------------------------------------------------------------------ ours
+
+
+def cold_metrics(ours: Ours, plan: Plan, engine: EngineName, board: Board = THIS_MACHINE) -> Metrics:
+    """One cold process, then one whose files are cached (for its start-up only)."""
+    before = board.bytes_read()
+    done = ours.infer(plan, engine, kind="cold", board=board, cold=True)
+    planned = done.requests[0]["sample"]["planned_bytes"]
+    metrics = {
+        "spawn_ns": done.spawn_to_logits_ns,
+        "ready_ns": done.ready_ns,
+        "peak_bytes": done.peak_bytes,
+        "must_read_bytes": ours.must_read_bytes(plan, planned),
+    }
+    after = board.bytes_read()
+    if before is not None and after is not None:
+        metrics["read_bytes"] = after - before
+    return metrics
+
+
+def cold_and_cached_metrics(ours: Ours, plan: Plan, engine: EngineName) -> Metrics:
+    """As ``cold_metrics``; the process is then started once more, its files being in the page cache."""
+    metrics = dict(cold_metrics(ours, plan, engine))
+    metrics["ready_cached_ns"] = ours.infer(plan, engine, kind="cold").ready_ns
+    return metrics
+
+
+def warm_metrics(ours: Ours, plan: Plan, engine: EngineName) -> Metrics:
+    """Warm requests of one process: medians of those after the warm-ups."""
+    done = ours.infer(plan, engine, kind="warm", repeat=WARMUPS + REQUESTS)
+    requests = done.counted()
+    decompress = [10**6 * r["decompress_ns"] // max(1, r["layers_ns"]) for r in requests]
+    return {
+        "latency_ns": median(done.latencies_ns()),
+        "stall_ns": median([r["sample"]["stall_ns"] for r in requests]),
+        "predicted_stall_ns": plan.predicted.stall_ns,
+        "decompress_ppm": median(decompress),
+        "peak_bytes": done.peak_bytes,
+    }
+
+
+def our_cases(ours: Ours, mixed: Mapping[str, Plan]) -> Iterator[Case]:
+    """Ours on this machine: cold at every fidelity, warm, held in memory."""
+    for engine in ENGINES:
+        for fidelity in SAMPLED_FIDELITIES:
+            rows = {2, 1, 4, 9} if fidelity == 4 else {2}
+            plan = ours.uniform(fidelity, engine)
+            measure = cold_and_cached_metrics if fidelity == 4 else cold_metrics
+            yield Case(cold_case(engine, fidelity), frozenset(rows), partial(measure, ours, plan, engine))
+            held = ours.uniform(fidelity, engine, held=True)
+            steady = partial(warm_metrics, ours, held, engine)
+            yield Case(held_case(engine, fidelity), frozenset({6, 10}), steady)
+    held = ours.uniform(32, "native", held=True)
+    yield Case(held_case("native", 32), frozenset({10}), partial(warm_metrics, ours, held, "native"))
+    for label, plan in mixed.items():
+        cold = partial(cold_metrics, ours, plan, "native")
+        yield Case(cold_case("native", label), frozenset({2}), cold)
+    plan = ours.sti("native")
+    yield Case(STI, frozenset({4, 5}), partial(warm_metrics, ours, plan, "native"))
+    held = ours.held_like(plan, "native")
+    yield Case(STI_HELD, frozenset({5}), partial(warm_metrics, ours, held, "native"))
+
+
+def close_plans(ours: Ours, reference: Any) -> dict[str, Plan]:
+    """All at 32 bits; and at 6 with as few whole layers at 32, from the bottom or from the top, as bring the
+    output close to float32."""
+    width, layers = ours.model.whole.width, ours.model.whole.depth
+    found: dict[str, Plan] = {"32": ours.uniform(32, "native")}
+
+    def plan(count: int, bottom: bool) -> Plan:
+        raised: list[Fidelity] = [32] * (count * width)
+        others: list[Fidelity] = [6] * ((layers - count) * width)
+        return ours.mixed(raised + others if bottom else others + raised, "native")
+
+    for bottom in (True, False):
+        low, high = 0, layers
+        while low < high:
+            middle = (low + high) // 2
+            logits = ours.checked_logits(plan(middle, bottom), "native")
+            low, high = (low, middle) if cosine(logits, reference) >= CLOSE else (middle + 1, high)
+        if 0 < low < layers:
+            where = "bottom" if bottom else "top"
+            found[f"6 and 32, {low} {where} layers at 32"] = plan(low, bottom)
+    return found
+
+
+def our_cosines(ours: Ours, mixed: Mapping[str, Plan]) -> list[OurInfo]:
+    """Every plan that is run cold, compared with float32."""
+    labelled = [(e, str(k), ours.uniform(k, e)) for e in ENGINES for k in SAMPLED_FIDELITIES]
+    labelled += [("native", label, plan) for label, plan in mixed.items()]
+    return [
+        OurInfo(
+            case=cold_case(engine, label),
+            label=f"{label} bits, {'int8' if engine == 'native-int8' else 'fp32'}",
+            engine=engine,
+            stored_bytes=plan.streamed_bytes,
+            cosine=cosine(ours.checked_logits(plan, engine), ours.model.reference),
+        )
+        for engine, label, plan in labelled
+    ]
+
+
+# ------------------------------------------------------------------ limited storage
+
+
+def limited_cases(ours: Ours, runner: PeerRunner | None, board: Board) -> Iterator[Case]:
+    """Ours, llama.cpp at 4 bits and plain reads, all on a board whose storage the kernel limits."""
+    file = ours.model.bundle.region_path(32)
+
+    def plain(bytes_: int) -> Metrics:
+        duration = direct_read_ns(ours.tools, file, bytes_, board)
+        return {"duration_ns": duration, "bytes_per_s": round(bytes_ * 1e9 / duration)}
+
+    yield Case(PLAIN_READS, LIMITED_ROWS, partial(plain, PLAIN_READ_BYTES))
+    for fidelity in SAMPLED_FIDELITIES:
+        plan = ours.uniform(fidelity, "native")
+        cold = partial(cold_metrics, ours, plan, "native", board)
+        yield Case(limited_case(f"native {fidelity}"), LIMITED_ROWS, cold)
+        planned = ours.infer(plan, "native", kind="cold").requests[0]["sample"]["planned_bytes"]
+        reads = partial(plain, ours.must_read_bytes(plan, planned))
+        yield Case(plain_reads_case(fidelity), LIMITED_ROWS, reads)
+    if runner is not None:
+        for peer in PEERS:
+            if peer.precision == "4 bits":
+                yield Case(limited_case(peer.name), LIMITED_ROWS, partial(runner.cold, peer, board))
+
+
+# ------------------------------------------------------------------ predictions
+
+
+def plan_samples(ours: Ours, board: Board, count: int, progress: Callable[[str], None]) -> list[PlanSample]:
+    """Random valid plans on a board, profiled just before: predictions against medians of warm requests."""
+    progress(f"{board.name}: profile")
+    ours.forget_profile("native", board)
+    plans = ours.random_plans(count, "native", board, seed=1)
+    found = []
+    for number, plan in enumerate(plans):
+        progress(f"{board.name}: plan {number + 1} of {count}")
+        done: Inferred = ours.infer(
+            plan, "native", kind="warm", repeat=WARMUPS + PLAN_REQUESTS, row=number, board=board
+        )
+        found.append(
+            PlanSample(
+                board=board.name,
+                target_ns=plan.target_ns,
+                predicted_ns=plan.predicted.median_latency_ns,
+                measured_ns=median(done.latencies_ns()),
+                predicted_stall_ns=plan.predicted.stall_ns,
+                stall_ns=median([r["sample"]["stall_ns"] for r in done.counted()]),
+            )
+        )
+    return found
+
+
+def limited_boards(folder: Path) -> Iterator[contextlib.AbstractContextManager[Board]]:
+    """Boards that the kernel makes of this machine: one waits for its storage, one for its processor.
+
+    After a pause the kernel lets a tenth of a second's bytes pass at once: only at a low rate is that little
+    beside what a layer reads.
+    """
+    yield limited_board("reads limited to 10 MB/s", folder, read_bytes_per_s=10_000_000)
+    yield limited_board("CPU limited to half of one", folder, cpu_share_milli=500)
+
+
+# ------------------------------------------------------------------ limits
+
+
+def kernel_figures(ours: Ours) -> dict[str, float]:
+    """GFLOP/s of multiply-adds from registers, and of the engine's matrix products on a tile in cache."""
+    runtime = Sources.below((ROOT / "sti_runtime" / "native",))
+    program = build_agent(
+        "x86_64", sources=Sources((*runtime.files, ROOT / "bench" / "native_kernels.c"), runtime.headers)
+    )
+    isa = ours.infer(ours.uniform(2, "native"), "native", kind="cold").finished.answer["isa"]
+    with tempfile.TemporaryDirectory() as folder:
+        argv = (str(program), folder, isa, "fp32", str(THREADS), str(TOKENS), str(KERNEL_ROUNDS))
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunFailedError(f"{program.name}: {done.stderr.strip() or done.returncode}")
+    first: dict[str, float] = json.loads(done.stdout.splitlines()[0])
+    return first
+
+
+# ------------------------------------------------------------------ the run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for."""
+
+    rows: frozenset[int]
+    rounds: int
+    plans: int
+    seed: int
+
+
+class Progress:
+    """One line on the terminal's standard error."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, text: str) -> None:
+        """Show what is going on."""
+        if self._shown:
+            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the line."""
+        self("")
+
+
+def measure(ours: Ours, runner: PeerRunner | None, settings: Settings, progress: Progress) -> Measured:
+    """The whole run."""
+    found = Measured()
+    with contextlib.ExitStack() as stack:
+        cases: list[Case] = [] if runner is None else list(peer_cases(runner))
+        mixed: dict[str, Plan] = {}
+        progress("profile of this machine")
+        if 2 in settings.rows:
+            mixed = close_plans(ours, ours.model.reference)
+            found.ours = our_cosines(ours, mixed)
+        cases += our_cases(ours, mixed)
+        if settings.rows & LIMITED_ROWS:
+            try:
+                board = stack.enter_context(
+                    limited_board("100 MB/s", ours.folder, read_bytes_per_s=LIMIT_BYTES_PER_S)
+                )
+                cases += limited_cases(ours, runner, board)
+            except CgroupUnavailableError as error:
+                found.absent[3] = f"storage cannot be limited here: {error}"
+        _rounds([case for case in cases if case.rows & settings.rows], found, settings, progress)
+    if runner is not None:
+        found.peers = [
+            PeerInfo(p.name, p.precision, "spawn_ns" if p.native else "create_ns", runner.cosines[p.name])
+            for p in PEERS
+            if p.name in runner.cosines
+        ]
+    if settings.rows & {7, 8}:
+        _predictions(ours, found, settings, progress)
+    if settings.rows & {1, 10}:
+        progress("kernels alone")
+        found.kernels = kernel_figures(ours)
+    progress.close()
+    return found
+
+
+def _rounds(cases: Sequence[Case], found: Measured, settings: Settings, progress: Progress) -> None:
+    order = random.Random(settings.seed)
+    for round_ in range(settings.rounds):
+        shuffled = list(cases)
+        order.shuffle(shuffled)
+        for number, case in enumerate(shuffled):
+            progress(f"round {round_ + 1} of {settings.rounds}, {number + 1} of {len(cases)}: {case.name}")
+            found.samples.add(case.name, case.run())
+
+
+def _predictions(ours: Ours, found: Measured, settings: Settings, progress: Progress) -> None:
+    found.plans = plan_samples(ours, THIS_MACHINE, settings.plans, progress)
+    for limited in limited_boards(ours.folder):
+        try:
+            with limited as board:
+                found.plans += plan_samples(ours, board, settings.plans, progress)
+        except CgroupUnavailableError as error:
+            found.absent[8] = f"no limited boards: {error}"
+
+
+# ------------------------------------------------------------------ output
+
+
+def environment(cache: PageCache, settings: Settings) -> list[str]:
+    """What the figures are of."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in pins().items() if name not in ("onnx", "gguf")
+    )
+    load = os.getloadavg()[0]
+    return [
+        f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{int(memory[1]) / 1e6 if memory else 0:.0f} GB, Linux {platform.release()}; "
+        f"load {load:.2f} at the start",
+        f"BERT-base shape (12 × 12 × 768, FFN 3072), 128 tokens, batch 1, {THREADS} threads, random weights; "
+        f"{settings.rounds} rounds, all cases in random order in each, every one in a fresh process",
+        f"Page cache: {cache.description}",
+        f"Peers: {versions}",
+        "Medians with 95 % intervals (order statistics); ratios are paired by round",
+    ]
+
+
+def engines_table(found: Measured) -> str:
+    """All cold cases: peers, then ours."""
+    head = "| | from its spawn, ms | creation + first, ms | steady, ms | peak, MB | cosine |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    cosines = {peer.name: peer.cosine for peer in found.peers} | {o.case: o.cosine for o in found.ours}
+    lacks = {peer.name: peer.lacks for peer in PEERS}
+    held = {cold_case(e, k): held_case(e, k) for e in ENGINES for k in (*FIDELITIES, 32)}
+    for case, metrics in sorted(found.samples.of.items(), key=lambda item: item[0]):
+        if "spawn_ns" not in metrics:
+            continue
+        steady = metrics.get("steady_ns") or found.samples.get(held.get(case, ""), "latency_ns")
+        cells = [
+            case + (f" ({lacks[case]})" if lacks.get(case) else ""),
+            figure(metrics["spawn_ns"]).text(1e6),
+            figure(metrics["create_ns"]).text(1e6) if "create_ns" in metrics else "",
+            figure(steady).text(1e6) if steady else "",
+            figure(metrics["peak_bytes"]).text(1e6, 0),
+            f"{cosines[case]:.4f}" if case in cosines else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(found: Measured, settings: Settings, heading: Sequence[str]) -> str:
+    """Everything, as Markdown."""
+    parts = ["\n".join(f"* {line}" for line in heading)]
+    if any("spawn_ns" in metrics for metrics in found.samples.of.values()):
+        parts.append(engines_table(found))
+    parts.append(markdown(claims_of(found, settings.rows)))
+    return "\n\n".join(parts)
+
+
+def as_json(found: Measured, settings: Settings, heading: Sequence[str]) -> str:
+    """Every sample, for later questions."""
+    return json.dumps(
+        {
+            "heading": list(heading),
+            "wall_s": time.time(),
+            "samples": {case: dict(metrics) for case, metrics in found.samples.of.items()},
+            "peers": [asdict(peer) for peer in found.peers],
+            "ours": [asdict(entry) for entry in found.ours],
+            "plans": [asdict(plan) for plan in found.plans],
+            "kernels": found.kernels,
+            "claims": [entry.as_json() for entry in claims_of(found, settings.rows)],
+        },
+        indent=1,
+    )
+
+
+# ------------------------------------------------------------------ command line
+
+
+def _rows(text: str) -> frozenset[int]:
+    chosen = frozenset(int(part) for part in text.split(","))
+    if not chosen <= ROWS.keys():
+        raise argparse.ArgumentTypeError(f"rows are {min(ROWS)} to {max(ROWS)}")
+    return chosen
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--setup", action="store_true", help="install, build and export what is missing, then end"
+    )
+    parser.add_argument("--rows", type=_rows, default=frozenset(ROWS), help="for example 1,4 (default: all)")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--plans", type=int, default=PLANS, help="random plans per board")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of cases")
+    parser.add_argument("--json", type=Path, help="where to write every sample")
+    parser.add_argument("--write", type=Path, help="page whose table is to be replaced: docs/engine.md")
+    parser.add_argument("--agent", type=Path, help="executable to measure instead of the tree's own")
+    return parser
+
+
+def main() -> None:
+    """Set up, or measure and print."""
+    options = _parser().parse_args()
+    if platform.machine() != "x86_64":
+        raise SystemExit("This benchmark runs on x86-64: its peers are installed and built for it.")
+    settings = Settings(options.rows, options.rounds, options.plans, options.seed)
+    cache, home = PageCache.best(), PeersHome(cache_folder() / "peers")
+    model = prepare(cache_folder() / "model")
+    executable = options.agent or build_agent("x86_64")
+    tools = compile_tools(cache_folder() / "tools")
+    try:
+        if options.setup:
+            set_up(home, cache_folder() / "model" / "models" / model.model.digest)
+            return
+        runner = None
+        if settings.rows & (PEER_ROWS | LIMITED_ROWS):
+            home.check()
+            runner = PeerRunner(home, model, tools, cache, {})
+        heading = environment(cache, settings)
+        folder = cache_folder() / "plans"
+        folder.mkdir(exist_ok=True)
+        ours = Ours(executable, model, tools, cache, folder)
+        found = measure(ours, runner, settings, Progress())
+    except (SetupError, RunFailedError) as error:
+        raise SystemExit(str(error)) from error
+    text = report(found, settings, heading)
+    print(text)
+    if options.write:
+        options.write.write_text(between_marks(options.write.read_text(), text))
+    if options.json:
+        options.json.write_text(as_json(found, settings, heading))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Queries about models, tasks, task data and bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db.documents import document, now_wall_ns, parse
+from db.errors import StoreError
+from db.models import BundleRow, ModelRow, TaskDataRow, TaskRow
+from db.upsert import save_new
+from sti_runtime.errors import InputError
+from sti_runtime.manifest import Manifest
+from sti_runtime.model import ModelConfig
+from sti_runtime.records import Record
+
+Named = TypeVar("Named", ModelRow, BundleRow)
+
+
+def save_model(
+    session: Session,
+    *,
+    digest: str,
+    name: str,
+    source: str,
+    config: ModelConfig,
+    untrained: bool,
+    info: Record,
+) -> None:
+    """Register a model folder; saving it again makes it the current one of ``name``."""
+    row = {
+        "digest": digest,
+        "name": name,
+        "source": source,
+        "family": config.family,
+        "layers": config.layers,
+        "heads": config.heads,
+        "hidden": config.hidden,
+        "untrained": untrained,
+        "info_json": document(info),
+        "created_wall_ns": now_wall_ns(),
+    }
+    save_new(session, ModelRow, row)
+    session.execute(
+        update(ModelRow)
+        .where(ModelRow.digest == digest)
+        .values(name=name, created_wall_ns=row["created_wall_ns"])
+    )
+
+
+def save_task(session: Session, spec: Record, *, name: str) -> None:
+    """Register a task or replace its specification (its data are named by digest and stay)."""
+    values = {"spec_json": document(spec), "spec_digest": spec.digest}
+    save_new(session, TaskRow, {"name": name, "created_wall_ns": now_wall_ns(), **values})
+    session.execute(update(TaskRow).where(TaskRow.name == name).values(**values))
+
+
+def save_task_data(
+    session: Session,
+    *,
+    digest: str,
+    task: str,
+    split: str,
+    rows: int,
+    sequence_length: int,
+    tokenizer_digest: str | None = None,
+) -> None:
+    """Register a task data file; registering it again makes it the newest of its task and split.
+
+    ``tokenizer_digest``: of the tokenizer that made it; None when it is not known.
+    """
+    now = now_wall_ns()
+    save_new(
+        session,
+        TaskDataRow,
+        {
+            "digest": digest,
+            "task": task,
+            "split": split,
+            "rows": rows,
+            "sequence_length": sequence_length,
+            "tokenizer_digest": tokenizer_digest,
+            "created_wall_ns": now,
+        },
+    )
+    session.execute(update(TaskDataRow).where(TaskDataRow.digest == digest).values(created_wall_ns=now))
+
+
+def save_bundle(session: Session, manifest: Manifest, *, name: str) -> None:
+    """Register a bundle; saving it again makes it the current one of ``name``.
+
+    Raises: StoreError when its model is not registered.
+    """
+    if session.get(ModelRow, manifest.model_digest) is None:
+        raise StoreError(
+            f"The store does not know model {manifest.model_digest[:12]} of bundle {manifest.digest[:12]}.",
+            "Import the model first: `stifarm model import`.",
+        )
+    digest, now = manifest.digest, now_wall_ns()
+    size = sum(chunk.length for _, chunk in manifest.all_chunks())
+    save_new(
+        session,
+        BundleRow,
+        {
+            "digest": digest,
+            "name": name,
+            "model_digest": manifest.model_digest,
+            "bytes": size,
+            "untrained": manifest.untrained,
+            "manifest_json": document(manifest),
+            "created_wall_ns": now,
+        },
+    )
+    session.execute(
+        update(BundleRow).where(BundleRow.digest == digest).values(name=name, created_wall_ns=now)
+    )
+
+
+def find_model(session: Session, name_or_digest: str) -> ModelRow:
+    """The newest model of a name, or the one whose digest starts so. Raises: InputError."""
+    return _find(session, ModelRow, name_or_digest, "model", "stifarm model import")
+
+
+def find_bundle(session: Session, name_or_digest: str) -> BundleRow:
+    """The newest bundle of a name, or the one whose digest starts so. Raises: InputError."""
+    return _find(session, BundleRow, name_or_digest, "bundle", "stifarm bundle build")
+
+
+def list_models(session: Session) -> Sequence[ModelRow]:
+    """All models, newest first."""
+    return session.scalars(select(ModelRow).order_by(ModelRow.created_wall_ns.desc())).all()
+
+
+def list_bundles(session: Session) -> Sequence[BundleRow]:
+    """All bundles, newest first."""
+    return session.scalars(select(BundleRow).order_by(BundleRow.created_wall_ns.desc())).all()
+
+
+def bundle_manifest(bundle: BundleRow) -> Manifest:
+    """A bundle's manifest."""
+    return Manifest.from_json(bundle.manifest_json.encode(), source=f"bundle {bundle.digest[:12]}")
+
+
+def find_task(session: Session, name: str) -> TaskRow:
+    """A task by name. Raises: InputError when the store knows none of it."""
+    task = session.get(TaskRow, name)
+    if task is None:
+        known = ", ".join(session.scalars(select(TaskRow.name).order_by(TaskRow.name))) or "none yet"
+        raise InputError(f"There is no task {name!r}.", f"Known tasks: {known}.")
+    return task
+
+
+def list_tasks(session: Session) -> Sequence[TaskRow]:
+    """All tasks by name."""
+    return session.scalars(select(TaskRow).order_by(TaskRow.name)).all()
+
+
+def task_data(session: Session, task: str, split: str | None = None) -> Sequence[TaskDataRow]:
+    """A task's data of one split or of all, newest first."""
+    query = select(TaskDataRow).where(TaskDataRow.task == task)
+    if split is not None:
+        query = query.where(TaskDataRow.split == split)
+    return session.scalars(query.order_by(TaskDataRow.created_wall_ns.desc())).all()
+
+
+def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[str, str]:
+    """Digest of a task's newest data of each split, by split.
+
+    Data made by another tokenizer than the bundle's model has are passed over; where either is not
+    known, the data count.
+    """
+    info = session.scalars(
+        select(ModelRow.info_json)
+        .join(BundleRow, BundleRow.model_digest == ModelRow.digest)
+        .where(BundleRow.digest == bundle_digest)
+    ).one_or_none()
+    tokenizer = None if info is None else parse(info).get("tokenizer_digest")
+    newest: dict[str, str] = {}
+    for row in task_data(session, task):
+        if None in (tokenizer, row.tokenizer_digest) or tokenizer == row.tokenizer_digest:
+            newest.setdefault(row.split, row.digest)
+    return newest
+
+
+def _find(session: Session, table: type[Named], wanted: str, what: str, verb: str) -> Named:
+    newest = select(table).where(table.name == wanted).order_by(table.created_wall_ns.desc()).limit(1)
+    named = session.scalars(newest).one_or_none()
+    if named is not None:
+        return named
+    rows = []
+    if len(wanted) >= 6:
+        rows = list(session.scalars(select(table).where(table.digest.startswith(wanted, autoescape=True))))
+    if len(rows) > 1:
+        raise InputError(f"{wanted!r} starts the digests of {len(rows)} {what}s.", "Give more of it.")
+    if not rows:
+        names = session.scalars(select(table.name).distinct().order_by(table.name))
+        known = ", ".join(names) or "none yet"
+        raise InputError(f"There is no {what} {wanted!r}.", f"Known: {known}. Make one with `{verb}`.")
+    return rows[0]

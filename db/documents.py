@@ -1,0 +1,48 @@
+"""Documents as the store keeps them: canonical JSON text; and the host's wall clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from sti_runtime.records import Record, canonical_json
+
+
+def now_wall_ns() -> int:
+    """This host's wall clock in ns since the epoch."""
+    return time.time_ns()
+
+
+def document(value: Any) -> str:
+    """Canonical JSON text of plain data or of a record."""
+    data = value.to_json() if isinstance(value, Record) else canonical_json(value)
+    return storable(data.decode())
+
+
+def untrusted_document(record: Record) -> str:
+    """Canonical JSON of a record from a device, which may hold NaN or infinities: these become strings."""
+    return document(_finite(record.model_dump(mode="python")))
+
+
+def parse(text: str) -> Any:
+    """The plain data of a stored document."""
+    return json.loads(text)
+
+
+def storable(text: str) -> str:
+    """``text`` without what a text column cannot hold: NUL and lone surrogates become U+FFFD."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

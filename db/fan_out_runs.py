@@ -1,0 +1,215 @@
+"""From an accepted execution or evaluation to its rows, with the store's own verdict on every request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from db.devices import latest_facts
+from db.documents import document, storable
+from db.events import record_event
+from db.models import (
+    DeviceFactsRow,
+    EvaluationRow,
+    JournalRecordRow,
+    PlanRow,
+    ProbeRow,
+    RequestRow,
+    RunRow,
+    TaskDataRow,
+)
+from db.source import Source, missing_bundle
+from db.upsert import insert_new
+from sti_runtime.messages import EvaluateResult, ExecuteResult, GateVerdict, RequestSample, Verdict
+
+NOT_FROM_STORAGE = "not-from-storage"
+GATE_FAILED = "gate-failed"
+
+
+def request_verdict(result: ExecuteResult, request: RequestSample) -> Verdict:
+    """A request's verdict as the store sees it: the device's own, and two rules it cannot waive.
+
+    Bytes the kernel read from storage must cover the planned ones (except for ``cached`` requests), and
+    no gate may have failed.
+    """
+    reasons = [storable(reason) for reason in request.verdict.reasons]
+    if result.request_kind != "cached" and request.storage_bytes < request.planned_bytes:
+        reasons.append(NOT_FROM_STORAGE)
+    if any(gate.verdict == "fail" for gate in result.gates):
+        reasons.append(GATE_FAILED)
+    found = tuple(dict.fromkeys(reasons))
+    forced = {NOT_FROM_STORAGE, GATE_FAILED} & set(found)
+    return Verdict(valid=request.verdict.valid and not forced, reasons=found)
+
+
+def worst_gate(gates: Sequence[GateVerdict]) -> str:
+    """The worst verdict: fail, then ungated, then pass (also when no gate was asked)."""
+    given = {gate.verdict for gate in gates}
+    return next((verdict for verdict in ("fail", "ungated") if verdict in given), "pass")
+
+
+def write_run(session: Session, source: Source, unit: int, result: ExecuteResult) -> str | None:
+    """Keep a run with its provenance and requests; why it could not be kept, else None."""
+    job, table = source.job, PlanRow
+    data = session.get(TaskDataRow, job.task_data) if job.task_data else None
+    plan = session.scalars(
+        select(table).where(
+            table.device_id == source.device_id,
+            table.digest == result.plan_digest,
+            table.task == (None if data is None else data.task),
+        )
+    ).one_or_none()
+    if data is None or plan is None:
+        return "the store knows neither its plan nor its task data"
+    facts = _facts(session, source)
+    emulation = job.emulation
+    run = RunRow(
+        journal_id=source.journal_id,
+        device_id=source.device_id,
+        job_id=job.id,
+        attempt=source.attempt.number,
+        unit=unit,
+        plan_id=plan.id,
+        plan_digest=plan.digest,
+        bundle_digest=plan.bundle_digest,
+        task_data_digest=data.digest,
+        request_kind=result.request_kind,
+        io_mode=result.io_mode,
+        io_mode_proven=result.io_mode_proven,
+        engine=job.engine,
+        threads=job.threads,
+        queue_depth=job.queue_depth,
+        agent=source.attempt.agent,
+        agent_digest=source.attempt.agent_digest,
+        facts_id=None if facts is None else facts.id,
+        os_build=None if facts is None else facts.os_build,
+        kernel=None if facts is None else facts.kernel,
+        boot_id=storable(source.record.boot_id),
+        wall_ns=source.record.wall_ns,
+        cpu_khz_before_json=document(list(result.before.cpu_khz)),
+        cpu_khz_after_json=document(list(result.after.cpu_khz)),
+        temperature_before_milli_c=result.before.temperature_milli_c,
+        temperature_after_milli_c=result.after.temperature_milli_c,
+        battery_before_percent=result.before.battery_percent,
+        battery_after_percent=result.after.battery_percent,
+        load_before_milli=result.before.load_milli,
+        load_after_milli=result.after.load_milli,
+        gate_verdict=worst_gate(result.gates),
+        gates_json=document([gate.model_dump(mode="json") for gate in result.gates]),
+        emulated=source.emulated,
+        io_mechanism=None if emulation is None else emulation.io_mechanism,
+        cpu_mechanism=None if emulation is None else emulation.cpu_mechanism,
+        emulation_json=None if emulation is None else document(emulation),
+        verified_json=_verified(session, source),
+        resident_bytes=result.memory.resident,
+        preload_bytes=result.memory.preload,
+        working_bytes=result.memory.working,
+        activations_bytes=result.memory.activations,
+        process_peak_bytes=result.memory.process_peak_bytes,
+    )
+    session.add(run)
+    session.flush()
+    if result.requests:
+        rows = [_request_row(run, result, i, s) for i, s in enumerate(result.requests)]
+        session.execute(insert(RequestRow), rows)
+    return None
+
+
+def _request_row(run: RunRow, result: ExecuteResult, ordinal: int, request: RequestSample) -> dict[str, Any]:
+    verdict = request_verdict(result, request)
+    return {
+        "run_id": run.id,
+        "ordinal": ordinal,
+        "task_row": request.row,
+        "warmup": request.warmup,
+        "valid": verdict.valid,
+        "reasons_json": document(list(verdict.reasons)),
+        "emulated": run.emulated,
+        "latency_ns": request.latency_ns,
+        "stall_ns": request.stall_ns,
+        "planned_bytes": request.planned_bytes,
+        "storage_bytes": request.storage_bytes,
+        "logits_json": document(list(request.logits)),
+        "trace_json": document([layer.model_dump(mode="json") for layer in request.trace]),
+    }
+
+
+def write_evaluation(session: Session, source: Source, _: int, result: EvaluateResult) -> str | None:
+    """Keep an evaluation unless its content has one; a disagreement becomes an event."""
+    job = source.job
+    data = session.get(TaskDataRow, job.task_data) if job.task_data else None
+    if data is None:
+        return "the store does not know its task data"
+    missing = missing_bundle(session, source)
+    if missing is not None:
+        return missing
+    values = {
+        "journal_id": source.journal_id,
+        "device_id": source.device_id,
+        "content_digest": result.content_digest,
+        "task_data_digest": data.digest,
+        "bundle_digest": job.bundle,
+        "engine": job.engine,
+        "agent_digest": source.attempt.agent_digest,
+        "emulated": source.emulated,
+        "rows": result.rows,
+        "correct": result.correct,
+        "loss_nano": round(result.loss * 1e9),
+        "predictions_json": document(list(result.predictions)),
+        "wall_ns": source.record.wall_ns,
+    }
+    table = EvaluationRow
+    if insert_new(session, table, values, table.id) is not None:
+        return None
+    first = session.scalars(
+        select(table).where(
+            table.content_digest == result.content_digest,
+            table.task_data_digest == data.digest,
+            table.engine == job.engine,
+        )
+    ).one()
+    if first.correct != result.correct:
+        record_event(
+            session,
+            "warning",
+            "evaluation-disagrees",
+            f"Content {result.content_digest[:12]} has {result.correct} of {result.rows} rows correct in job "
+            f"{job.id}, but {first.correct} on device {first.device_id} before; the first figure was kept.",
+            device_id=source.device_id,
+            job_id=job.id,
+        )
+    return None
+
+
+def _facts(session: Session, source: Source) -> DeviceFactsRow | None:
+    """The device's facts in the boot that the record is from, else the newest."""
+    table = DeviceFactsRow
+    query = select(table).where(
+        table.device_id == source.device_id, table.boot_id == storable(source.record.boot_id)
+    )
+    same_boot = session.scalars(query.order_by(table.id.desc()).limit(1)).one_or_none()
+    return same_boot if same_boot is not None else latest_facts(session, source.device_id)
+
+
+def _verified(session: Session, source: Source) -> str | None:
+    """What the last probe of an emulated device measured: in this attempt, else in any job."""
+    if not source.emulated:
+        return None
+    query = (
+        select(ProbeRow.verified_json)
+        .join(JournalRecordRow, JournalRecordRow.id == ProbeRow.journal_id)
+        .where(ProbeRow.device_id == source.device_id, ProbeRow.verified_json.is_not(None))
+    )
+    here = query.where(
+        JournalRecordRow.job_id == source.job.id,
+        JournalRecordRow.attempt == source.attempt.number,
+        JournalRecordRow.seq < source.record.seq,
+    )
+    for candidates in (here, query):
+        found = session.scalars(candidates.order_by(ProbeRow.id.desc()).limit(1)).one_or_none()
+        if found is not None:
+            return found
+    return None

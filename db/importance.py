@@ -1,0 +1,131 @@
+"""Queries about importance scores and profiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db.documents import document, now_wall_ns
+from db.models import ImportanceProfileRow, ImportanceScoreRow
+from db.upsert import save_new
+from sti_runtime.errors import InputError
+from sti_runtime.importance_profile import ImportanceProfile, Score
+from sti_runtime.shard import ShardId
+
+BASE: ShardId = (-1, -1)
+"""The key of the base's own score, with no shard raised."""
+
+
+@dataclass(frozen=True)
+class ScoreKey:
+    """What scores must share to be compared."""
+
+    model_digest: str
+    task: str
+    split_digest: str
+    base_fidelity: int
+    quantizer: str = "gobo-refined"
+
+
+@dataclass(frozen=True)
+class StoredScore:
+    """One score; the half losses are over even and odd rows, for split-half reliability."""
+
+    score: Score
+    rows: int
+    half_a_loss_nano: int | None = None
+    half_b_loss_nano: int | None = None
+
+
+def record_score(session: Session, key: ScoreKey, shard: ShardId, stored: StoredScore) -> None:
+    """Keep one score; a score that is there already stays (scoring is deterministic)."""
+    save_new(
+        session,
+        ImportanceScoreRow,
+        {
+            "model_digest": key.model_digest,
+            "task": key.task,
+            "split_digest": key.split_digest,
+            "base_fidelity": key.base_fidelity,
+            "quantizer": key.quantizer,
+            "layer": shard[0],
+            "slice": shard[1],
+            "rows": stored.rows,
+            "loss_nano": stored.score.loss_nano,
+            "correct": stored.score.correct,
+            "half_a_loss_nano": stored.half_a_loss_nano,
+            "half_b_loss_nano": stored.half_b_loss_nano,
+            "created_wall_ns": now_wall_ns(),
+        },
+    )
+
+
+def scores_done(session: Session, key: ScoreKey) -> dict[ShardId, StoredScore]:
+    """All scores of ``key`` by shard, the base's under ``BASE``: where an interrupted profile goes on."""
+    table = ImportanceScoreRow
+    query = select(table).where(
+        table.model_digest == key.model_digest,
+        table.task == key.task,
+        table.split_digest == key.split_digest,
+        table.base_fidelity == key.base_fidelity,
+        table.quantizer == key.quantizer,
+    )
+    return {
+        (row.layer, row.slice): StoredScore(
+            Score(loss_nano=row.loss_nano, correct=row.correct),
+            row.rows,
+            row.half_a_loss_nano,
+            row.half_b_loss_nano,
+        )
+        for row in session.scalars(query)
+    }
+
+
+def save_importance_profile(session: Session, profile: ImportanceProfile) -> str:
+    """Keep a complete profile; its digest is returned. Saving it again makes it the newest."""
+    digest, now = profile.digest, now_wall_ns()
+    save_new(
+        session,
+        ImportanceProfileRow,
+        {
+            "digest": digest,
+            "model_digest": profile.model_digest,
+            "task": profile.task,
+            "split_digest": profile.split_digest,
+            "method": profile.method,
+            "base_fidelity": profile.base_fidelity,
+            "rows": profile.rows,
+            "reliability_ppm": profile.reliability_ppm,
+            "profile_json": document(profile),
+            "created_wall_ns": now,
+        },
+    )
+    table = ImportanceProfileRow
+    session.execute(update(table).where(table.digest == digest).values(created_wall_ns=now))
+    return digest
+
+
+def latest_importance(session: Session, model_digest: str, task: str) -> ImportanceProfile | None:
+    """The newest profile of a model on a task; None when there is none."""
+    table = ImportanceProfileRow
+    query = select(table).where(table.model_digest == model_digest, table.task == task)
+    row = session.scalars(query.order_by(table.created_wall_ns.desc()).limit(1)).one_or_none()
+    return None if row is None else _profile(row)
+
+
+def importance_by_digest(session: Session, digest: str) -> ImportanceProfile:
+    """A profile by its digest. Raises: InputError when the store does not hold it."""
+    row = session.get(ImportanceProfileRow, digest)
+    if row is None:
+        raise InputError(
+            f"There is no importance profile {digest[:12]}.", "Make one with `stifarm importance`."
+        )
+    return _profile(row)
+
+
+def _profile(row: ImportanceProfileRow) -> ImportanceProfile:
+    return ImportanceProfile.from_json(
+        row.profile_json.encode(), source=f"importance profile {row.digest[:12]}"
+    )

@@ -1,0 +1,218 @@
+"""Queries about jobs, attempts and what their journals hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from db.documents import document, now_wall_ns
+from db.errors import StoreError
+from db.models import AttemptRow, JobRow, JournalRecordRow, TaskDataRow
+from db.plans import ensure_plan
+from db.upsert import save_new
+from sti_runtime.messages import ExecuteUnit, FailureRecord, Job, JournalRecord, ResultRecord, UnitResult
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one attempt's journal has come into the store.
+
+    ``next_seq``: the first sequence number not stored. ``gaps``: stored numbers lie beyond it.
+    """
+
+    next_seq: int
+    gaps: bool
+    results: int
+    failures: int
+    rejected: int
+    ended: bool
+
+
+def create_job(session: Session, job: Job, *, key: str, kind: str, device_id: int) -> JobRow:
+    """Register a job and the plans it executes; the same key again returns the job that is there.
+
+    Raises: StoreError when its task data or a plan's bundle are not registered.
+    """
+    found = job_by_key(session, key)
+    if found is not None:
+        return found
+    now = now_wall_ns()
+    plans = {unit.plan.digest: unit.plan for unit in job.units if isinstance(unit, ExecuteUnit)}
+    if plans:
+        data = session.get(TaskDataRow, job.task_data) if job.task_data else None
+        if data is None:
+            raise StoreError(
+                f"Job {job.id} executes plans on task data that the store does not know.",
+                "Register the task data before making the job.",
+            )
+        for plan in plans.values():
+            ensure_plan(session, plan, device_id=device_id, task=data.task)
+    save_new(
+        session,
+        JobRow,
+        {
+            "id": job.id,
+            "key": key,
+            "kind": kind,
+            "device_id": device_id,
+            "state": "queued",
+            "units": len(job.units),
+            "job_json": document(job),
+            "created_wall_ns": now,
+            "updated_wall_ns": now,
+        },
+    )
+    made = job_by_key(session, key)
+    if made is None:
+        raise StoreError(
+            f"A job {job.id} is there already, for other work.", "Give the new job an id of its own."
+        )
+    return made
+
+
+def job_by_key(session: Session, key: str) -> JobRow | None:
+    """The job of an idempotent key."""
+    return session.scalars(select(JobRow).where(JobRow.key == key)).one_or_none()
+
+
+def get_job(session: Session, job_id: str) -> JobRow:
+    """A job by id. Raises: StoreError when there is none."""
+    row = session.get(JobRow, job_id)
+    if row is None:
+        raise StoreError(f"The store knows no job {job_id!r}.", "See `stifarm campaign status`.")
+    return row
+
+
+def job_record(row: JobRow) -> Job:
+    """The job itself, as first asked."""
+    return Job.from_json(row.job_json.encode(), source=f"job {row.id}")
+
+
+def open_jobs(session: Session, *, device_id: int | None = None) -> Sequence[JobRow]:
+    """Queued and running jobs, oldest first."""
+    query = select(JobRow).where(JobRow.state.in_(("queued", "running")))
+    if device_id is not None:
+        query = query.where(JobRow.device_id == device_id)
+    return session.scalars(query.order_by(JobRow.created_wall_ns, JobRow.id)).all()
+
+
+def begin_attempt(session: Session, job_id: str, *, lease_counter: int) -> int:
+    """Open a new attempt under a new lease, giving up one that is still open; its number is returned."""
+    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+    now = now_wall_ns()
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.state == "running")
+        .values(state="lost", ended_wall_ns=now)
+    )
+    highest = select(func.max(AttemptRow.number)).where(AttemptRow.job_id == job_id)
+    number = (session.execute(highest).scalar() or 0) + 1
+    row = get_job(session, job_id)
+    attempt = AttemptRow(job_id=job_id, number=number, device_id=row.device_id, state="running")
+    attempt.lease_counter, attempt.started_wall_ns = lease_counter, now
+    session.add(attempt)
+    row.state, row.updated_wall_ns = "running", now
+    session.flush()
+    return number
+
+
+def end_attempt(session: Session, job_id: str, number: int, state: str, *, job_state: str) -> None:
+    """Close an attempt by the host's decision (lost, cancelled); ``ingest`` closes those that end."""
+    now = now_wall_ns()
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == number)
+        .values(state=state, ended_wall_ns=now)
+    )
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(state=job_state, updated_wall_ns=now))
+
+
+def set_job_state(session: Session, job_id: str, state: str) -> None:
+    """Set a job's state (see ``db.models.work.JOB_STATES``)."""
+    session.execute(
+        update(JobRow).where(JobRow.id == job_id).values(state=state, updated_wall_ns=now_wall_ns())
+    )
+
+
+def latest_attempt(session: Session, job_id: str) -> AttemptRow | None:
+    """The newest attempt of a job."""
+    query = select(AttemptRow).where(AttemptRow.job_id == job_id)
+    return session.scalars(query.order_by(AttemptRow.number.desc()).limit(1)).one_or_none()
+
+
+def open_attempt(session: Session, device_id: int) -> AttemptRow | None:
+    """The newest attempt of a device that has not ended, of whatever job."""
+    query = select(AttemptRow).where(AttemptRow.device_id == device_id, AttemptRow.state == "running")
+    return session.scalars(query.order_by(AttemptRow.lease_counter.desc()).limit(1)).one_or_none()
+
+
+def lose_attempts(session: Session, device_id: int) -> int:
+    """Close a device's open attempts whose journals are gone; their jobs wait for a new attempt."""
+    opened = session.scalars(
+        select(AttemptRow).where(AttemptRow.device_id == device_id, AttemptRow.state == "running")
+    ).all()
+    for row in opened:
+        end_attempt(session, row.job_id, row.number, "lost", job_state="queued")
+    return len(opened)
+
+
+def progress(session: Session, job_id: str, attempt: int) -> Progress:
+    """What the store holds of one attempt's journal."""
+    table = JournalRecordRow
+    query = select(table.seq, table.type, table.rejected).where(
+        table.job_id == job_id, table.attempt == attempt
+    )
+    rows = session.execute(query.order_by(table.seq)).all()
+    next_seq = 0
+    for seq, _, _ in rows:
+        if seq != next_seq:
+            break
+        next_seq += 1
+    kinds = [kind for _, kind, rejected in rows if rejected is None]
+    return Progress(
+        next_seq=next_seq,
+        gaps=next_seq < len(rows),
+        results=kinds.count("result"),
+        failures=kinds.count("failure"),
+        rejected=sum(rejected is not None for _, _, rejected in rows),
+        ended="end" in kinds,
+    )
+
+
+def results_of(session: Session, job_id: str) -> Mapping[int, UnitResult]:
+    """Accepted results of a job by unit; of several attempts the newest one's."""
+    return {
+        record.payload.unit: record.payload.result
+        for record in _accepted(session, job_id, "result")
+        if isinstance(record.payload, ResultRecord)
+    }
+
+
+def failures_of(session: Session, job_id: str) -> Mapping[int, FailureRecord]:
+    """Failures of a job by unit; of several attempts the newest one's."""
+    return {
+        record.payload.unit: record.payload
+        for record in _accepted(session, job_id, "failure")
+        if isinstance(record.payload, FailureRecord)
+    }
+
+
+def rejections_of(session: Session, job_id: str) -> Sequence[JournalRecordRow]:
+    """Records of a job that were not believed, with the reason in ``rejected``."""
+    table = JournalRecordRow
+    query = select(table).where(table.job_id == job_id, table.rejected.is_not(None))
+    return session.scalars(query.order_by(table.attempt, table.seq)).all()
+
+
+def _accepted(session: Session, job_id: str, kind: str) -> list[JournalRecord]:
+    table = JournalRecordRow
+    query = select(table.record_json).where(
+        table.job_id == job_id, table.type == kind, table.rejected.is_(None)
+    )
+    return [
+        JournalRecord.from_json(text.encode(), source=f"journal of job {job_id}")
+        for text in session.scalars(query.order_by(table.attempt, table.seq))
+    ]

@@ -1,0 +1,37 @@
+"""All tables, one module per subject. docs/schema.md describes them for readers of the database."""
+
+from db.models.artifacts import BundleRow, ModelRow, TaskDataRow, TaskRow
+from db.models.base import Base, StoreMetaRow
+from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
+from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
+from db.models.plans import DeviceProfileRow, PlanRow
+from db.models.runs import EvaluationRow, RequestRow, RunRow
+from db.models.samples import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
+from db.models.work import AttemptRow, EventRow, JobRow, JournalRecordRow
+
+__all__ = [
+    "AttemptRow",
+    "Base",
+    "BundleRow",
+    "ComputeSampleRow",
+    "DeviceFactsRow",
+    "DeviceProfileRow",
+    "DeviceRow",
+    "EvaluationRow",
+    "EventRow",
+    "FixedSampleRow",
+    "ImportanceProfileRow",
+    "ImportanceScoreRow",
+    "IoSampleRow",
+    "JobRow",
+    "JournalRecordRow",
+    "LeaseRow",
+    "ModelRow",
+    "PlanRow",
+    "ProbeRow",
+    "RequestRow",
+    "RunRow",
+    "StoreMetaRow",
+    "TaskDataRow",
+    "TaskRow",
+]

@@ -1,0 +1,88 @@
+"""Raw profile samples and probes. Each row belongs to one journal record, at one ordinal in it."""
+
+from __future__ import annotations
+
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.models.base import Base, DeviceId, Id, JournalId, Sha, Word, one_of
+
+IO_MODES = ("direct", "buffered")
+"""direct: O_DIRECT. buffered: through the page cache, dropped before a cold read."""
+
+
+class _Sample:
+    """Columns of every profile sample. ``valid`` with ``reasons_json``: why not, as a list of words."""
+
+    id: Mapped[Id]
+    journal_id: Mapped[JournalId]
+    ordinal: Mapped[int]
+    device_id: Mapped[DeviceId]
+    bundle_digest: Mapped[Sha] = mapped_column(ForeignKey("bundles.digest"))
+    engine: Mapped[Word]
+    threads: Mapped[int]
+    queue_depth: Mapped[int]
+    sequence_length: Mapped[int | None]
+    emulated: Mapped[bool]
+    warmup: Mapped[bool]
+    valid: Mapped[bool]
+    reasons_json: Mapped[str]
+
+
+class IoSampleRow(_Sample, Base):
+    """One merged layer read of ``versions`` versions: bytes asked, bytes the storage delivered, time."""
+
+    __tablename__ = "io_samples"
+    __table_args__ = (UniqueConstraint("journal_id", "ordinal"), one_of("io_mode", IO_MODES))
+
+    io_mode: Mapped[Word]
+    versions: Mapped[int]
+    read_bytes: Mapped[int]
+    storage_bytes: Mapped[int]
+    duration_ns: Mapped[int]
+
+
+class ComputeSampleRow(_Sample, Base):
+    """One layer of ``width`` slices: decompression of its shards at ``fidelity``, then compute."""
+
+    __tablename__ = "compute_samples"
+    __table_args__ = (UniqueConstraint("journal_id", "ordinal"),)
+
+    width: Mapped[int]
+    fidelity: Mapped[int]
+    decompress_ns: Mapped[int]
+    compute_ns: Mapped[int]
+
+
+class FixedSampleRow(_Sample, Base):
+    """One request's fixed parts: embedding reads and arithmetic, the head."""
+
+    __tablename__ = "fixed_samples"
+    __table_args__ = (UniqueConstraint("journal_id", "ordinal"),)
+
+    embed_io_ns: Mapped[int]
+    embed_compute_ns: Mapped[int]
+    head_ns: Mapped[int]
+    read_bytes: Mapped[int]
+    storage_bytes: Mapped[int]
+
+
+class ProbeRow(Base):
+    """Sensors at one moment and, on an emulated device, its stated rates beside the verified ones."""
+
+    __tablename__ = "probes"
+    __table_args__ = (Index("ix_probes_device_id_wall_ns", "device_id", "wall_ns"),)
+
+    id: Mapped[Id]
+    journal_id: Mapped[JournalId] = mapped_column(unique=True)
+    device_id: Mapped[int] = mapped_column(ForeignKey("devices.id"))
+    emulated: Mapped[bool]
+    wall_ns: Mapped[int]
+    temperature_milli_c: Mapped[int | None]
+    load_milli: Mapped[int | None]
+    battery_percent: Mapped[int | None]
+    free_bytes: Mapped[int | None]
+    available_memory_bytes: Mapped[int | None]
+    throttled: Mapped[bool | None]
+    sensors_json: Mapped[str]
+    verified_json: Mapped[str | None]

@@ -1,0 +1,237 @@
+"""Queries about plans: keeping them, and answering what is known of them (``latest_plans``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db.artifacts import newest_task_data
+from db.devices import device_labels
+from db.documents import document, now_wall_ns
+from db.errors import StoreError
+from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
+from db.runs import SEEN_SPLITS, Accuracy, Measured, accuracy_on, measured_of
+from db.staleness import stale_reasons
+from db.upsert import save_new
+from sti_runtime.errors import InputError
+from sti_runtime.plan import PLAN_CAP_BYTES, Plan
+
+
+@dataclass(frozen=True)
+class ProfileRef:
+    """A profile an answer rests on. ``kind``: "device" or "importance"; ``age_ns`` since it was measured."""
+
+    kind: str
+    digest: str
+    age_ns: int | None
+    unfit: bool
+
+
+@dataclass(frozen=True)
+class PlanAnswer:
+    """Everything known of one plan on one device.
+
+    ``measured``: None until the plan ran there. ``accuracy``: None until its content was evaluated.
+    ``stale``: why the plan or its profile may no longer hold, in the words of ``db.staleness``; empty when
+    nothing is known to have changed.
+    ``mechanisms``: what slowed the device (emulated ones), as recorded by the runs.
+    """
+
+    plan: Plan
+    plan_id: int
+    plan_digest: str
+    device: str
+    identity: str
+    task: str
+    predicted_latency_ns: int
+    predicted_median_latency_ns: int
+    measured: Measured | None
+    accuracy: Accuracy | None
+    profiles: tuple[ProfileRef, ...]
+    stale: tuple[str, ...]
+    emulated: bool
+    mechanisms: tuple[str, ...]
+    planned_wall_ns: int
+
+
+def save_plan(session: Session, plan: Plan, *, device_id: int, task: str) -> int:
+    """Keep a plan as the planner's newest answer for a device and task; its row id is returned.
+
+    Raises: StoreError when its bundle is not registered.
+    """
+    plan_id = ensure_plan(session, plan, device_id=device_id, task=task)
+    session.execute(update(PlanRow).where(PlanRow.id == plan_id).values(planned_wall_ns=now_wall_ns()))
+    return plan_id
+
+
+def ensure_plan(session: Session, plan: Plan, *, device_id: int, task: str) -> int:
+    """As ``save_plan``, but a plan that is there already does not become the newest answer."""
+    digest, now = plan.digest, now_wall_ns()
+    if session.get(BundleRow, plan.bundle) is None:
+        raise StoreError(
+            f"The store does not know bundle {plan.bundle[:12]} of plan {digest[:12]}.",
+            "Build the bundle with this store: `stifarm bundle build`.",
+        )
+    device = session.get_one(DeviceRow, device_id)
+    profile = _profile_of(session, device_id, plan.device_profile)
+    save_new(
+        session,
+        PlanRow,
+        {
+            "digest": digest,
+            "content_digest": plan.content_digest,
+            "device_id": device_id,
+            "task": task,
+            "bundle_digest": plan.bundle,
+            "importance_digest": plan.importance,
+            "device_profile_digest": plan.device_profile,
+            "device_profile_id": None if profile is None else profile.id,
+            "planner": plan.planner,
+            "policy": plan.policy,
+            "target_ns": plan.target_ns,
+            "preload_bytes": plan.preload_bytes,
+            "working_bytes": plan.working_bytes,
+            "sequence_length": plan.sequence_length,
+            "depth": plan.submodel.depth,
+            "width": plan.submodel.width,
+            "mean_fidelity_milli": plan.mean_fidelity_milli,
+            "preloaded_bytes": plan.preloaded_bytes,
+            "streamed_bytes": plan.streamed_bytes,
+            "predicted_latency_ns": plan.predicted.latency_ns,
+            "predicted_median_latency_ns": plan.predicted.median_latency_ns,
+            "predicted_stall_ns": plan.predicted.stall_ns,
+            "within_target": plan.within_target,
+            "emulated": device.emulated or (profile is not None and profile.emulated),
+            "plan_json": document(plan),
+            "created_wall_ns": now,
+            "planned_wall_ns": now,
+        },
+    )
+    query = select(PlanRow.id).where(
+        PlanRow.device_id == device_id, PlanRow.task == task, PlanRow.digest == digest
+    )
+    return session.scalars(query).one()
+
+
+def plan_by_digest(session: Session, digest: str) -> Plan:
+    """The plan whose digest starts so. Raises: InputError when none or several do."""
+    query = select(PlanRow).where(PlanRow.digest.startswith(digest, autoescape=True))
+    rows = {row.digest: row for row in session.scalars(query)}
+    if len(rows) != 1:
+        raise InputError(
+            f"{digest!r} starts the digests of {len(rows)} plans.",
+            "See `stifarm plans query`, and give enough of one's digest.",
+        )
+    return _plan(next(iter(rows.values())))
+
+
+def latest_plans(
+    session: Session,
+    *,
+    device: str | None = None,
+    label: tuple[str, str] | None = None,
+    task: str | None = None,
+    target_ns: int | None = None,
+    preload_bytes: int | None = None,
+    policy: str | None = None,
+    include_emulated: bool = False,
+    request_kind: str = "warm",
+    split: str | None = None,
+) -> list[PlanAnswer]:
+    """The newest plan of every (device, task, policy, T, |S|, W) that matches, with what is known of it.
+
+    An emulated device is left out unless named by ``device`` or asked for by ``include_emulated``; so are
+    devices whose name went to other hardware. ``label`` is (name, value). ``request_kind``: which requests
+    ``measured`` sums up (kinds are never mixed). ``split``: whose accuracy; by default of the newest
+    evaluation on a split that is neither trained nor planned on. Of a split only the task's newest data
+    count (those that the bundle's model can read): accuracy on data replaced since is no answer.
+    """
+    query = (
+        select(PlanRow, DeviceRow)
+        .join(DeviceRow, DeviceRow.id == PlanRow.device_id)
+        .where(DeviceRow.retired_wall_ns.is_(None))
+        .order_by(DeviceRow.name, PlanRow.task, PlanRow.policy, PlanRow.target_ns, PlanRow.preload_bytes)
+        .order_by(PlanRow.working_bytes, PlanRow.planned_wall_ns.desc(), PlanRow.id.desc())
+    )
+    conditions = (
+        (device, DeviceRow.name),
+        (task, PlanRow.task),
+        (target_ns, PlanRow.target_ns),
+        (preload_bytes, PlanRow.preload_bytes),
+        (policy, PlanRow.policy),
+    )
+    for wanted, column in conditions:
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if device is None and not include_emulated:
+        query = query.where(PlanRow.emulated.is_(False), DeviceRow.emulated.is_(False))
+    seen: set[tuple[object, ...]] = set()
+    current: dict[tuple[str, str], Mapping[str, str]] = {}
+    answers = []
+    for row, owner in session.execute(query):
+        question = (owner.id, row.task, row.policy, row.target_ns, row.preload_bytes, row.working_bytes)
+        if question in seen or (label and device_labels(owner).get(label[0]) != label[1]):
+            continue
+        seen.add(question)
+        rows_of = (row.task, row.bundle_digest)
+        if rows_of not in current:
+            current[rows_of] = newest_task_data(session, *rows_of)
+        data = [
+            digest
+            for name, digest in current[rows_of].items()
+            if (name not in SEEN_SPLITS if split is None else name == split)
+        ]
+        answers.append(_answer(session, row, owner, request_kind, data))
+    return answers
+
+
+def _answer(
+    session: Session, row: PlanRow, device: DeviceRow, request_kind: str, data: Collection[str]
+) -> PlanAnswer:
+    profile = session.get(DeviceProfileRow, row.device_profile_id) if row.device_profile_id else None
+    emulated = row.emulated or device.emulated
+    engine = device.engine if profile is None else profile.engine
+    measured = measured_of(session, row.id, request_kind=request_kind, emulated=emulated)
+    return PlanAnswer(
+        plan=_plan(row),
+        plan_id=row.id,
+        plan_digest=row.digest,
+        device=device.name,
+        identity=device.identity,
+        task=row.task,
+        predicted_latency_ns=row.predicted_latency_ns,
+        predicted_median_latency_ns=row.predicted_median_latency_ns,
+        measured=measured,
+        accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
+        profiles=_references(session, row, profile),
+        stale=stale_reasons(session, row, device, profile),
+        emulated=emulated,
+        mechanisms=measured.mechanisms if measured is not None else (),
+        planned_wall_ns=row.planned_wall_ns,
+    )
+
+
+def _references(session: Session, row: PlanRow, profile: DeviceProfileRow | None) -> tuple[ProfileRef, ...]:
+    now = now_wall_ns()
+    age = None if profile is None else max(0, now - profile.measured_wall_ns)
+    found = [ProfileRef("device", row.device_profile_digest, age, profile is not None and profile.unfit)]
+    if row.importance_digest is not None:
+        importance = session.get(ImportanceProfileRow, row.importance_digest)
+        age = None if importance is None else max(0, now - importance.created_wall_ns)
+        found.append(ProfileRef("importance", row.importance_digest, age, unfit=False))
+    return tuple(found)
+
+
+def _profile_of(session: Session, device_id: int, digest: str) -> DeviceProfileRow | None:
+    """The named profile: the device's own, else the device's it was borrowed from."""
+    rows: Sequence[DeviceProfileRow] = session.scalars(
+        select(DeviceProfileRow).where(DeviceProfileRow.digest == digest).order_by(DeviceProfileRow.id)
+    ).all()
+    return next((row for row in rows if row.device_id == device_id), rows[0] if rows else None)
+
+
+def _plan(row: PlanRow) -> Plan:
+    return Plan.from_json(row.plan_json.encode(), source=f"plan {row.digest[:12]}", cap_bytes=PLAN_CAP_BYTES)

@@ -1,0 +1,244 @@
+"""Queries about executed plans: latency, stalls, memory, accuracy. Statistics are made here, on read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from db.documents import parse
+from db.models import EvaluationRow, PlanRow, RequestRow, RunRow, TaskDataRow
+from db.statistics import Proportion, Summary, median, summarise, wilson
+from sti_runtime.messages import computes_alike
+
+SEEN_SPLITS = ("train", "profile")
+"""Splits that training or planning has seen: no accuracy is reported from them unless asked."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Largest of each part over the runs, in bytes. ``process``: VmHWM, None for the torch engine."""
+
+    resident_bytes: int
+    preload_bytes: int
+    working_bytes: int
+    activations_bytes: int
+    process_bytes: int | None
+
+    @property
+    def parts_bytes(self) -> int:
+        """Sum of the parts."""
+        return self.resident_bytes + self.preload_bytes + self.working_bytes + self.activations_bytes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Valid requests of one plan and kind, warm-ups left out, all under the provenance of the newest run.
+
+    ``stall_share_ppm``: summed stall over summed latency. ``storage_bytes``: median per request.
+    ``invalid``: requests left out as invalid. ``older_runs``: runs left out because agent, engine, OS or
+    mechanism of emulation differ from the newest run's. ``gate_verdict``: the worst among the runs.
+    """
+
+    latency: Summary
+    within_target: Proportion
+    stall_share_ppm: int
+    storage_bytes: int
+    planned_bytes: int
+    memory: PeakMemory
+    invalid: int
+    runs: int
+    older_runs: int
+    request_kind: str
+    io_modes: tuple[str, ...]
+    gate_verdict: str
+    mechanisms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of one content on one task data. ``loss_nano``: mean cross-entropy, nano-nats."""
+
+    correct: Proportion
+    loss_nano: int
+    task_data_digest: str
+    split: str
+    wall_ns: int
+
+
+def runs_of(session: Session, plan_id: int, *, request_kind: str | None = None) -> Sequence[RunRow]:
+    """All runs of a plan, newest first."""
+    query = select(RunRow).where(RunRow.plan_id == plan_id)
+    if request_kind is not None:
+        query = query.where(RunRow.request_kind == request_kind)
+    return session.scalars(query.order_by(RunRow.id.desc())).all()
+
+
+def requests_of(session: Session, run_id: int) -> Sequence[RequestRow]:
+    """All requests of a run in order: warm-ups and invalid ones too."""
+    query = select(RequestRow).where(RequestRow.run_id == run_id)
+    return session.scalars(query.order_by(RequestRow.ordinal)).all()
+
+
+def measured_of(
+    session: Session, plan_id: int, *, request_kind: str = "warm", emulated: bool = False
+) -> Measured | None:
+    """What was measured of a plan; None when it has no valid request of that kind.
+
+    A unit that several attempts of a job ran counts once: as the newest of them ran it.
+    """
+    newest = _newest_attempts(runs_of(session, plan_id, request_kind=request_kind))
+    runs = [run for run in newest if run.emulated == emulated]
+    if not runs:
+        return None
+    same = [run for run in runs if _provenance(run) == _provenance(runs[0])]
+    table = RequestRow
+    columns = (
+        table.valid,
+        table.latency_ns,
+        table.stall_ns,
+        table.storage_bytes,
+        table.planned_bytes,
+    )
+    query = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
+    everything = session.execute(query).all()
+    valid = [row for row in everything if row.valid]
+    summary = summarise([row.latency_ns for row in valid])
+    if summary is None:
+        return None
+    target_ns = session.scalars(select(PlanRow.target_ns).where(PlanRow.id == plan_id)).one()
+    total_ns = sum(row.latency_ns for row in valid)
+    return Measured(
+        latency=summary,
+        within_target=wilson(sum(row.latency_ns <= target_ns for row in valid), len(valid)),
+        stall_share_ppm=1_000_000 * sum(row.stall_ns for row in valid) // max(1, total_ns),
+        storage_bytes=median([row.storage_bytes for row in valid]),
+        planned_bytes=median([row.planned_bytes for row in valid]),
+        memory=_peaks(same),
+        invalid=len(everything) - len(valid),
+        runs=len(same),
+        older_runs=len(runs) - len(same),
+        request_kind=request_kind,
+        io_modes=tuple(sorted({run.io_mode_proven for run in same})),
+        gate_verdict=_worst(run.gate_verdict for run in same),
+        mechanisms=_mechanisms(same[0]),
+    )
+
+
+def accuracy_of(
+    session: Session,
+    content_digest: str,
+    task: str,
+    *,
+    engine: str | None = None,
+    split: str | None = None,
+    task_data_digest: str | None = None,
+) -> Accuracy | None:
+    """The newest evaluation of a content on a task's data; None when it was never evaluated.
+
+    ``engine``: that engine's evaluation if there is one, else that of one that computes alike (another
+    arithmetic has another accuracy); None: any engine's. ``split``: by default any that
+    was neither trained nor planned on. ``task_data_digest``: on exactly these data, of whatever split;
+    without it, data that were replaced since may answer.
+    """
+    conditions = [TaskDataRow.task == task]
+    if task_data_digest is not None:
+        conditions.append(TaskDataRow.digest == task_data_digest)
+    if split is not None:
+        conditions.append(TaskDataRow.split == split)
+    elif task_data_digest is None:
+        conditions.append(TaskDataRow.split.not_in(SEEN_SPLITS))
+    return _newest_accuracy(session, content_digest, conditions, engine)
+
+
+def accuracy_on(
+    session: Session, content_digest: str, task_data_digests: Collection[str], *, engine: str | None = None
+) -> Accuracy | None:
+    """As ``accuracy_of``, on any of the named task data."""
+    return _newest_accuracy(session, content_digest, [TaskDataRow.digest.in_(task_data_digests)], engine)
+
+
+def predictions_of(
+    session: Session, content_digest: str, task_data_digest: str, *, engine: str | None = None
+) -> tuple[int, ...] | None:
+    """Predicted classes by the first evaluation of a content on a task data, with an engine that computes
+    like ``engine`` (None: any); None when there is none.
+
+    One for each labelled row, in the order of the data: rows without a label are not evaluated, so an
+    index into the data is one into this tuple only where all rows have labels.
+    """
+    query = (
+        select(EvaluationRow.engine, EvaluationRow.predictions_json)
+        .where(
+            EvaluationRow.content_digest == content_digest,
+            EvaluationRow.task_data_digest == task_data_digest,
+        )
+        .order_by(EvaluationRow.id)
+    )
+    for row in session.execute(query):
+        if engine is None or computes_alike(row.engine, engine):
+            return tuple(int(value) for value in parse(row.predictions_json))
+    return None
+
+
+def _newest_accuracy(
+    session: Session, content_digest: str, conditions: Iterable[ColumnElement[bool]], engine: str | None
+) -> Accuracy | None:
+    query = (
+        select(EvaluationRow, TaskDataRow.split)
+        .join(TaskDataRow, TaskDataRow.digest == EvaluationRow.task_data_digest)
+        .where(EvaluationRow.content_digest == content_digest, *conditions)
+        .order_by(EvaluationRow.id.desc())
+    )
+    rows = [
+        pair for pair in session.execute(query) if engine is None or computes_alike(pair[0].engine, engine)
+    ]
+    if not rows:
+        return None
+    row, split = next((pair for pair in rows if pair[0].engine == engine), rows[0])
+    return Accuracy(wilson(row.correct, row.rows), row.loss_nano, row.task_data_digest, split, row.wall_ns)
+
+
+def _newest_attempts(runs: Sequence[RunRow]) -> list[RunRow]:
+    """Of each unit of a job only the run of its newest attempt. Runs exist of accepted results only."""
+    newest: dict[tuple[str, int], int] = {}
+    for run in runs:
+        unit = (run.job_id, run.unit)
+        newest[unit] = max(run.attempt, newest.get(unit, run.attempt))
+    return [run for run in runs if run.attempt == newest[run.job_id, run.unit]]
+
+
+def _provenance(run: RunRow) -> tuple[object, ...]:
+    return (
+        run.agent_digest,
+        run.engine,
+        run.threads,
+        run.os_build,
+        run.kernel,
+        run.io_mechanism,
+        run.cpu_mechanism,
+        run.emulation_json,
+    )
+
+
+def _peaks(runs: Sequence[RunRow]) -> PeakMemory:
+    processes = [run.process_peak_bytes for run in runs if run.process_peak_bytes is not None]
+    return PeakMemory(
+        resident_bytes=max(run.resident_bytes for run in runs),
+        preload_bytes=max(run.preload_bytes for run in runs),
+        working_bytes=max(run.working_bytes for run in runs),
+        activations_bytes=max(run.activations_bytes for run in runs),
+        process_bytes=max(processes) if processes else None,
+    )
+
+
+def _worst(verdicts: Iterable[str]) -> str:
+    order = ("fail", "ungated", "pass")
+    return min(verdicts, key=order.index)
+
+
+def _mechanisms(run: RunRow) -> tuple[str, ...]:
+    named = (("io", run.io_mechanism), ("cpu", run.cpu_mechanism))
+    return tuple(f"{what}: {mechanism}" for what, mechanism in named if mechanism is not None)

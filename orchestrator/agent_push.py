@@ -1,0 +1,154 @@
+"""Bringing the native agent to a device: the right architecture, whole, and not twice.
+
+The executable lies at ``<spool>/bin/stifarm-agent-<digest>``. It is pushed under another name, started there
+once, and takes its name only if it then states the digest of what was sent: a truncated file, a file system
+that forbids execution and a wrong architecture all show at this point, before any job is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from orchestrator.errors import StableError, ToolchainError
+from orchestrator.toolchain import ARCHITECTURES, build_agent
+from orchestrator.transports.base import Progress, Transport
+from sti_runtime.journal_format import PROTOCOL_VERSION
+
+MACHINES = {
+    "x86_64": "x86_64",
+    "amd64": "x86_64",
+    "aarch64": "aarch64",
+    "arm64": "aarch64",
+    "armv7l": "armv7",
+    "armv8l": "armv7",
+}
+"""What ``uname -m`` says, and the architecture whose executable runs there. Source: uname(2), Linux."""
+
+_ANSWER_LIMIT_S = 30.0
+_TRIES = 2
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PushedAgent:
+    """The agent's executable on a device. ``already``: it was there and nothing was sent."""
+
+    path: str
+    architecture: str
+    digest: str
+    bytes: int
+    already: bool
+
+
+class _WrongFileError(Exception):
+    """What is on the device is not the executable that was to be there; the text says how it shows."""
+
+
+def device_architecture(transport: Transport) -> str:
+    """The device's architecture, asked without an agent. Raises: StableError when ours has none for it."""
+    said = transport.run(["uname", "-m"], timeout_s=_ANSWER_LIMIT_S)
+    machine = said.stdout.decode(errors="replace").strip()
+    if not said.ok or machine not in MACHINES:
+        raise StableError(
+            f"there is no native agent for its architecture ({machine or said.error_text() or 'unknown'}).",
+            f"The native agent runs on Linux on {', '.join(ARCHITECTURES)}; where the device has Python and "
+            "PyTorch, write engine: torch in the inventory.",
+            device=transport.device,
+        )
+    return MACHINES[machine]
+
+
+def bring_agent(transport: Transport, spool: str, progress: Progress | None = None) -> PushedAgent:
+    """Have the native agent on the device, built and pushed where it is missing; ``progress``: bytes sent.
+
+    An executable that arrives damaged is sent once more. Raises: DeviceError.
+    """
+    architecture = device_architecture(transport)
+    try:
+        source = build_agent(architecture)
+    except ToolchainError as error:
+        raise StableError(
+            f"its agent cannot be built. {error.what}", error.remedy, device=transport.device
+        ) from error
+    data = source.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    path = f"{spool}/bin/stifarm-agent-{digest[:16]}"
+    found = PushedAgent(path, architecture, digest, len(data), already=True)
+    try:
+        _check(transport, path, digest)
+    except _WrongFileError as missing:
+        _log.info("the agent is pushed", device=transport.device, cause=str(missing))
+    else:
+        return found
+    cause = ""
+    for _ in range(_TRIES):
+        try:
+            _push(transport, source, path, digest, progress)
+        except _WrongFileError as error:
+            cause = str(error)
+            _log.warning("the agent did not arrive whole", device=transport.device, cause=cause)
+        else:
+            _remove_others(transport, path)
+            return PushedAgent(path, architecture, digest, len(data), already=False)
+    raise StableError(
+        f"the agent for {architecture} was sent twice and does not run there: {cause}",
+        f"Check that {spool} is not mounted noexec and that its storage and the link keep data intact; "
+        "set another workdir in the inventory if it is not.",
+        device=transport.device,
+    )
+
+
+def _push(transport: Transport, source: Path, path: str, digest: str, progress: Progress | None) -> None:
+    """Raises: _WrongFileError when what arrived is not what was sent, DeviceError."""
+    partial = f"{path}.partial"
+    transport.push(source, partial, progress=progress)
+    _must(transport, "chmod", "755", partial)
+    _check(transport, partial, digest)
+    _must(transport, "mv", "-f", partial, path)
+
+
+def _check(transport: Transport, path: str, digest: str) -> None:
+    """Start the executable and compare what it says of itself.
+
+    Raises: _WrongFileError; StableError when it is ours but speaks another protocol; TransientError.
+    """
+    try:
+        said = transport.run([path, "version"], timeout_s=_ANSWER_LIMIT_S)
+    except StableError as error:
+        raise _WrongFileError(error.what) from error
+    try:
+        answer = json.loads(said.stdout)
+        stated, protocol = answer["agent_digest"], answer["protocol"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        how = f"signal {-said.exit_code}" if said.exit_code < 0 else f"exit code {said.exit_code}"
+        raise _WrongFileError(f"{path} gave no answer ({how}). {said.error_text()}".strip()) from error
+    if stated != digest:
+        raise _WrongFileError(f"{path} states the digest {str(stated)[:16]}, not {digest[:16]}.")
+    if protocol != PROTOCOL_VERSION:
+        raise StableError(
+            f"its agent speaks protocol {protocol}, this stifarm {PROTOCOL_VERSION}.",
+            "Install stifarm again: its agent's sources and its Python code are of two versions.",
+            device=transport.device,
+        )
+
+
+def _must(transport: Transport, *argv: str) -> None:
+    done = transport.run(argv, timeout_s=_ANSWER_LIMIT_S)
+    if not done.ok:
+        raise _WrongFileError(f"{' '.join(argv)} failed: {done.error_text() or done.exit_code}.")
+
+
+def _remove_others(transport: Transport, path: str) -> None:
+    """Remove agents pushed before; one that still runs goes on (its file lives until it ends)."""
+    folder, _, name = path.rpartition("/")
+    argv = ("find", folder, "-name", "stifarm-agent-*", "!", "-name", name, "-exec", "rm", "-f", "{}", "+")
+    try:
+        _must(transport, *argv)
+    except _WrongFileError as error:
+        _log.warning("older agents stay", device=transport.device, cause=str(error))

@@ -1,0 +1,93 @@
+"""The command line: ``stifarm VERB``. Exit codes: 0 done, 1 failed, 2 usage, 3 some devices failed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from orchestrator.cli.agent import agent_app
+from orchestrator.cli.bundle import bundle_app
+from orchestrator.cli.context import Options
+from orchestrator.cli.demo import demo, init
+from orchestrator.cli.deploy import deploy
+from orchestrator.cli.devices import devices_app, doctor
+from orchestrator.cli.model import model_app, task_app
+from orchestrator.cli.output import fail, note
+from orchestrator.cli.plan import evaluate, plan
+from orchestrator.cli.plans import plans_app
+from orchestrator.cli.profile import importance, profile
+from orchestrator.cli.store import db_app
+from sti_runtime.errors import StifarmError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure how fast each device runs a transformer in almost no memory, and hand it its plan.",
+    epilog="First steps: stifarm init, stifarm demo. Then: model import, model train, bundle build, "
+    "deploy, importance, profile, plan, eval, plans query.",
+)
+app.add_typer(model_app, name="model")
+app.add_typer(task_app, name="task")
+app.add_typer(bundle_app, name="bundle")
+app.add_typer(devices_app, name="devices")
+app.add_typer(agent_app, name="agent")
+app.add_typer(plans_app, name="plans")
+app.add_typer(db_app, name="db")
+for verb, function in (
+    ("init", init),
+    ("demo", demo),
+    ("doctor", doctor),
+    ("deploy", deploy),
+    ("importance", importance),
+    ("profile", profile),
+    ("plan", plan),
+    ("eval", evaluate),
+):
+    app.command(verb)(function)
+
+_INTERRUPTED = 130
+"""What Typer makes of Ctrl-C."""
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option("--home", help="State folder (STIFARM_HOME).")] = None,
+    inventory: Annotated[
+        Path | None, typer.Option("--inventory", "-i", help="Inventory file (STIFARM_INVENTORY).")
+    ] = None,
+    db_url: Annotated[str | None, typer.Option("--db-url", help="Store (STIFARM_DB_URL).")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Options of every verb."""
+    level = logging.INFO if verbose else logging.WARNING
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    context.obj = Options(home, inventory, db_url)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: errors of the tree become two lines and an exit code, never a traceback.
+
+    ``argv``: arguments without the program's name; None: the process's.
+    """
+    try:
+        app(None if argv is None else list(argv))
+    except StifarmError as error:
+        fail(error)
+        sys.exit(error.exit_code)
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:
+            note("interrupted; run the same command again to go on where it was")
+        raise

@@ -1,0 +1,152 @@
+"""Verbs about bundles: build, show, list."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from db import artifacts
+from db.statistics import wilson
+from orchestrator.cli.context import BundleOption, JsonOption, TaskOption, farm_of
+from orchestrator.cli.output import emit_json, steps, success, table
+from orchestrator.library import find_bundle, make_bundle, only_task
+from orchestrator.report import percent
+from sti_runtime.errors import InputError
+from sti_runtime.shard import FIDELITIES
+from sti_runtime.units import format_bytes
+
+bundle_app = typer.Typer(no_args_is_help=True, help="Shard a model at several fidelities.")
+
+
+@bundle_app.command("build")
+def build(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model by name or digest.")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it; the model's name.")] = None,
+    fidelities: Annotated[
+        str, typer.Option("--fidelities", help="Bits per weight to store, comma-separated.")
+    ] = ",".join(map(str, FIDELITIES)),
+    refined: Annotated[bool, typer.Option("--refined/--unrefined", help="GOBO's refinement.")] = True,
+    head_bits: Annotated[int, typer.Option(help="32 or 6: how pooler and classifier are stored.")] = 32,
+    json: JsonOption = False,
+) -> None:
+    """Cut a model into shards, quantize each at every fidelity, pack them for devices.
+
+    Example: stifarm bundle build minilm-sst-2
+    """
+    if head_bits not in (6, 32):
+        raise InputError(f"--head-bits {head_bits} is unknown.", "Choose 32 or 6.")
+    wanted = _fidelities(fidelities)
+    with farm_of(context) as farm, steps(quiet=json) as bars, bars.step("quantize and pack shards") as bar:
+        bundle = make_bundle(
+            farm,
+            model,
+            name=name,
+            fidelities=wanted,
+            refined=refined,
+            head_encoding="f32" if head_bits == 32 else "gobo6",
+            progress=bar,
+        )
+    if json:
+        emit_json({"name": bundle.name, "digest": bundle.digest, "path": str(bundle.bundle.path)})
+        return
+    size = sum(bundle.bundle.file_sizes().values())
+    success(f"bundle {bundle.name} ({bundle.digest[:12]}): {format_bytes(size)}")
+
+
+@bundle_app.command("show")
+def show(context: typer.Context, bundle: BundleOption = None, json: JsonOption = False) -> None:
+    """What a bundle holds: regions, sizes, submodels.
+
+    Example: stifarm bundle show --bundle minilm-sst-2
+    """
+    with farm_of(context) as farm:
+        found = find_bundle(farm, bundle)
+    manifest = found.manifest
+    if json:
+        emit_json(manifest.model_dump(mode="json"))
+        return
+    model = manifest.model
+    weights = model.layers * (4 * model.hidden**2 + 2 * model.hidden * model.ffn)
+    rows = []
+    for region in manifest.regions:
+        size = sum(version.length for version in region.versions)
+        outliers = sum(sum(version.outliers) for version in region.versions)
+        rows.append(
+            (
+                region.file,
+                str(region.fidelity),
+                format_bytes(size),
+                format_bytes(size // len(region.versions)),
+                f"{8 * size / weights:.2f}",
+                f"{100 * outliers / weights:.2f} %",
+            )
+        )
+    rows += [(data.file, "–", format_bytes(data.bytes), "–", "–", "–") for data in manifest.files]
+    table(
+        f"Bundle {found.name} ({found.digest[:12]})",
+        ("file", ">bits", ">size", ">a shard", ">stored bits/weight", ">outliers"),
+        rows,
+        caption="submodels n×m: " + ", ".join(map(str, manifest.submodels[:40])),
+    )
+
+
+@bundle_app.command("score")
+def score(
+    context: typer.Context, bundle: BundleOption = None, task: TaskOption = None, json: JsonOption = False
+) -> None:
+    """Accuracy of the whole model with all shards at one fidelity, for each fidelity; on this host.
+
+    Example: stifarm bundle score --bundle minilm-sst2 --task sst-2
+    """
+    from orchestrator.scoring import score_uniform
+
+    with farm_of(context) as farm:
+        found = find_bundle(farm, bundle)
+        name = only_task(farm, task, found)
+        scores = []
+        with steps(quiet=json) as bars, bars.step("score every fidelity") as bar:
+            for item in score_uniform(farm, found, name):
+                scores.append(item)
+                bar(len(scores), len(found.manifest.fidelities))
+    if json:
+        emit_json([item.__dict__ for item in scores])
+        return
+    rows = []
+    for item in scores:
+        correct = wilson(item.correct, item.rows)
+        interval = f"[{correct.low_ppm / 10_000:.1f}–{correct.high_ppm / 10_000:.1f}]"
+        loss = f"{item.loss_nano / 1e9:.4f}"
+        rows.append((str(item.fidelity), percent(correct.value_ppm), interval, str(item.rows), loss))
+    table(
+        f"Bundle {found.name} on {name}, all shards at one fidelity",
+        (">bits", ">accuracy", ">[95 %]", ">dev rows", ">loss"),
+        rows,
+    )
+
+
+@bundle_app.command("list")
+def list_(context: typer.Context, json: JsonOption = False) -> None:
+    """List the bundles of this farm.
+
+    Example: stifarm bundle list
+    """
+    with farm_of(context) as farm, farm.store.reader() as session:
+        rows = artifacts.list_bundles(session)
+    if json:
+        emit_json([{"name": r.name, "digest": r.digest, "bytes": r.bytes} for r in rows])
+        return
+    table(
+        "Bundles",
+        ("name", "digest", ">size", "model"),
+        [(r.name, r.digest[:12], format_bytes(r.bytes), r.model_digest[:12]) for r in rows],
+    )
+
+
+def _fidelities(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and int(part) in FIDELITIES for part in parts):
+        known = ", ".join(map(str, FIDELITIES))
+        raise InputError(f"--fidelities {text!r}: each must be one of {known}.", "Write it like 2,4,6,32.")
+    return tuple(sorted({int(part) for part in parts}))

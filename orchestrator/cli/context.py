@@ -1,0 +1,141 @@
+"""What every verb needs: settings from the options, the farm, the pool, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.output import note, steps
+from orchestrator.dispatch import Worker
+from orchestrator.errors import ToolchainError
+from orchestrator.farm import Farm, controlling, open_farm
+from orchestrator.inventory import Device
+from orchestrator.matching import select
+from orchestrator.settings import Settings, load_settings
+from orchestrator.toolchain import build_agent, is_built
+from sti_runtime.errors import InputError, StifarmError
+from sti_runtime.units import format_ns, parse_bytes, parse_duration_ns
+
+OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
+"""Exit codes: done, failed, wrong usage or input, some devices failed."""
+
+LARGEST_SEED = 2**32 - 1
+"""Largest seed that every generator used here takes."""
+
+DevicesOption = Annotated[
+    str,
+    typer.Option("--devices", "-d", help="all, names, label=value, transport:local, !name; comma-separated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
+BundleOption = Annotated[
+    str | None, typer.Option("--bundle", "-b", help="Bundle by name or digest; the newest by default.")
+]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", "-t", help="Task by name; may be left out when there is one only.")
+]
+AgainOption = Annotated[bool, typer.Option("--again", help="Measure again what the store already holds.")]
+
+
+@dataclass
+class Options:
+    """The options before the verb."""
+
+    home: Path | None
+    inventory: Path | None
+    db_url: str | None
+
+    def settings(self) -> Settings:
+        """Settings of this call. Raises: InputError."""
+        return load_settings(home=self.home, inventory=self.inventory, db_url=self.db_url)
+
+
+@contextmanager
+def farm_of(context: typer.Context) -> Iterator[Farm]:
+    """The farm that the options name."""
+    options = context.obj
+    assert isinstance(options, Options)
+    with open_farm(options.settings()) as farm:
+        yield farm
+
+
+@dataclass
+class Session:
+    """A farm with its Ray pool started and the chosen devices' worker."""
+
+    farm: Farm
+    devices: tuple[Device, ...]
+    worker: Worker
+    pool: Any
+
+    @property
+    def pool_start_seconds(self) -> float:
+        """What starting Ray took."""
+        return float(self.pool.start_seconds)
+
+
+@contextmanager
+def driving(farm: Farm, selector: str) -> Iterator[Session]:
+    """Start Ray and the worker of the chosen devices; one such command at a time per home.
+
+    Raises: SelectorError, InventoryError before anything is started; ControllerBusyError, PoolError.
+    """
+    from orchestrator.ray_pool import RayPool
+
+    devices = select(farm.inventory.devices, selector)
+    with controlling(farm), RayPool(farm.settings) as pool:
+        # Every device of the inventory: accuracy may be measured on one that was not chosen.
+        worker = pool.host_worker(farm.inventory.devices)
+        note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
+        build_agents(worker, devices)
+        yield Session(farm, devices, worker, pool)
+
+
+def build_agents(worker: Worker, devices: Sequence[Device]) -> None:
+    """Build, with a bar, what the devices will need and is not built yet.
+
+    The worker would build it too, but in silence; what fails here fails there, where it is told of the
+    device that it concerns.
+    """
+    needed: set[str] = set()
+    for device in devices:
+        if device.engine != "torch":
+            with suppress(StifarmError):
+                needed.add(worker.architecture(device.name))
+    for architecture in sorted(needed):
+        with suppress(ToolchainError):
+            if not is_built(architecture):
+                with steps() as bars, bars.step(f"build the agent for {architecture}") as bar:
+                    build_agent(architecture, progress=bar)
+
+
+def parse_targets(texts: Sequence[str]) -> list[int]:
+    """Target latencies in ns from "100ms,200ms" or repeated options. Raises: InputError."""
+    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InputError("No target latency was given.", "Give one or more: --target 100ms,200ms.")
+    try:
+        targets = [parse_duration_ns(part) for part in parts]
+    except InputError as error:
+        raise InputError(f"--target: {error.what}", error.remedy) from error
+    if min(targets) <= 0:
+        raise InputError("--target: no latency can be 0.", "Give one or more: --target 100ms,200ms.")
+    return sorted(set(targets))
+
+
+def parse_size(text: str, option: str) -> int:
+    """A size option. Raises: InputError naming the option."""
+    try:
+        return parse_bytes(text)
+    except InputError as error:
+        raise InputError(f"{option}: {error.what}", error.remedy) from error
+
+
+def since(began: float) -> str:
+    """Elapsed time for people; ``began`` is from time.monotonic()."""
+    return format_ns(int((time.monotonic() - began) * 1e9))

@@ -1,0 +1,131 @@
+"""Working through the chosen devices: deploy, make ready, act, report; one failure stops no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import typer
+
+from orchestrator import fleet
+from orchestrator.cli.context import (
+    FAILED,
+    OK,
+    SOME_FAILED,
+    Session,
+)
+from orchestrator.cli.output import (
+    Advance,
+    Steps,
+    fail,
+    note,
+    steps,
+)
+from orchestrator.errors import DeviceError
+from orchestrator.fleet import ReadyDevice
+from orchestrator.inventory import Device
+from orchestrator.measure import Work
+from sti_runtime.errors import StifarmError
+
+T = TypeVar("T")
+
+_WATCH_S = 0.25
+
+
+def deploy_all(
+    session: Session, work: Work, *, verify: bool = False, quiet: bool = False
+) -> list[fleet.Deployed]:
+    """Deploy to every chosen device, each with a bar over what it lacks (in kB)."""
+    with steps(quiet=quiet) as bars:
+        return [_deploy_one(session, work, bars, device, verify=verify) for device in session.devices]
+
+
+def _deploy_one(session: Session, work: Work, bars: Steps, device: Device, *, verify: bool) -> fleet.Deployed:
+    path = session.farm.settings.tasks / f"{work.task_data}.safetensors"
+    with bars.step(f"{device.name}: deploy") as bar, ThreadPoolExecutor(1) as watcher:
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_WATCH_S):
+                sent, total = session.worker.progress(device.name)
+                if total:
+                    bar(sent // 1000, total // 1000)
+
+        watching = watcher.submit(watch)
+        try:
+            result = fleet.deploy(
+                session.farm, session.worker, [device], work.bundle.bundle.path, [path], verify=verify
+            )[0]
+        finally:
+            ended.set()
+        watching.result()
+        sent = sum(report.bytes_sent for report in result.reports) // 1000
+        bar(max(1, sent), max(1, sent))
+        return result
+
+
+def ready_with_content(session: Session, work: Work, name: str) -> ReadyDevice:
+    """A device of the inventory, ready, with bundle and rows on it. Raises: DeviceError, LeaseHeldError."""
+    device = next(item for item in session.farm.inventory.devices if item.name == name)
+    path = session.farm.settings.tasks / f"{work.task_data}.safetensors"
+    deployed = fleet.deploy(session.farm, session.worker, [device], work.bundle.bundle.path, [path])[0]
+    if deployed.error is not None:
+        raise deployed.error
+    return fleet.ready_device(session.farm, session.worker, device, work.bundle.digest)
+
+
+def each_device(
+    session: Session,
+    work: Work,
+    label: str,
+    action: Callable[[ReadyDevice, Advance], T],
+    *,
+    quiet: bool,
+) -> tuple[list[T], list[StifarmError]]:
+    """Run ``action`` for one device after the other, each with a bar; failures stop no other device.
+
+    One after the other, for devices that share a machine must not be timed at the same time.
+    """
+    done: list[T] = []
+    errors: list[StifarmError] = []
+    with steps(quiet=quiet) as bars:
+        for device in session.devices:
+            try:
+                done.append(_one(session, work, bars, device.name, label, action))
+            except StifarmError as error:
+                fail(error if isinstance(error, DeviceError) else _named(error, device.name))
+                errors.append(error)
+    return done, errors
+
+
+def _one(
+    session: Session,
+    work: Work,
+    bars: Steps,
+    name: str,
+    label: str,
+    action: Callable[[ReadyDevice, Advance], T],
+) -> T:
+    with bars.step(f"{name}: ready") as bar:
+        ready = ready_with_content(session, work, name)
+        bar(1, 1)
+    for reason in ready.reasons:
+        note(f"  {name}: {reason}")
+    with bars.step(f"{name}: {label}") as bar:
+        return action(ready, bar)
+
+
+def _named(error: StifarmError, device: str) -> StifarmError:
+    return error if device in error.what else StifarmError(f"{device}: {error.what}", error.remedy)
+
+
+def finish(errors: Sequence[StifarmError | DeviceError | None]) -> None:
+    """Exit 0, 1 (every device failed) or 3 (some did); failures have been shown before."""
+    failed = [error for error in errors if error is not None]
+    if not failed:
+        raise typer.Exit(OK)
+    if len(failed) < len(errors):
+        raise typer.Exit(SOME_FAILED)
+    raise typer.Exit(FAILED if failed[0].exit_code != 2 else 2)

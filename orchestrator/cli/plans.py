@@ -1,0 +1,108 @@
+"""plans query: what the store answers for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, get_args
+
+import typer
+
+from db.devices import list_devices
+from orchestrator import measure, report
+from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets
+from orchestrator.cli.output import emit_json
+from orchestrator.cli.plan import show_plans
+from orchestrator.errors import near
+from orchestrator.farm import Farm
+from orchestrator.library import only_task
+from sti_runtime.errors import InputError, StifarmError
+from sti_runtime.messages import RequestKind
+from sti_runtime.policies import POLICIES
+
+KINDS: tuple[str, ...] = get_args(RequestKind)
+
+plans_app = typer.Typer(no_args_is_help=True, help="Per-device plans from the store.")
+
+
+class NoPlanError(StifarmError):
+    """The store holds no plan that answers the query."""
+
+
+@plans_app.command("query")
+def query(
+    context: typer.Context,
+    device: Annotated[list[str] | None, typer.Option("--device", "-d", help="By name; repeatable.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="name=value.")] = None,
+    task: TaskOption = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-T", help="Target latency: 100ms, or several.")
+    ] = None,
+    preload: Annotated[str | None, typer.Option("--preload", "-S", help="Preload buffer |S|.")] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help=f"all, or one of {', '.join(POLICIES)}.")
+    ] = "sti",
+    kind: Annotated[str, typer.Option("--kind", help=f"Measured requests: {', '.join(KINDS)}.")] = "warm",
+    emulated: Annotated[
+        bool, typer.Option("--emulated/--no-emulated", help="Emulated devices too, when none is named.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Per-device plans with what was predicted, what was measured, and what they rest on.
+
+    Example: stifarm plans query --device this-machine --target 100ms --json
+    """
+    wanted = _label(label)
+    targets = [None] if target is None else parse_targets([target])
+    preload_bytes = None if preload is None else parse_size(preload, "--preload")
+    if policy not in (*POLICIES, "all"):
+        raise InputError(f"--policy {policy!r} is unknown.", f"There is: {', '.join(POLICIES)}, all.")
+    if kind not in KINDS:
+        raise InputError(f"--kind {kind!r} is unknown.", f"There is: {', '.join(KINDS)}.")
+    with farm_of(context) as farm:
+        chosen = None if task is None else only_task(farm, task)
+        answers = [
+            answer
+            for target_ns in targets
+            for answer in measure.answers_for(
+                farm,
+                _known_devices(farm, device or ()),
+                label=wanted,
+                task=chosen,
+                target_ns=target_ns,
+                preload_bytes=preload_bytes,
+                policy=None if policy == "all" else policy,
+                include_emulated=emulated,
+                request_kind=kind,
+            )
+        ]
+    if json:
+        emit_json([report.plan_json(answer) for answer in answers])
+    elif answers:
+        show_plans(f"Plans ({kind} requests)", answers)
+    if not answers:
+        raise NoPlanError(
+            "The store holds no plan that answers this.",
+            "Make one with stifarm plan; emulated devices answer by name or with --emulated only.",
+        )
+
+
+def _label(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--label {text!r} is not name=value.", "Write it like --label kind=board.")
+    return name, value
+
+
+def _known_devices(farm: Farm, names: Sequence[str]) -> Sequence[str]:
+    """The names, each of which the store knows. Raises: InputError."""
+    with farm.store.reader() as session:
+        known = [row.name for row in list_devices(session)]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"The store knows no device named {name!r}.",
+                f"{near(name, known)} A device is known once it was probed: stifarm devices probe.",
+            )
+    return names

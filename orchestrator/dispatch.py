@@ -1,0 +1,355 @@
+"""Running jobs on devices and bringing their records into the store, exactly once.
+
+One call of ``run_job`` drives one job to its end: find or open its attempt under a lease, start or resume
+the agent, tail the journal, ingest every batch in one transaction. It keeps nothing in memory that a
+killed controller would miss: the next call with the same request goes on from the store and the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from sqlalchemy.orm import Session
+
+from db import jobs as job_queries
+from db.devices import list_devices
+from db.ingest import ingest
+from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
+from db.session import Store
+from orchestrator.deploy import DeployReport
+from orchestrator.emulation import ResolvedEmulation
+from orchestrator.errors import StableError
+from orchestrator.jobs import DeviceTarget, job_key, make_job
+from orchestrator.tailing import PollResult
+from sti_runtime.device_facts import DeviceFacts
+from sti_runtime.errors import StifarmError
+from sti_runtime.messages import FailureRecord, Job, Lease, Unit, UnitResult
+
+LEASE_TTL_NS = 120 * 10**9
+_POLL_WAIT_S = 2.0
+_RESTARTS = 3
+
+
+class Worker(Protocol):
+    """What drives the devices of one lab host: ``worker.HostWorker``, or the same behind Ray."""
+
+    def architecture(self, name: str) -> str: ...
+    def facts(self, name: str) -> DeviceFacts: ...
+    def deploy(self, name: str, bundle_path: Path, lease: Lease | None = None) -> DeployReport: ...
+    def deploy_task_data(self, name: str, path: Path, lease: Lease | None = None) -> DeployReport: ...
+    def progress(self, name: str) -> tuple[int, int]: ...
+    def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None: ...
+    def start_job(self, name: str, job: Job) -> bool: ...
+    def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult: ...
+    def stop_job(self, name: str, job_id: str, attempt: int) -> bool: ...
+    def clean(self, name: str, lease: Lease | None = None) -> dict[str, object]: ...
+    def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, object]: ...
+    def verify(self, name: str, bundle: str) -> None: ...
+
+
+Advance = Callable[[int, int], None]
+"""Called with (units done, units in all)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job wanted on one device. ``again`` > 0 repeats work that is done already."""
+
+    device: str
+    device_id: int
+    agent_digest: str
+    target: DeviceTarget
+    kind: str
+    bundle: str | None
+    task_data: str | None
+    units: tuple[Unit, ...]
+    again: int = 0
+
+    @property
+    def key(self) -> str:
+        """The idempotency key."""
+        return job_key(
+            self.kind,
+            self.target,
+            bundle=self.bundle,
+            task_data=self.task_data,
+            agent_digest=self.agent_digest,
+            units=self.units,
+            again=self.again,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. ``ran`` False: it was done before and nothing was measured now.
+
+    ``results`` and ``failures`` by unit; ``rejected``: records that were kept but not believed;
+    ``refused``: why the agent would not run the last attempt.
+    """
+
+    request: Request
+    job_id: str
+    ran: bool
+    results: Mapping[int, UnitResult]
+    failures: Mapping[int, FailureRecord]
+    rejected: tuple[str, ...]
+    refused: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Every unit has an accepted result."""
+        return len(self.results) == len(self.request.units)
+
+    def require_complete(self) -> None:
+        """Raises: StableError naming the first unit without an accepted result."""
+        if self.complete:
+            return
+        if self.failures:
+            number, failure = min(self.failures.items())
+            raise StableError(
+                f"unit {number} of job {self.job_id} failed: {failure.what}",
+                failure.remedy,
+                device=self.request.device,
+            )
+        if self.refused is not None:
+            raise StableError(
+                f"its agent refused job {self.job_id}: {self.refused}",
+                "Run the command again once that is settled; what was measured before is kept.",
+                device=self.request.device,
+            )
+        raise StableError(
+            f"job {self.job_id}: {'; '.join(self.rejected) or 'the journal ended before its last unit'}.",
+            "Run the command again; if it stays so, see the agent's log in the device's work folder.",
+            device=self.request.device,
+        )
+
+
+def run_job(
+    store: Store,
+    worker: Worker,
+    owner: str,
+    request: Request,
+    *,
+    advance: Advance | None = None,
+) -> Outcome:
+    """Drive one job to its end. A done job is not repeated, an interrupted one goes on; one that ended
+    with failures begins a new attempt, of which only the newest result of each unit counts.
+
+    After KeyboardInterrupt the agent is asked to stop behind its present unit; the same request resumes.
+    Raises: DeviceError, StoreError.
+    """
+    fresh, key = _find_or_create(store, request)
+    if not fresh:
+        return _outcome(store, request, _job_id(request, key), ran=False)
+    _drain_given_up(store, worker, request, key)
+    job, grant = _open_attempt(store, owner, request, key)
+    try:
+        _drive(store, worker, request, job, grant, advance)
+    except KeyboardInterrupt:
+        _ask_to_stop(worker, request, job)
+        raise
+    finally:
+        with store.session() as session:
+            release_lease(session, grant)
+    return _outcome(store, request, job.id, ran=True)
+
+
+def next_repetition(store: Store, request: Request) -> Request:
+    """The same work once more: the first ``again`` that has no finished job."""
+    while True:
+        with store.reader() as session:
+            row = job_queries.job_by_key(session, request.key)
+        if row is None or row.state in ("queued", "running"):
+            return request
+        request = replace(request, again=request.again + 1)
+
+
+def take_lease(session: Session, device_id: int, owner: str) -> LeaseGrant:
+    """A lease for asking a device something: that of its interrupted job, which can then still go on,
+    else a new one. Raises: LeaseHeldError."""
+    opened = job_queries.open_attempt(session, device_id)
+    if opened is not None:
+        resumed = resume_lease(session, device_id, owner, opened.lease_counter, LEASE_TTL_NS)
+        if resumed is not None:
+            return resumed
+    return acquire_lease(session, device_id, owner, LEASE_TTL_NS)
+
+
+def lose_attempts(store: Store, device: str) -> None:
+    """Close the open attempts of a device that was cleaned: their journals are gone."""
+    with store.session() as session:
+        known = {row.name: row.id for row in list_devices(session)}
+        if device in known:
+            job_queries.lose_attempts(session, known[device])
+
+
+# ------------------------------------------------------------------ steps
+
+
+def _job_id(request: Request, key: str) -> str:
+    return f"{request.kind}-{key[:20]}"
+
+
+def _find_or_create(store: Store, request: Request) -> tuple[bool, str]:
+    """(whether there is work left, key). Registers the job."""
+    key = request.key
+    placeholder = Lease(store=store.store_id, counter=0, takeover=False)
+    job = _job(request, key, 1, placeholder)
+    with store.session() as session:
+        row = job_queries.create_job(session, job, key=key, kind=request.kind, device_id=request.device_id)
+        return row.state != "done", key
+
+
+def _job(request: Request, key: str, attempt: int, lease: Lease) -> Job:
+    return make_job(
+        request.kind,
+        key,
+        request.target,
+        attempt=attempt,
+        lease=lease,
+        bundle=request.bundle,
+        task_data=request.task_data,
+        units=request.units,
+    )
+
+
+def _open_attempt(store: Store, owner: str, request: Request, key: str) -> tuple[Job, LeaseGrant]:
+    """Our own attempt that is still open, else a new one under a new lease. Raises: LeaseHeldError."""
+    job_id = _job_id(request, key)
+    with store.session() as session:
+        opened = job_queries.latest_attempt(session, job_id)
+        if opened is not None and opened.state == "running":
+            resumed = resume_lease(session, request.device_id, owner, opened.lease_counter, LEASE_TTL_NS)
+            if resumed is not None:
+                lease = Lease(store=store.store_id, counter=resumed.counter, takeover=False)
+                return _job(request, key, opened.number, lease), resumed
+            structlog.get_logger(__name__).info("lease was lost, a new attempt begins", job=job_id)
+        grant = acquire_lease(session, request.device_id, owner, LEASE_TTL_NS)
+        number = job_queries.begin_attempt(session, job_id, lease_counter=grant.counter)
+    lease = Lease(store=store.store_id, counter=grant.counter, takeover=False)
+    return _job(request, key, number, lease), grant
+
+
+def _ask_to_stop(worker: Worker, request: Request, job: Job) -> None:
+    try:
+        worker.stop_job(request.device, job.id, job.attempt)
+    except StifarmError as error:
+        structlog.get_logger(__name__).warning(
+            "the agent could not be asked to stop", device=request.device, cause=error.what
+        )
+
+
+def _drain_given_up(store: Store, worker: Worker, request: Request, key: str) -> None:
+    """Bring in what an attempt that was given up had journalled before a new one takes its place."""
+    job_id = _job_id(request, key)
+    with store.reader() as session:
+        last = job_queries.latest_attempt(session, job_id)
+    if last is None or last.state != "lost":
+        return
+    offset = 0
+    while True:
+        polled = worker.poll(request.device, job_id, last.number, offset, 0)
+        if not polled.records:
+            return
+        with store.session() as session:
+            ingest(
+                session,
+                device_id=request.device_id,
+                job_id=job_id,
+                attempt=last.number,
+                records=polled.records,
+            )
+        offset = polled.next_offset
+
+
+def _drive(
+    store: Store,
+    worker: Worker,
+    request: Request,
+    job: Job,
+    grant: LeaseGrant,
+    advance: Advance | None,
+) -> None:
+    name, offset, restarts = request.device, 0, 0
+    total = len(job.units)
+    renewed = time.monotonic()
+    worker.start_job(name, job)
+    while True:
+        polled = worker.poll(name, job.id, job.attempt, offset, _POLL_WAIT_S)
+        if polled.records:
+            with store.session() as session:
+                report = ingest(
+                    session,
+                    device_id=request.device_id,
+                    job_id=job.id,
+                    attempt=job.attempt,
+                    records=polled.records,
+                )
+                done = job_queries.progress(session, job.id, job.attempt)
+            if advance is not None:
+                advance(done.results + done.failures, total)
+            if report.conflicts:
+                _lose(store, job)
+                raise StableError(
+                    f"the journal of job {job.id} was rewritten from record {min(report.conflicts)} on:"
+                    " the device lost records that it had already sent, as after a power cut.",
+                    "What was sent is kept. Run the command again; a new attempt begins.",
+                    device=name,
+                )
+            if report.complete:
+                return
+        offset = polled.next_offset
+        if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
+            with store.session() as session:
+                grant = renew_lease(session, grant, LEASE_TTL_NS)
+            renewed = time.monotonic()
+        if polled.state == "running" or polled.records:
+            continue
+        if polled.state == "ended":
+            return
+        if polled.state == "damaged":
+            _lose(store, job)
+            raise StableError(
+                f"the journal of job {job.id} is damaged: {polled.detail}",
+                "What came before the damage is kept. Run the command again; a new attempt begins.",
+                device=name,
+            )
+        if restarts == _RESTARTS:
+            _lose(store, job)
+            raise StableError(
+                f"the agent of job {job.id} ended {restarts + 1} times before its work was done:"
+                f" {polled.detail or 'it said nothing'}",
+                "What it measured is kept. See the agent's log in the work folder; run the command again.",
+                device=name,
+            )
+        restarts += 1
+        structlog.get_logger(__name__).warning(
+            "agent is gone, starting it again", device=name, job=job.id, detail=polled.detail
+        )
+        # From the start: after a reboot the journal may be shorter than what was read of it.
+        offset = 0
+        worker.start_job(name, job)
+
+
+def _lose(store: Store, job: Job) -> None:
+    with store.session() as session:
+        job_queries.end_attempt(session, job.id, job.attempt, "lost", job_state="failed")
+
+
+def _outcome(store: Store, request: Request, job_id: str, *, ran: bool) -> Outcome:
+    with store.reader() as session:
+        last = job_queries.latest_attempt(session, job_id)
+        return Outcome(
+            request=request,
+            job_id=job_id,
+            ran=ran,
+            results=job_queries.results_of(session, job_id),
+            failures=job_queries.failures_of(session, job_id),
+            rejected=tuple(row.rejected or "" for row in job_queries.rejections_of(session, job_id)),
+            refused=None if last is None else last.refused,
+        )

@@ -1,0 +1,100 @@
+"""The farm's branches of the error tree in ``sti_runtime.errors``.
+
+StifarmError
+├── InputError
+│   ├── InventoryError      the inventory file: every problem with its line
+│   └── SelectorError       a device selector that names nothing
+├── DeviceError             something went wrong with one device
+│   ├── TransientError      worth another try: link lost, timeout, busy
+│   │   └── CommandTimeoutError
+│   └── StableError         will fail again until somebody changes something: never retried
+│       ├── MissingFileError    a file that was to be read is not on the device
+│       ├── DeviceFullError     no space for what is to be sent
+│       └── AgentError          the agent refused, with its own cause and remedy
+├── ToolchainError          the native agent cannot be built
+└── PoolError               Ray could not start, or a worker of it died
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from sti_runtime.errors import InputError, StifarmError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a file; ``line`` counts from 1."""
+
+    line: int
+    what: str
+
+
+class InventoryError(InputError):
+    """The inventory is invalid; ``problems`` holds all of them, in the order of their lines."""
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.path = path
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        lines = "\n".join(f"{path}:{problem.line}: {problem.what}" for problem in self.problems)
+        super().__init__(lines, f"\nCorrect {path} and run the command again; nothing was changed.")
+
+
+class SelectorError(InputError):
+    """A device selector names nothing, or does not parse."""
+
+
+class DeviceError(StifarmError):
+    """Something went wrong with the device called ``device``; the message starts with its name."""
+
+    def __init__(self, what: str, remedy: str = "", *, device: str) -> None:
+        super().__init__(f"{device}: {what}", remedy)
+        self.device = device
+
+
+class TransientError(DeviceError):
+    """The link was lost, something took too long or was busy: trying again may help."""
+
+
+class CommandTimeoutError(TransientError):
+    """A command on the device did not end in time and was killed."""
+
+
+class StableError(DeviceError):
+    """A misconfiguration or a refusal: trying again without a change cannot help."""
+
+
+class MissingFileError(StableError):
+    """A file that was to be read does not exist on the device."""
+
+
+class DeviceFullError(StableError):
+    """The device's storage cannot take what is to be sent."""
+
+
+class AgentError(StableError):
+    """The agent on the device refused or failed a verb; ``error`` is the class name it gave."""
+
+    def __init__(self, what: str, remedy: str = "", *, device: str, error: str = "") -> None:
+        super().__init__(what, remedy, device=device)
+        self.error = error
+
+
+class ToolchainError(StifarmError):
+    """The native agent cannot be built: no compiler, no space, or sources that do not compile."""
+
+
+class PoolError(StifarmError):
+    """Ray could not be started or reached, or one of its workers died."""
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """What to offer when ``word`` is none of ``known``: the nearest matches, else all of them."""
+    names = sorted(known)
+    matches = get_close_matches(word, names, n=3, cutoff=0.6)
+    if matches:
+        return f"Did you mean {' or '.join(matches)}?"
+    return f"There is: {', '.join(names)}." if names else "There is none."

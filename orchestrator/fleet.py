@@ -1,0 +1,194 @@
+"""Devices made ready: probed, registered in the store, their emulation verified, their content deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db.artifacts import list_bundles, list_tasks, task_data
+from db.devices import list_devices, record_facts, register_device, set_agent
+from db.errors import LeaseHeldError
+from db.leases import release_lease
+from orchestrator.deploy import DeployReport
+from orchestrator.dispatch import Worker, take_lease
+from orchestrator.errors import DeviceError, StableError
+from orchestrator.farm import Farm
+from orchestrator.inventory import Device
+from orchestrator.jobs import DeviceTarget
+from sti_runtime.device_facts import DeviceFacts
+from sti_runtime.errors import StifarmError
+from sti_runtime.journal_format import PROTOCOL_VERSION
+from sti_runtime.messages import Lease
+
+QUEUE_DEPTH = 4
+"""Reads in flight on a device: enough to fill one eMMC or virtio queue without starving compute."""
+
+_VOLATILE = {"wall_ns", "thermal_zones"}
+
+
+@dataclass(frozen=True)
+class ReadyDevice:
+    """A device that can be given jobs. ``mechanism``: what slows it, "" for a real one."""
+
+    device: Device
+    device_id: int
+    facts: DeviceFacts
+    target: DeviceTarget
+    mechanism: str
+    reasons: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The inventory's name."""
+        return self.device.name
+
+
+def probe_device(farm: Farm, worker: Worker, device: Device) -> tuple[int, DeviceFacts]:
+    """Read a device's facts and register both in the store; (row id, facts). Raises: DeviceError."""
+    facts = worker.facts(device.name)
+    if facts.protocol != PROTOCOL_VERSION:
+        raise StableError(
+            f"its agent speaks protocol {facts.protocol}, this stifarm {PROTOCOL_VERSION}.",
+            "Install the same version of stifarm on both sides.",
+            device=device.name,
+        )
+    with farm.store.session() as session:
+        row = register_device(
+            session,
+            identity=facts.identity,
+            name=device.name,
+            transport=device.transport,
+            engine=device.engine,
+            emulated=device.emulated,
+            host=device.host,
+            labels=device.labels,
+        )
+        set_agent(session, row.id, facts.agent_digest)
+        record_facts(
+            session,
+            row.id,
+            stable_facts(facts),
+            boot_id=facts.boot_id,
+            os_build=facts.os_build,
+            kernel=facts.kernel,
+        )
+        return row.id, facts
+
+
+def stable_facts(facts: DeviceFacts) -> dict[str, Any]:
+    """Facts without what changes from minute to minute: a new row means that the device changed."""
+    kept: dict[str, Any] = facts.model_dump(mode="json", exclude=_VOLATILE)
+    kept["storage"].pop("free_bytes", None)
+    return kept
+
+
+def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> ReadyDevice:
+    """Probe a device and settle how it is slowed and used; ``bundle`` is deployed there.
+
+    Raises: DeviceError, LeaseHeldError.
+    """
+    device_id, facts = probe_device(farm, worker, device)
+    if device.engine not in facts.engines:
+        raise StableError(
+            f"its agent has no {device.engine} engine (it has: {', '.join(facts.engines) or 'none'}).",
+            "Install PyTorch for the Python that runs the agent there, or write engine: native."
+            if device.engine == "torch"
+            else "Choose another engine in the inventory.",
+            device=device.name,
+        )
+    resolved = None
+    if device.emulate is not None:
+        with leased(farm, device_id) as lease:
+            resolved = worker.emulation(device.name, lease, bundle)
+    emulation = None if resolved is None else resolved.emulation
+    target = DeviceTarget(
+        identity=facts.identity,
+        engine=device.engine,
+        threads=device.threads or len(device.cpus) or max(1, len(facts.cpus)),
+        queue_depth=QUEUE_DEPTH,
+        cpus=device.cpus,
+        machine_lock=str(farm.settings.machine_lock) if device.transport == "local" else None,
+        emulation=emulation,
+        gates=device.gates,
+    )
+    parts = []
+    if emulation is not None and emulation.io_mechanism is not None:
+        parts.append(f"read {emulation.io_mechanism}")
+    if emulation is not None and emulation.cpu_mechanism is not None:
+        parts.append(f"CPU {emulation.cpu_mechanism}")
+    return ReadyDevice(
+        device=device,
+        device_id=device_id,
+        facts=facts,
+        target=target,
+        mechanism=", ".join(parts),
+        reasons=() if resolved is None else resolved.reasons,
+    )
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a deploy did to one device, or why it failed."""
+
+    device: str
+    reports: tuple[DeployReport, ...]
+    error: StifarmError | None
+
+
+@contextmanager
+def leased(farm: Farm, device_id: int) -> Iterator[Lease]:
+    """Hold a device for the length of the block; its fencing token. Raises: LeaseHeldError."""
+    with farm.store.session() as session:
+        grant = take_lease(session, device_id, farm.owner)
+    try:
+        yield Lease(store=farm.store.store_id, counter=grant.counter, takeover=False)
+    finally:
+        with farm.store.session() as session:
+            release_lease(session, grant)
+
+
+def deploy(
+    farm: Farm,
+    worker: Worker,
+    devices: Sequence[Device],
+    bundle: Path,
+    tasks: Sequence[Path],
+    *,
+    verify: bool = False,
+    done: Callable[[Deployed], None] | None = None,
+) -> list[Deployed]:
+    """Bring a bundle and task data to devices and remove content that is current nowhere any more; one
+    device's failure stops no other. ``verify``: read all of it back there and check its digests.
+    """
+    with farm.store.reader() as session:
+        known = {row.name: row.id for row in list_devices(session)}
+    results = []
+    for device in devices:
+        reports: list[DeployReport] = []
+        error: StifarmError | None = None
+        try:
+            device_id = known.get(device.name) or probe_device(farm, worker, device)[0]
+            with leased(farm, device_id) as lease:
+                reports.append(worker.deploy(device.name, bundle, lease))
+                reports.extend(worker.deploy_task_data(device.name, path, lease) for path in tasks)
+                if any(not report.already for report in reports):
+                    worker.collect(device.name, current_content(farm), lease)
+                if verify:
+                    worker.verify(device.name, bundle.name)
+        except (DeviceError, LeaseHeldError) as failed:
+            error = failed
+        results.append(Deployed(device.name, tuple(reports), error))
+        if done is not None:
+            done(results[-1])
+    return results
+
+
+def current_content(farm: Farm) -> tuple[str, ...]:
+    """Digests that devices may keep: the newest bundle of every name and all task data of the store."""
+    with farm.store.reader() as session:
+        bundles = {row.name: row.digest for row in reversed(list_bundles(session))}
+        rows = [row.digest for task in list_tasks(session) for row in task_data(session, task.name)]
+    return (*bundles.values(), *rows)

@@ -1,0 +1,381 @@
+"""The inventory: which devices there are. YAML in, validated ``Device`` records or line-numbered errors out.
+
+Every problem of the file is reported at once. Quantities carry units ("3MB/s", "200MB").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from orchestrator.errors import InventoryError, Problem, near
+from orchestrator.transports import TRANSPORTS
+from sti_runtime.errors import UnitsError
+from sti_runtime.messages import ENGINES, EngineName, Gates
+from sti_runtime.units import parse_bytes, parse_rate
+
+VERSION = 1
+CAP_BYTES = 1 << 20
+"""Longest inventory: far above any real one."""
+
+DEFAULT_WAIT_LIMIT_S = 60
+RESERVED_NAMES = frozenset({"all"})
+MECHANISMS = ("auto", "cgroup", "agent")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+Mechanism = Literal["auto", "cgroup", "agent"]
+
+
+@dataclass(frozen=True)
+class EmulateSpec:
+    """How a device is slowed; ``None``: that resource is not. ``cpu_share_milli``: thousandths of one CPU."""
+
+    read_bytes_per_s: int | None
+    cpu_share_milli: int | None
+    mechanism: Mechanism
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of the inventory. ``threads`` ``None``: as many as it may use CPUs.
+
+    ``workdir`` ``None``: the transport's default. ``line``: where the inventory says so.
+    """
+
+    name: str
+    transport: str
+    address: str | None
+    serial: str | None
+    host: str
+    workdir: str | None
+    engine: EngineName
+    cpus: tuple[int, ...]
+    threads: int | None
+    gates: Gates
+    emulate: EmulateSpec | None
+    line: int
+    labels: Mapping[str, str] = field(hash=False)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether figures of this device are those of a slowed machine."""
+        return self.emulate is not None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A validated inventory: devices in the order of the file, names distinct."""
+
+    path: Path
+    version: int
+    devices: tuple[Device, ...]
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read and validate an inventory file. Raises: InventoryError with every problem and its line."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(CAP_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InventoryError(
+            path, [Problem(1, "there is no such inventory file; stifarm init writes a first one.")]
+        ) from error
+    except OSError as error:
+        raise InventoryError(path, [Problem(1, f"cannot be read: {error.strerror}.")]) from error
+    if len(data) > CAP_BYTES:
+        raise InventoryError(path, [Problem(1, f"longer than the {CAP_BYTES} bytes an inventory may have.")])
+    return parse_inventory(data, path)
+
+
+def parse_inventory(data: bytes, path: Path) -> Inventory:
+    """Validate the bytes of an inventory; ``path`` is for messages. Raises: InventoryError."""
+    try:
+        root = yaml.compose(data, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = f"not valid YAML: {error.problem or error.context}."
+        raise InventoryError(path, [Problem(mark.line + 1 if mark else 1, what)]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InventoryError(path, [Problem(1, f"not valid YAML: {str(error).splitlines()[0]}.")]) from error
+    if root is None:
+        raise InventoryError(path, [Problem(1, "the file is empty; it needs version and devices.")])
+    reader = _Reader()
+    inventory = reader.inventory(root, path)
+    if reader.problems or inventory is None:
+        raise InventoryError(path, reader.problems)
+    return inventory
+
+
+Parse = Callable[["_Reader", yaml.Node, str], object]
+
+
+class _Reader:
+    """Walks the YAML nodes by the tables below and collects problems instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def wrong(self, node: yaml.Node, what: str) -> None:
+        """Note a problem at the line of ``node``."""
+        self.problems.append(Problem(node.start_mark.line + 1, what))
+
+    def mapping(self, node: yaml.Node, what: str) -> list[tuple[str, yaml.ScalarNode, yaml.Node]]:
+        """(key, key node, value node) of a mapping; doubled keys are a problem and dropped."""
+        if not isinstance(node, yaml.MappingNode):
+            self.wrong(node, f"{what} must be a mapping (key: value), not {_describe(node)}.")
+            return []
+        entries: dict[str, tuple[str, yaml.ScalarNode, yaml.Node]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.wrong(key, f"a key of {what} must be a word.")
+            elif key.value in entries:
+                first = entries[key.value][1].start_mark.line + 1
+                self.wrong(key, f"{what} has {key.value!r} twice; the first is in line {first}.")
+            else:
+                entries[key.value] = (key.value, key, value)
+        return list(entries.values())
+
+    def fields(self, node: yaml.Node, what: str, table: Mapping[str, Parse]) -> dict[str, object]:
+        """Parsed values of a mapping by the parsers of ``table``; unknown keys are a problem."""
+        values: dict[str, object] = {}
+        for name, key, value in self.mapping(node, what):
+            parse = table.get(name)
+            if parse is None:
+                self.wrong(key, f"{what} has an unknown key {name!r}. {near(name, table)}")
+                continue
+            parsed = parse(self, value, name)
+            if parsed is not None:
+                values[name] = parsed
+        return values
+
+    def inventory(self, root: yaml.Node, path: Path) -> Inventory | None:
+        """The whole file."""
+        values = self.fields(root, "the inventory", _INVENTORY)
+        if not isinstance(root, yaml.MappingNode):
+            return None
+        for name in _INVENTORY:
+            if name not in _keys(root):
+                self.wrong(root, f"the inventory lacks {name!r}.")
+        devices = values.get("devices")
+        if "version" not in values or not isinstance(devices, tuple):
+            return None
+        return Inventory(path=path, version=VERSION, devices=devices)
+
+    def device(self, node: yaml.Node) -> Device | None:
+        """One entry of ``devices``."""
+        before = len(self.problems)
+        values = self.fields(node, "a device", _DEVICE)
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        for name in ("name", "transport"):
+            if name not in _keys(node):
+                self.wrong(node, f"a device lacks {name!r}.")
+        if len(self.problems) > before:
+            return None
+        defaults: dict[str, object] = {
+            "address": None, "serial": None, "host": "local", "workdir": None, "engine": "native",
+            "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "emulate": None,
+        }  # fmt: skip
+        return Device(**{**defaults, **values}, line=node.start_mark.line + 1)  # type: ignore[arg-type]
+
+
+def _keys(node: yaml.MappingNode) -> set[str]:
+    return {str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+
+
+def _describe(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return repr(node.value) if node.value else "nothing"
+
+
+# ------------------------------------------------------------------ parsers of single values
+# Each returns None after noting a problem.
+
+
+def _text(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    if not isinstance(node, yaml.ScalarNode) or not node.value:
+        reader.wrong(node, f"{name} must be a text, not {_describe(node)}.")
+        return None
+    return str(node.value)
+
+
+def _number(reader: _Reader, node: yaml.Node, name: str, low: float, high: float, unit: str) -> float | None:
+    # Numbers are matched by hand: YAML would read 1_0 and 0o7 as numbers and .nan as a float.
+    text = node.value if isinstance(node, yaml.ScalarNode) and node.style is None else None
+    if text is None or re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,9})?", text) is None:
+        reader.wrong(node, f"{name} must be a number{unit}, not {_describe(node)}.")
+        return None
+    if not low <= float(text) <= high:
+        reader.wrong(node, f"{name} must lie between {low:g} and {high:g}{unit}, not {text}.")
+        return None
+    return float(text)
+
+
+def _integer(low: int, high: int) -> Parse:
+    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
+        value = _number(reader, node, name, low, high, "")
+        if value is not None and value != int(value):
+            reader.wrong(node, f"{name} must be a whole number, not {_describe(node)}.")
+            return None
+        return None if value is None else int(value)
+
+    return parse
+
+
+def _milli(low: float, high: float, unit: str) -> Parse:
+    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
+        value = _number(reader, node, name, low, high, unit)
+        return None if value is None else round(value * 1000)
+
+    return parse
+
+
+def _quantity(parse_text: Callable[[str], int]) -> Parse:
+    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
+        text = _text(reader, node, name)
+        try:
+            return None if text is None else parse_text(text)
+        except UnitsError as error:
+            reader.wrong(node, f"{name}: {error}")
+            return None
+
+    return parse
+
+
+def _choice(choices: tuple[str, ...]) -> Parse:
+    def parse(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+        text = _text(reader, node, name)
+        if text is not None and text not in choices:
+            reader.wrong(node, f"{name} {text!r} is unknown. {near(text, choices)}")
+            return None
+        return text
+
+    return parse
+
+
+def _name(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    text = _text(reader, node, name)
+    if text is None:
+        return None
+    if _NAME.fullmatch(text) is None:
+        reader.wrong(
+            node, f"{name} {text!r} is not 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first."
+        )
+        return None
+    if text in RESERVED_NAMES:
+        reader.wrong(node, f"{name} {text!r} is a selector's word; choose another.")
+        return None
+    return text
+
+
+def _cpus(reader: _Reader, node: yaml.Node, name: str) -> tuple[int, ...] | None:
+    if not isinstance(node, yaml.SequenceNode):
+        reader.wrong(node, f"{name} must be a list of CPU numbers like [0, 1], not {_describe(node)}.")
+        return None
+    values = [_integer(0, 4095)(reader, item, "a CPU number") for item in node.value]
+    numbers = tuple(value for value in values if isinstance(value, int))
+    if len(set(numbers)) != len(numbers):
+        reader.wrong(node, f"{name} names a CPU twice.")
+    return numbers
+
+
+def _labels(reader: _Reader, node: yaml.Node, name: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for key, key_node, value in reader.mapping(node, name):
+        text = _text(reader, value, f"label {key}")
+        for word, where in ((key, key_node), (text, value)):
+            if word is not None and _LABEL.fullmatch(word) is None:
+                reader.wrong(where, f"label {word!r} is not 1 to 64 letters, digits, '.', '_' or '-'.")
+        if text is not None:
+            labels[key] = text
+    return labels
+
+
+def _gates(values: Mapping[str, object]) -> Gates:
+    return Gates.model_validate(
+        {
+            "max_temperature_milli_c": values.get("max_temperature_c"),
+            "min_battery_percent": values.get("min_battery_percent"),
+            "max_load_milli": values.get("max_load"),
+            "min_free_bytes": values.get("min_free"),
+            "wait_limit_s": values.get("wait_limit_s", DEFAULT_WAIT_LIMIT_S),
+        }
+    )
+
+
+def _parse_gates(reader: _Reader, node: yaml.Node, name: str) -> Gates:
+    return _gates(reader.fields(node, name, _GATES))
+
+
+def _parse_emulate(reader: _Reader, node: yaml.Node, name: str) -> EmulateSpec | None:
+    before = len(reader.problems)
+    values = reader.fields(node, name, _EMULATE)
+    if len(reader.problems) > before:
+        return None
+    rate, share = values.get("read_bandwidth"), values.get("cpu_share")
+    if rate is None and share is None:
+        reader.wrong(node, f"{name} must limit something: read_bandwidth, cpu_share or both.")
+        return None
+    return EmulateSpec(rate, share, values.get("mechanism", "auto"))  # type: ignore[arg-type]
+
+
+def _parse_devices(reader: _Reader, node: yaml.Node, name: str) -> tuple[Device, ...] | None:
+    if not isinstance(node, yaml.SequenceNode) or not node.value:
+        reader.wrong(node, f"{name} must be a list of at least one device, not {_describe(node)}.")
+        return None
+    devices = [reader.device(item) for item in node.value]
+    lines: dict[str, int] = {}
+    for item in node.value:  # of the invalid ones too: all problems are reported at once
+        for key, value in item.value if isinstance(item, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value == "name" and isinstance(value.value, str):
+                if value.value in lines:
+                    first = lines[value.value]
+                    reader.wrong(value, f"two devices are called {value.value!r}; the first in line {first}.")
+                lines.setdefault(value.value, value.start_mark.line + 1)
+    return tuple(device for device in devices if device is not None)
+
+
+def _parse_version(reader: _Reader, node: yaml.Node, name: str) -> int | None:
+    if not isinstance(node, yaml.ScalarNode) or node.value != str(VERSION):
+        reader.wrong(node, f"{name} must be {VERSION}, not {_describe(node)}; this stifarm knows no other.")
+        return None
+    return VERSION
+
+
+_GATES: Mapping[str, Parse] = {
+    "max_temperature_c": _milli(-50, 200, " (degrees Celsius)"),
+    "min_battery_percent": _integer(0, 100),
+    "max_load": _milli(0, 4096, ""),
+    "min_free": _quantity(parse_bytes),
+    "wait_limit_s": _integer(0, 86_400),
+}
+_EMULATE: Mapping[str, Parse] = {
+    "read_bandwidth": _quantity(parse_rate),
+    "cpu_share": _milli(0.001, 1000, " (1 is one whole CPU)"),
+    "mechanism": _choice(MECHANISMS),
+}
+_DEVICE: Mapping[str, Parse] = {
+    "name": _name,
+    "transport": _choice(tuple(TRANSPORTS)),
+    "address": _text,
+    "serial": _text,
+    "host": _text,
+    "workdir": _text,
+    "engine": _choice(ENGINES),
+    "cpus": _cpus,
+    "threads": _integer(1, 1024),
+    "labels": _labels,
+    "gates": _parse_gates,
+    "emulate": _parse_emulate,
+}
+_INVENTORY: Mapping[str, Parse] = {"version": _parse_version, "devices": _parse_devices}

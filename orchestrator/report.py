@@ -1,0 +1,232 @@
+"""Rows of what the CLI shows, made from store answers. Pure: no printing here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from db.plans import PlanAnswer
+from orchestrator.measure import Answer
+from sti_runtime.profile import DeviceProfile
+from sti_runtime.units import format_bytes, format_ns
+
+NONE = "–"
+"""Nothing to show."""
+
+PLAN_COLUMNS = (
+    ">T", "plan n×m", ">bits", ">preloaded", ">read", ">predicted", ">median", ">[95 %]", ">p95", ">≤ T",
+    ">stall", ">accuracy", ">[95 %]", ">memory",
+)  # fmt: skip
+POLICY_COLUMN, NOTES_COLUMN = "policy", "notes"
+PLAN_CAPTION = (
+    "T: target latency. bits: mean fidelity. read: bytes the kernel read from storage for a request. "
+    "predicted: at p95 figures.\nmedian, p95: measured. stall: share of the latency spent waiting for "
+    "shards. memory: peak of the engine's buffers."
+)
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """The plans of one device, ready to show."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def plan_tables(found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> list[PlanTable]:
+    """One table for each device, in order of T and policy; questions without a plan among them.
+
+    What all rows of a device have in common stands in its title, not in every row.
+    """
+    devices = list(dict.fromkeys([a.device for a in found] + [a.device for a in answers]))
+    tables = []
+    for device in devices:
+        mine = [answer for answer in found if answer.device == device]
+        lines = [(a.plan.target_ns, a.plan.policy, plan_cells(a), notes(a)) for a in mine]
+        lines += [
+            (a.question.target_ns, a.question.policy, _infeasible_cells(a), _infeasible_notes(a))
+            for a in answers
+            if a.device == device and a.infeasible is not None
+        ]
+        if not lines:
+            continue
+        lines.sort(key=lambda line: line[0])
+        planned = [line[3] for line in lines if line[2][1] != NONE]
+        common = [note for note in planned[0] if all(note in each for each in planned)] if planned else []
+        if mine and mine[0].emulated:
+            common = list(dict.fromkeys([*(n for n in notes(mine[0]) if n.startswith("emulated")), *common]))
+        policies = len({line[1] for line in lines}) > 1
+        extras = [", ".join(note for note in line[3] if note not in common) for line in lines]
+        columns = [*PLAN_COLUMNS]
+        rows = [list(line[2]) for line in lines]
+        if policies:
+            columns.insert(1, POLICY_COLUMN)
+            for row, line in zip(rows, lines, strict=True):
+                row.insert(1, line[1])
+        if any(extras):
+            columns.append(NOTES_COLUMN)
+            for row, extra in zip(rows, extras, strict=True):
+                row.append(extra)
+        tables.append(
+            PlanTable(" — ".join([device, *common]), tuple(columns), tuple(tuple(row) for row in rows))
+        )
+    return tables
+
+
+def percent(ppm: int, digits: int = 1) -> str:
+    """Parts per million as per cent."""
+    return f"{ppm / 10_000:.{digits}f} %"
+
+
+def plan_cells(answer: PlanAnswer) -> list[str]:
+    """One plan under ``PLAN_COLUMNS``."""
+    plan, measured, accuracy = answer.plan, answer.measured, answer.accuracy
+    cells = [
+        format_ns(plan.target_ns),
+        str(plan.submodel),
+        f"{plan.mean_fidelity_milli / 1000:.1f}",
+        format_bytes(plan.preloaded_bytes),
+        format_bytes(measured.storage_bytes if measured else plan.streamed_bytes),
+        # What is predicted is a warm request.
+        format_ns(answer.predicted_latency_ns)
+        if measured is None or measured.request_kind == "warm"
+        else NONE,
+    ]
+    if measured is None:
+        cells += [NONE] * 5
+    else:
+        latency, within = measured.latency, measured.within_target
+        bounds = latency.interval
+        cells += [
+            format_ns(latency.median),
+            NONE if bounds is None else f"[{_ms(bounds.low)}–{_ms(bounds.high)}]",
+            format_ns(latency.p95),
+            f"{within.count}/{within.total}",
+            percent(measured.stall_share_ppm),
+        ]
+    if accuracy is None:
+        cells += [NONE, NONE]
+    else:
+        correct = accuracy.correct
+        bounds_text = f"[{correct.low_ppm / 10_000:.1f}–{correct.high_ppm / 10_000:.1f}]"
+        cells += [percent(correct.value_ppm), bounds_text]
+    return [*cells, NONE if measured is None else format_bytes(measured.memory.parts_bytes)]
+
+
+def notes(answer: PlanAnswer) -> list[str]:
+    """What a reader must know of a figure: emulation, flags, staleness, invalid samples."""
+    found = []
+    if answer.emulated:
+        found.append(f"emulated ({', '.join(answer.mechanisms)})" if answer.mechanisms else "emulated")
+    found.extend(answer.plan.flags)
+    if not answer.plan.within_target:
+        found.append("predicted over T")
+    if answer.measured is not None and answer.measured.invalid:
+        found.append(f"{answer.measured.invalid} invalid left out")
+    if answer.measured is not None and answer.measured.gate_verdict != "pass":
+        found.append(answer.measured.gate_verdict)
+    found.extend(f"stale: {reason}" for reason in answer.stale)
+    return found
+
+
+def plan_json(answer: PlanAnswer) -> dict[str, Any]:
+    """One answer for machines: the plan itself with everything it rests on."""
+    measured, accuracy = answer.measured, answer.accuracy
+    return {
+        "device": answer.device,
+        "identity": answer.identity,
+        "task": answer.task,
+        "plan_digest": answer.plan_digest,
+        "plan": answer.plan.model_dump(mode="json"),
+        "predicted_latency_ns": answer.predicted_latency_ns,
+        "predicted_median_latency_ns": answer.predicted_median_latency_ns,
+        "measured": None
+        if measured is None
+        else {
+            "requests": measured.latency.count,
+            "median_ns": measured.latency.median,
+            "median_interval_ns": None
+            if measured.latency.interval is None
+            else [measured.latency.interval.low, measured.latency.interval.high],
+            "p95_ns": measured.latency.p95,
+            "within_target": measured.within_target.count,
+            "stall_share_ppm": measured.stall_share_ppm,
+            "storage_bytes": measured.storage_bytes,
+            "planned_bytes": measured.planned_bytes,
+            "memory_bytes": {
+                "resident": measured.memory.resident_bytes,
+                "preload": measured.memory.preload_bytes,
+                "working": measured.memory.working_bytes,
+                "activations": measured.memory.activations_bytes,
+                "process_peak": measured.memory.process_bytes,
+            },
+            "invalid": measured.invalid,
+            "request_kind": measured.request_kind,
+            "io_modes": list(measured.io_modes),
+            "gate_verdict": measured.gate_verdict,
+        },
+        "accuracy": None
+        if accuracy is None
+        else {
+            "correct": accuracy.correct.count,
+            "rows": accuracy.correct.total,
+            "interval_ppm": [accuracy.correct.low_ppm, accuracy.correct.high_ppm],
+            "split": accuracy.split,
+        },
+        "profiles": [
+            {"kind": ref.kind, "digest": ref.digest, "age_ns": ref.age_ns, "unfit": ref.unfit}
+            for ref in answer.profiles
+        ],
+        "stale": list(answer.stale),
+        "emulated": answer.emulated,
+        "mechanisms": list(answer.mechanisms),
+        "planned_wall_ns": answer.planned_wall_ns,
+    }
+
+
+# ------------------------------------------------------------------ profiles
+
+PROFILE_COLUMNS = (
+    "device", ">T_io, one shard at 2/4/32 bits", ">read rate", ">T_comp, narrowest–widest layer",
+    ">fixed", ">fit error", "verdict",
+)  # fmt: skip
+
+
+def profile_row(device: str, profile: DeviceProfile, shard_bytes: Sequence[int]) -> list[str]:
+    """One line of the profile table; ``shard_bytes``: sizes of a shard at 2, 4 and 32 bits."""
+    io = profile.io
+    rate = 1e12 / io.ps_per_byte if io.ps_per_byte else 0.0
+    widths = sorted(row.width for row in profile.compute)
+    return [
+        device,
+        " / ".join(format_ns(io.p95_ns(size)) for size in shard_bytes),
+        f"{format_bytes(int(rate))}/s",
+        f"{format_ns(profile.t_comp_ns(widths[0]))} ({widths[0]}) – "
+        f"{format_ns(profile.t_comp_ns(widths[-1]))} ({widths[-1]})",
+        format_ns(profile.fixed_p95.total_ns),
+        percent(io.error_ppm),
+        ("emulated, " if profile.emulated else "")
+        + ("fit" if not profile.unfit else "unfit: " + "; ".join(profile.unfit)),
+    ]
+
+
+def _infeasible_cells(answer: Answer) -> list[str]:
+    return [format_ns(answer.question.target_ns), NONE, *[NONE] * (len(PLAN_COLUMNS) - 2)]
+
+
+def _infeasible_notes(answer: Answer) -> list[str]:
+    assert answer.infeasible is not None
+    return [
+        f"infeasible; the smallest T that works is {_rounded_up_ms(answer.infeasible.smallest_target_ns)}"
+    ]
+
+
+def _rounded_up_ms(duration_ns: int) -> str:
+    """Hundredths of a millisecond, upwards: what is shown can be typed as a target and works."""
+    return f"{-(-duration_ns // 10_000) / 100:g} ms"
+
+
+def _ms(duration_ns: int) -> str:
+    return f"{duration_ns / 1e6:.3g}"

@@ -1,0 +1,111 @@
+"""Tailing a job on a device: its journal from an offset, and whether its agent lives. Only reads."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.errors import MissingFileError, StableError
+from orchestrator.transports.base import Transport
+from sti_runtime.journal_format import READ_BYTES, parse_lines
+from sti_runtime.messages import EndRecord, JournalRecord
+
+PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
+
+POLL_PAUSE_S = 0.1
+_START_GRACE_S = 30.0
+_LOG_TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True)
+class PollResult:
+    """A stretch of a job's journal and how the job stands.
+
+    ``state``: "absent" (the job is not on the device), "running", "stopped" (the agent is gone before
+    the end: start the job again; ``detail`` is the end of its log), "ended" (the end record is in
+    ``records`` or was read before), "damaged" (the journal is; ``detail`` says how). ``records`` are
+    good in every state.
+    """
+
+    records: tuple[JournalRecord, ...]
+    next_offset: int
+    state: PollState
+    detail: str
+
+
+def read_journal(transport: Transport, path: str, offset: int, *, running: bool) -> PollResult:
+    """One read of the journal; "stopped" without a record means that the agent must be asked."""
+    idle: PollState = "running" if running else "stopped"
+    try:
+        data = transport.read_from(path, offset, READ_BYTES)
+    except MissingFileError:
+        return PollResult((), offset, idle, "")
+    part = parse_lines(data, offset=offset, source=f"{transport.device}: {path}")
+    if part.problem is not None:
+        return PollResult(part.records, part.next_offset, "damaged", str(part.problem))
+    if part.records and isinstance(part.records[-1].payload, EndRecord):
+        return PollResult(part.records, part.next_offset, "ended", "")
+    more = len(data) == READ_BYTES  # then the journal was not read to its end
+    return PollResult(part.records, part.next_offset, "running" if more else idle, "")
+
+
+def checked_state(answer: dict[str, Any], device: str) -> PollState:
+    """A job's state out of an agent's answer: not trusted. Raises: StableError."""
+    states: dict[object, PollState] = {
+        "absent": "absent", "running": "running", "stopped": "stopped", "ended": "ended",
+    }  # fmt: skip
+    state = answer.get("state")
+    if not isinstance(state, str) or state not in states:
+        raise StableError(
+            f"the agent gives a job the state {str(state)[:40]!r}.",
+            "Update stifarm on the device: agent and host must be of one version.",
+            device=device,
+        )
+    return states[state]
+
+
+def log_tail(transport: Transport, path: str) -> str:
+    """The end of the agent's log."""
+    try:
+        data = transport.read_from(path, 0, 1 << 20)
+    except MissingFileError:
+        return "The agent was not started."
+    return data[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+
+
+def await_start(transport: Transport, folder: str, pid: int) -> None:
+    """Wait until the started agent has written its pid file, or is gone again.
+
+    Until then ``poll`` could not tell an agent that is starting from one that has died.
+    """
+    deadline = time.monotonic() + _START_GRACE_S
+    while time.monotonic() < deadline and not agent_runs(transport, folder) and _ticks(transport, pid):
+        time.sleep(POLL_PAUSE_S)
+
+
+def agent_runs(transport: Transport, folder: str) -> bool:
+    """Whether the process that the job's pid file names is alive: two small reads, no process started,
+    so that looking does not disturb what is being timed on the same machine."""
+    try:
+        record = json.loads(transport.read_from(f"{folder}/pid", 0, 4096))
+        pid, ticks = int(record["pid"]), int(record["start_ticks"])
+    except MissingFileError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return False  # half-written or not one of ours: the agent's own verbs judge it
+    return _ticks(transport, pid) == ticks
+
+
+def _ticks(transport: Transport, pid: int) -> int | None:
+    """Start time of a live process in clock ticks; None for none and for zombies.
+
+    Source: proc_pid_stat(5), field 22.
+    """
+    try:
+        stat = transport.read_from(f"/proc/{pid}/stat", 0, 4096)
+    except MissingFileError:
+        return None
+    fields = stat.rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) >= 20 and fields[0] not in (b"Z", b"X") else None

@@ -1,0 +1,131 @@
+"""Training a model of the home for a task: a head, fine-tuning, elastic training, scores, registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.farm import Farm
+from orchestrator.library import (
+    DEV_SPLIT,
+    TaskFiles,
+    find_model,
+    read_task,
+    register_model,
+    register_task,
+    tokenize_splits,
+    tokenizer_of,
+)
+from sti_runtime.elastic import make_elastic
+from sti_runtime.model import HeadConfig, elastic_submodels
+from sti_runtime.model_store import Model, SubmodelScore, make_model
+from sti_runtime.records import canonical_json, sha256_hex
+from sti_runtime.tasks import Example, split_digest
+from sti_runtime.training import Progress, TrainSettings, evaluate_submodels, fine_tune, full_model, with_head
+
+
+@dataclass(frozen=True)
+class ElasticSettings:
+    """The three phases of ``train_model``; ``widths`` and ``depths`` None: not made elastic."""
+
+    fine_tune: TrainSettings
+    widths: TrainSettings | None
+    depths: TrainSettings | None
+
+    def without_elastic(self) -> ElasticSettings:
+        """The fine-tuning alone."""
+        return replace(self, widths=None, depths=None)
+
+
+def train_model(
+    farm: Farm,
+    base_name: str,
+    files: TaskFiles,
+    settings: ElasticSettings,
+    *,
+    name: str,
+    pooling: str,
+    progress: Progress | None,
+) -> Model:
+    """Put a head on a model, fine-tune it, make it elastic, score every submodel, register it all.
+
+    Interrupted training goes on where it was when called again with the same arguments.
+    Raises: InputError, DatasetError, ResourceError.
+    """
+    _, base = find_model(farm, base_name)
+    tokenizer_of(base, base_name)
+    examples = read_task(files)
+    splits = tokenize_splits(files.spec, examples, base)
+    head = HeadConfig.model_validate(
+        {
+            "pooling": pooling,
+            "activation": "tanh" if pooling == "cls" else "none",
+            "labels": files.spec.labels,
+        }
+    )
+    config, tensors = with_head(base.config, base.tensors, head, files.seed)
+    workspace = (
+        farm.settings.home / "training" / _training_key(base.digest, files, settings, pooling, examples)
+    )
+    tuned = fine_tune(
+        tensors, config, splits.train, settings.fine_tune, workspace=workspace, progress=progress
+    )
+    if settings.widths is not None and settings.depths is not None:
+        tuned = make_elastic(
+            tuned,
+            config,
+            splits.train,
+            splits.profile,
+            settings.widths,
+            settings.depths,
+            workspace=workspace,
+            progress=progress,
+        )
+        submodels = elastic_submodels(config.layers, config.heads)
+    else:
+        submodels = (full_model(config),)
+    scores = evaluate_submodels(
+        tuned, config, submodels, splits.dev, threads=settings.fine_tune.threads, progress=progress
+    )
+    model = make_model(
+        config,
+        tuned,
+        base.tokenizer_json,
+        submodels=submodels,
+        untrained=False,
+        source=base.info.source,
+        provenance={
+            "base_model": base.digest,
+            "task": files.spec.name,
+            "train_split": split_digest(examples[0]),
+            "train_rows": len(examples[0]),
+            "seed": files.seed,
+            "settings": repr(settings),
+        },
+        scores=tuple(
+            SubmodelScore(submodel=s, split=DEV_SPLIT, correct=e.correct, rows=e.rows)
+            for s, e in scores.items()
+        ),
+    )
+    register_model(farm, model, name)
+    register_task(farm, files.spec, splits)
+    return model
+
+
+def _training_key(
+    base: str,
+    files: TaskFiles,
+    settings: ElasticSettings,
+    pooling: str,
+    examples: tuple[Sequence[Example], ...],
+) -> str:
+    """Names the workspace of one training: whatever changes its outcome changes the name."""
+    spec = files.spec.model_dump(mode="json")
+    parts = [base, spec, repr(settings), pooling, files.seed, split_digest(examples[0])]
+    return sha256_hex(canonical_json(parts))[:20]
+
+
+def training_settings(phase: TrainSettings, elastic_steps: int | None) -> ElasticSettings:
+    """Three phases alike; ``elastic_steps`` caps the second and third apart from the first."""
+    elastic = phase if elastic_steps is None else replace(phase, max_steps=elastic_steps)
+    return ElasticSettings(phase, elastic, elastic)

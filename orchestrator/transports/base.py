@@ -1,0 +1,103 @@
+"""The Transport protocol: all that the farm asks of a way to reach a device.
+
+A transport is bound to one device. Paths on the device are strings in the device's own notation; paths
+on the host are ``pathlib.Path``. Commands are argument vectors and never pass through a shell of ours.
+
+Rules every transport keeps (tests/contract/test_transport.py runs them over each):
+
+* ``run`` ends within ``timeout_s`` and leaves no process behind, whatever the command started.
+* ``push`` and ``pull`` are atomic: the destination has its old content or all of the new one. They
+  create missing parent folders of the destination.
+* ``read_from`` answers with what is there: fewer bytes at the end of the file, none beyond it.
+* ``start_detached`` returns when the command has been executed (or its failure is known); the process
+  outlives the connection and the host's process, in a session of its own.
+* Errors are ``TransientError`` when another try may help, else ``StableError``. A command's own exit
+  status is not an error.
+* All methods may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+OUTPUT_CAP_BYTES = 8 << 20
+"""Bytes kept of each output stream of a command: a device is not trusted to stop talking."""
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended. ``exit_code`` is negative when a signal killed it.
+
+    ``truncated``: an output was longer than its cap and the rest was dropped.
+    """
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ended with 0."""
+        return self.exit_code == 0
+
+    def error_text(self, limit: int = 500) -> str:
+        """The end of what the command said on stderr, else on stdout, for messages."""
+        text = (self.stderr.strip() or self.stdout.strip()).decode(errors="replace")
+        return text if len(text) <= limit else "…" + text[-limit:]
+
+
+class Transport(Protocol):
+    """One device, reached in one way. See the module's docstring for the rules."""
+
+    @property
+    def device(self) -> str:
+        """The device's name, for messages."""
+
+    agent_argv: tuple[str, ...]
+    """How the agent is called on this device: the argv before its verb. At first that of the torch agent in
+    the device's own Python; who brings an executable sets its path."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        output_cap_bytes: int = OUTPUT_CAP_BYTES,
+    ) -> Completed:
+        """Run a command to its end; ``env`` is added to the device's environment.
+
+        Raises: CommandTimeoutError, TransientError, StableError (no such command).
+        """
+
+    def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
+        """Copy a file of the host to the device.
+
+        Raises: DeviceFullError, TransientError, StableError.
+        """
+
+    def pull(self, source: str, destination: Path, *, progress: Progress | None = None) -> None:
+        """Copy a file of the device to the host. Raises: MissingFileError, TransientError, StableError."""
+
+    def read_from(self, path: str, offset: int, limit: int) -> bytes:
+        """At most ``limit`` bytes of a file from ``offset``.
+
+        Raises: MissingFileError, TransientError, StableError.
+        """
+
+    def start_detached(self, argv: Sequence[str], *, log: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a command that goes on by itself, its output appended to ``log``; returns its process id.
+
+        Raises: TransientError, StableError (no such command).
+        """
+
+    def close(self) -> None:
+        """Give the connection back; processes started detached go on."""

@@ -1,0 +1,430 @@
+"""What one lab host does with the devices that hang on it. Knows nothing of Ray or the store.
+
+``HostWorker`` keeps nothing that a restart would miss: every method finds out where the device stands
+and goes on from there, so calling it again after any crash is the way to resume. Methods that change a
+device are serialised per device; ``poll`` only reads and may run beside them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from orchestrator.agent_push import bring_agent, device_architecture
+from orchestrator.agent_verbs import call_agent, lease_arguments
+from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hierarchies
+from orchestrator.deploy import COMMIT_TIMEOUT_S, DeployReport, deploy_bundle, deploy_task_data
+from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
+from orchestrator.errors import CommandTimeoutError, MissingFileError, StableError, TransientError
+from orchestrator.facts import read_facts
+from orchestrator.inventory import Device
+from orchestrator.settings import Settings
+from orchestrator.tailing import (
+    POLL_PAUSE_S,
+    PollResult,
+    agent_runs,
+    await_start,
+    checked_state,
+    log_tail,
+    read_journal,
+)
+from orchestrator.transports import connect
+from orchestrator.transports.base import Progress, Transport
+from sti_runtime.device_facts import DeviceFacts
+from sti_runtime.messages import (
+    AGENT_LOG_FILE,
+    JOB_CAP_BYTES,
+    JOB_FILE,
+    JOURNAL_FILE,
+    Emulation,
+    EndRecord,
+    FailureRecord,
+    Gates,
+    Job,
+    Lease,
+    ProbeResult,
+    ProbeUnit,
+    ResultRecord,
+    VerifiedEmulation,
+)
+
+_PROBE_LIMIT_S = 600.0
+_TRIES = 3
+_RETRY_PAUSE_S = 0.5
+_EXIT_LIMIT_S = 60.0
+_LEAVE_LIMIT_S = 20.0
+_LEAVE_PAUSE_S = 0.2
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class HostWorker:
+    """Drives the devices of one lab host. All methods raise DeviceError and its kinds."""
+
+    def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
+        self._settings = settings
+        self._devices = {device.name: device for device in devices}
+        self._transports: dict[str, Transport] = {}
+        self._have_agent: set[str] = set()
+        self._locks = {device.name: threading.RLock() for device in devices}
+        self._transports_lock = threading.Lock()
+        self._progress: dict[str, tuple[int, int]] = {}
+        self._leaving: list[threading.Thread] = []
+        self._hierarchies: Hierarchies = system_hierarchies()
+
+    def close(self) -> None:
+        """Finish what goes on in the background and give connections back; agents go on."""
+        for thread in self._leaving:
+            thread.join(_LEAVE_LIMIT_S)
+        with self._transports_lock:
+            for transport in self._transports.values():
+                transport.close()
+            self._transports.clear()
+
+    # -------------------------------------------------------------- asking
+
+    def architecture(self, name: str) -> str:
+        """Of ``toolchain.ARCHITECTURES``; asked without an agent."""
+        transport = self._connect(name)
+        return self._retried(lambda: device_architecture(transport))
+
+    def facts(self, name: str) -> DeviceFacts:
+        """What the device says of itself; marks the spool of an emulated device first."""
+        device, transport = self._device(name, check=True)
+        with self._locks[name]:
+            return self._retried(lambda: read_facts(transport, self.spool(name), emulated=device.emulated))
+
+    def spool(self, name: str) -> str:
+        """The device's work folder; a local one may be relative to the inventory."""
+        device = self._devices[name]
+        if device.workdir is None:
+            return str(self._settings.spool(name))
+        local = device.transport == "local"
+        return str(self._settings.inventory.parent / device.workdir) if local else device.workdir
+
+    def progress(self, name: str) -> tuple[int, int]:
+        """(bytes sent, bytes to send) of the deploy under way to a device; (0, 0) without one."""
+        return self._progress.get(name, (0, 0))
+
+    # -------------------------------------------------------------- deploying
+
+    def deploy(self, name: str, bundle_path: Path, lease: Lease | None = None) -> DeployReport:
+        """Bring a bundle to the device; see ``deploy.deploy_bundle``."""
+        return self._deploy(name, bundle_path, deploy_bundle, lease)
+
+    def deploy_task_data(self, name: str, path: Path, lease: Lease | None = None) -> DeployReport:
+        """Bring task data to the device; see ``deploy.deploy_task_data``."""
+        return self._deploy(name, path, deploy_task_data, lease)
+
+    def _deploy(
+        self, name: str, path: Path, how: Callable[..., DeployReport], lease: Lease | None
+    ) -> DeployReport:
+        _, transport = self._device(name, check=True)
+        with self._locks[name]:
+            try:
+                return self._retried(
+                    lambda: how(transport, self.spool(name), path, self._forward(name), lease=lease)
+                )
+            finally:
+                self._progress.pop(name, None)
+
+    def _forward(self, name: str) -> Progress:
+        def forward(done: int, total: int) -> None:
+            self._progress[name] = (done, total)
+
+        return forward
+
+    # -------------------------------------------------------------- jobs
+
+    def start_job(self, name: str, job: Job) -> bool:
+        """Bring a job to the device and start the agent on it, or resume it.
+
+        Returns False when there was nothing to start: the agent is at it, or has ended it.
+        Raises: StableError when this attempt's folder holds another job.
+        """
+        device, transport = self._device(name, check=True)
+        spool = self.spool(name)
+        folder = f"{spool}/jobs/{job.id}/{job.attempt}"
+        data = job.to_json()
+        with self._locks[name]:
+            present = self._read_whole(transport, f"{folder}/{JOB_FILE}")
+            if present is None:
+                self._push_bytes(transport, data, f"{folder}/{JOB_FILE}")
+            elif present != data:
+                raise StableError(
+                    f"attempt {job.attempt} of job {job.id} on the device has another content.",
+                    "Start the job with a higher attempt number.",
+                    device=name,
+                )
+            else:
+                state = call_agent(transport, spool, "status", job.id, str(job.attempt)).get("state")
+                if state in ("running", "ended"):
+                    return False
+            argv = (*transport.agent_argv, "run", f"{folder}/{JOB_FILE}", "--spool", spool)
+            prefix = self._enter_groups(device, job.emulation)
+            pid = transport.start_detached((*prefix, *argv), log=f"{folder}/{AGENT_LOG_FILE}")
+            _log.info("agent started", device=name, job=job.id, attempt=job.attempt, pid=pid)
+            await_start(transport, folder, pid)
+            return True
+
+    def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult:
+        """New journal records from ``offset`` (a previous ``next_offset``, or 0).
+
+        Returns as soon as there is a record or the job does not run, else after ``wait_s``.
+        """
+        _, transport = self._device(name)
+        folder = f"{self.spool(name)}/jobs/{job_id}/{attempt}"
+        deadline = time.monotonic() + wait_s
+        while True:
+            # Liveness first: what an agent wrote before it was seen dead is then surely read below.
+            running = agent_runs(transport, folder)
+            result = read_journal(transport, f"{folder}/{JOURNAL_FILE}", offset, running=running)
+            if not running and not result.records and result.state == "stopped":
+                answer = call_agent(transport, self.spool(name), "status", job_id, str(attempt))
+                result = replace(result, state=checked_state(answer, name))
+            if result.records or result.state != "running" or time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_PAUSE_S)
+        if result.state == "ended":
+            self._leave_groups(name)
+        elif result.state == "stopped":
+            result = replace(result, detail=log_tail(transport, f"{folder}/{AGENT_LOG_FILE}"))
+        return result
+
+    def stop_job(self, name: str, job_id: str, attempt: int) -> bool:
+        """Ask the agent to stop after its unit; whether there was one to ask."""
+        _, transport = self._device(name)
+        with self._locks[name]:
+            answer = call_agent(transport, self.spool(name), "stop", job_id, str(attempt))
+        return answer.get("signalled") is not None
+
+    def clean(self, name: str, lease: Lease | None = None) -> dict[str, Any]:
+        """Remove everything of ours from the device; the agent's answer says what was there."""
+        _, transport = self._device(name)
+        with self._locks[name]:
+            answer = call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+            self._have_agent.discard(name)  # it removed itself
+            if (decided := self._settings.emulation / name).exists():
+                shutil.rmtree(decided)
+            self._leave_groups(name)
+        return answer
+
+    def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, Any]:
+        """Remove bundles and task data that are not in ``keep`` (digests); running jobs keep theirs."""
+        _, transport = self._device(name)
+        arguments = [part for digest in keep for part in ("--keep", digest)]
+        with self._locks[name]:
+            return call_agent(transport, self.spool(name), "collect", *arguments, *lease_arguments(lease))
+
+    def verify(self, name: str, bundle: str) -> None:
+        """Check every chunk of a deployed bundle on the device. Raises: StableError naming the damage."""
+        _, transport = self._device(name)
+        with self._locks[name]:
+            answer = call_agent(transport, self.spool(name), "verify", bundle, timeout_s=COMMIT_TIMEOUT_S)
+        if answer.get("state") != "intact":
+            chunks = str(answer.get("damaged"))[:80]
+            raise StableError(
+                f"bundle {bundle[:12]} was damaged on its storage (chunks {chunks}).",
+                "Deploy again: what is damaged is sent anew. If it is damaged again, its storage is failing.",
+                device=name,
+            )
+
+    # -------------------------------------------------------------- emulation
+
+    def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None:
+        """How an emulated device is slowed, verified on first use and remembered; None for a real one.
+
+        ``bundle``: a deployed one, at whose read size the verification reads.
+        """
+        device, transport = self._device(name)
+        if device.emulate is None:
+            return None
+        if device.transport == "local":
+            Path(self.spool(name)).mkdir(parents=True, exist_ok=True)  # its disk is what gets limited
+
+        def probe(emulation: Emulation) -> VerifiedEmulation:
+            identity = self.facts(name).identity
+            return self._probe(device, transport, identity, lease, emulation, bundle)
+
+        with self._locks[name]:
+            site = self._site(device)
+            return resolve_emulation(device, site, probe, self._emulation_cache(name, bundle), bundle=bundle)
+
+    def _probe(
+        self,
+        device: Device,
+        transport: Transport,
+        identity: str,
+        lease: Lease,
+        emulation: Emulation,
+        bundle: str | None,
+    ) -> VerifiedEmulation:
+        """Run the agent's probe unit under an emulation, as a job of its own that is then removed."""
+        job = Job(
+            format="stifarm-job",
+            version=1,
+            id=f"emulation-{uuid.uuid4().hex[:20]}",
+            attempt=1,
+            lease=lease,
+            device=identity,
+            bundle=bundle,
+            task_data=None,
+            engine=device.engine,
+            threads=device.threads or 1,
+            queue_depth=1,
+            cpus=device.cpus,
+            machine_lock=str(self._settings.machine_lock) if device.transport == "local" else None,
+            emulation=emulation,
+            gates=Gates(
+                max_temperature_milli_c=None,
+                min_battery_percent=None,
+                max_load_milli=None,
+                min_free_bytes=None,
+                wait_limit_s=0,
+            ),
+            units=(ProbeUnit(number=0, kind="probe"),),
+        )
+        self.start_job(device.name, job)
+        offset, deadline = 0, time.monotonic() + _PROBE_LIMIT_S
+        verified: VerifiedEmulation | None = None
+        cause = ""
+        while True:
+            polled = self.poll(device.name, job.id, 1, offset, 10.0)
+            offset = polled.next_offset
+            for record in polled.records:
+                payload = record.payload
+                if isinstance(payload, ResultRecord) and isinstance(payload.result, ProbeResult):
+                    verified = payload.result.verified
+                elif isinstance(payload, FailureRecord):
+                    cause = f"{payload.what} {payload.remedy}"
+                elif isinstance(payload, EndRecord) and payload.refused:
+                    cause = payload.refused
+            if polled.state != "running":
+                cause = cause or polled.detail
+                break
+            if time.monotonic() > deadline:
+                call_agent(transport, self.spool(device.name), "stop", job.id, "1")
+                raise CommandTimeoutError(
+                    f"its emulation could not be verified within {_PROBE_LIMIT_S:g} s.",
+                    "Another job may hold the machine; try again when it is done.",
+                    device=device.name,
+                )
+        if verified is None:
+            raise StableError(
+                f"its emulation could not be verified: {cause or polled.state}",
+                "See what the agent says; then run the command again.",
+                device=device.name,
+            )
+        self._forget_ended(transport, device, job)
+        return verified
+
+    def _forget_ended(self, transport: Transport, device: Device, job: Job) -> None:
+        """Remove an ended job's folder; its process may outlive its journal a little, on a slowed device by
+        seconds. Raises: DeviceError; TransientError if it still runs after a while."""
+        deadline = time.monotonic() + _EXIT_LIMIT_S
+        while True:
+            try:
+                call_agent(transport, self.spool(device.name), "forget", job.id, str(job.attempt))
+                return
+            except TransientError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _site(self, device: Device) -> GroupSite:
+        spool = Path(self.spool(device.name))
+        return GroupSite.of(device, spool, self._hierarchies)
+
+    def _enter_groups(self, device: Device, emulation: Emulation | None) -> tuple[str, ...]:
+        try:
+            return self._site(device).enter(emulation)
+        except CgroupUnavailableError as error:
+            raise StableError(
+                f"the limits that it was verified with cannot be set: {error}.",
+                "Run as the user that verified it, or run stifarm devices clean to verify it anew.",
+                device=device.name,
+            ) from error
+
+    def _leave_groups(self, name: str) -> None:
+        """Remove the device's control groups, in the background: its agent may take seconds to be gone.
+
+        Removing is harmless to a next job: a group with a process in it stays, and each try holds the
+        device's lock, under which a job enters its groups.
+        """
+        device = self._devices[name]
+        if device.emulate is None or device.transport != "local":
+            return
+
+        def leave() -> None:
+            deadline = time.monotonic() + _LEAVE_LIMIT_S
+            while time.monotonic() < deadline:
+                with self._locks[name]:
+                    if self._site(device).remove():
+                        return
+                time.sleep(_LEAVE_PAUSE_S)
+            _log.warning("control groups stay: a process is still in them", device=name)
+
+        thread = threading.Thread(target=leave, name=f"leave-{name}", daemon=True)
+        thread.start()
+        self._leaving.append(thread)
+
+    def _emulation_cache(self, name: str, bundle: str | None) -> Path:
+        return self._settings.emulation / name / f"{bundle or 'any'}.json"
+
+    # -------------------------------------------------------------- inner
+
+    def _connect(self, name: str) -> Transport:
+        with self._transports_lock:
+            if name not in self._transports:
+                self._transports[name] = connect(self._devices[name])
+            return self._transports[name]
+
+    def _device(self, name: str, *, check: bool = False) -> tuple[Device, Transport]:
+        """A device and its transport, with the native agent on it where its engine is native.
+
+        ``check``: look again whether it is there and whole, and mend it.
+        """
+        device, transport = self._devices[name], self._connect(name)
+        if device.engine != "torch" and (check or name not in self._have_agent):
+            with self._locks[name]:
+                try:
+                    agent = self._retried(
+                        lambda: bring_agent(transport, self.spool(name), self._forward(name))
+                    )
+                finally:
+                    self._progress.pop(name, None)
+                transport.agent_argv = (agent.path,)
+                self._have_agent.add(name)
+        return device, transport
+
+    def _retried(self, action: Callable[[], _T]) -> _T:
+        """Repeat an idempotent action while its errors are transient."""
+        for attempt in range(1, _TRIES):
+            try:
+                return action()
+            except TransientError as error:
+                _log.warning("trying again", device=error.device, cause=error.what, attempt=attempt)
+                time.sleep(_RETRY_PAUSE_S * attempt)
+        return action()
+
+    def _push_bytes(self, transport: Transport, data: bytes, destination: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="stifarm-push-") as scratch:
+            source = Path(scratch) / "file"
+            source.write_bytes(data)
+            self._retried(lambda: transport.push(source, destination))
+
+    def _read_whole(self, transport: Transport, path: str) -> bytes | None:
+        try:
+            return self._retried(lambda: transport.read_from(path, 0, JOB_CAP_BYTES + 1))
+        except MissingFileError:
+            return None

@@ -1,0 +1,74 @@
+"""The importance profile: how much each shard's fidelity matters to one task.
+
+A profile is its own object with its own digest: named by plans and jobs, never part of a bundle,
+and independent of any device. Integers only, so that the digest is the same in every language.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
+from sti_runtime.shard import ShardId
+
+
+class Score(Record):
+    """A configuration's score on the profile split: mean loss in nano-nats, correct rows."""
+
+    loss_nano: Integer
+    correct: NonNegative
+
+
+class ShardScore(Record):
+    """The score with shard (layer, slice) raised to the high fidelity, all others at the base."""
+
+    layer: NonNegative
+    slice: NonNegative
+    score: Score
+
+
+class ImportanceProfile(Record):
+    """All N·M scores, layer-major.
+
+    ``base_fidelity``: bits of all other shards (2, or the lowest that is not at chance).
+    ``reliability_ppm``: Spearman-Brown corrected split-half rank correlation of the loss gains, ppm.
+    """
+
+    format: Literal["stifarm-importance"]
+    version: Literal[1]
+    model_digest: Digest
+    task: str
+    split_digest: Digest
+    method: Literal["exhaustive"]
+    base_fidelity: Literal[2, 3, 4, 5, 6]
+    rows: Positive
+    base: Score
+    reliability_ppm: Integer
+    layers: Positive
+    slices: Positive
+    scores: tuple[ShardScore, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> ImportanceProfile:
+        count = self.layers * self.slices
+        if len(self.scores) != count or any(
+            (s.layer, s.slice) != divmod(i, self.slices) for i, s in enumerate(self.scores)
+        ):
+            raise ValueError(f"scores must cover all {count} shards, layer-major")
+        return self
+
+    def gain_nano(self, shard: ShardId) -> int:
+        """Loss saved by raising ``shard``, in nano-nats; may be negative."""
+        score = self.scores[shard[0] * self.slices + shard[1]].score
+        return self.base.loss_nano - score.loss_nano
+
+    def ranking(self) -> tuple[ShardId, ...]:
+        """Shards from most to least important: loss gain, then correct rows, then (layer, slice)."""
+        return tuple(
+            (s.layer, s.slice)
+            for s in sorted(
+                self.scores, key=lambda s: (s.score.loss_nano, -s.score.correct, s.layer, s.slice)
+            )
+        )

@@ -1,0 +1,439 @@
+"""Jobs and journal records: all that passes between the orchestrator and an agent.
+
+A job file is the canonical JSON of a ``Job``. The agent appends one journal line per record
+(docs/job-and-journal.md); a unit's whole result is one record, so a unit is in the journal or it is not.
+Times are ns of CLOCK_MONOTONIC unless the name says ``wall``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from sti_runtime.errors import FormatError
+from sti_runtime.plan import Plan
+from sti_runtime.records import Digest, Index, Integer, NonNegative, Positive, Record
+
+JOB_CAP_BYTES = 16 << 20
+RECORD_CAP_BYTES = 4 << 20
+JOB_FILE = "job.json"
+JOURNAL_FILE = "journal.log"
+AGENT_LOG_FILE = "agent.log"
+
+JobId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+ThreadCount = Annotated[int, Field(gt=0, le=1024)]
+"""Compute threads, or reads in flight."""
+IoMode = Literal["direct", "buffered"]
+RequestKind = Literal["spawn-cold", "cold", "warm", "cached"]
+EngineName = Literal["torch", "native", "native-int8"]
+ENGINES: tuple[EngineName, ...] = ("native", "native-int8", "torch")
+"""What computes: the native agent in fp32 or with activations quantized to int8, or PyTorch."""
+
+
+def computes_alike(engine: str, other: str) -> bool:
+    """Whether two engines give one plan the same logits but for rounding, and so the same accuracy."""
+    return engine.endswith("-int8") == other.endswith("-int8")
+
+
+# ------------------------------------------------------------------ job
+
+
+class Lease(Record):
+    """Fencing token. The agent persists the highest counter seen of its store and refuses lower ones;
+    a job of another store is refused unless ``takeover``."""
+
+    store: str = Field(min_length=1, max_length=64)
+    counter: NonNegative
+    takeover: bool
+
+
+class Emulation(Record):
+    """A slowed device. ``None``: that resource is not limited. Mechanism "agent" asks the agent to
+    throttle itself; "cgroup-v1" and "cgroup-v2" were applied by the host around the agent."""
+
+    io_bytes_per_s: Positive | None
+    io_mechanism: Literal["cgroup-v1", "cgroup-v2", "agent"] | None
+    cpu_share_milli: Annotated[int, Field(gt=0, le=1_000_000)] | None
+    cpu_mechanism: Literal["cgroup-v1", "cgroup-v2", "agent"] | None
+
+
+class Gates(Record):
+    """Conditions checked before timed units; ``None`` is not asked. Unreadable sensors give "ungated"."""
+
+    max_temperature_milli_c: Integer | None
+    min_battery_percent: Integer | None
+    max_load_milli: Integer | None
+    min_free_bytes: Integer | None
+    wait_limit_s: NonNegative
+
+
+class ProbeUnit(Record):
+    """Report sensors; when emulated, verify the stated rates (sustained and at the read size)."""
+
+    number: NonNegative
+    kind: Literal["probe"]
+
+
+class IoProfileUnit(Record):
+    """Cold reads of whole layers as the executor issues them: ``repeats`` layer reads for each width
+    and each fidelity, plus as many with fidelities mixed at random from ``seed``."""
+
+    number: NonNegative
+    kind: Literal["profile-io"]
+    widths: tuple[Positive, ...]
+    fidelities: tuple[Positive, ...]
+    repeats: Positive
+    seed: NonNegative
+
+
+class ComputeProfileUnit(Record):
+    """Layer compute and decompression for one width at each fidelity, an IO thread reading beside."""
+
+    number: NonNegative
+    kind: Literal["profile-compute"]
+    width: Positive
+    fidelities: tuple[Positive, ...]
+    warmups: NonNegative
+    repeats: Positive
+
+
+class FixedProfileUnit(Record):
+    """Embedding reads and compute, head: requests taken from task rows ``rows``."""
+
+    number: NonNegative
+    kind: Literal["profile-fixed"]
+    warmups: NonNegative
+    rows: tuple[NonNegative, ...]
+
+
+class ExecuteUnit(Record):
+    """Timed requests of one plan, one after the other; the first ``warmups`` are kept apart.
+
+    ``rows`` index the task data and include the warm-ups."""
+
+    number: NonNegative
+    kind: Literal["execute"]
+    plan: Plan
+    request_kind: RequestKind
+    io_mode: IoMode
+    warmups: NonNegative
+    rows: tuple[NonNegative, ...] = Field(min_length=1)
+
+
+class EvaluateUnit(Record):
+    """Untimed: score the plan's weights on all rows of the task data, in batches."""
+
+    number: NonNegative
+    kind: Literal["evaluate"]
+    plan: Plan
+    batch: Positive
+
+
+Unit = Annotated[
+    ProbeUnit | IoProfileUnit | ComputeProfileUnit | FixedProfileUnit | ExecuteUnit | EvaluateUnit,
+    Field(discriminator="kind"),
+]
+
+TIMED_KINDS = frozenset({"probe", "profile-io", "profile-compute", "profile-fixed", "execute"})
+
+
+class Job(Record):
+    """What one device is asked to do, as numbered units (0, 1, …).
+
+    ``device`` is the hardware identity the agent must find itself on. ``bundle`` and ``task_data`` name
+    content below the spool. ``machine_lock``: path of the lock file that timed units hold, shared
+    by all devices of one physical machine. ``cpus`` pins the agent; empty: not pinned.
+    """
+
+    format: Literal["stifarm-job"]
+    version: Literal[1]
+    id: JobId
+    attempt: Positive
+    lease: Lease
+    device: str = Field(min_length=1, max_length=200)
+    bundle: Digest | None
+    task_data: Digest | None
+    engine: EngineName
+    threads: ThreadCount
+    queue_depth: ThreadCount
+    cpus: tuple[Index, ...]
+    machine_lock: str | None
+    emulation: Emulation | None
+    gates: Gates
+    units: tuple[Unit, ...] = Field(min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _numbered(self) -> Job:
+        if [unit.number for unit in self.units] != list(range(len(self.units))):
+            raise ValueError("units must be numbered 0, 1, 2, …")
+        return self
+
+
+# ------------------------------------------------------------------ journal
+
+
+class ClockTimes(Record):
+    """Time one clock domain has spent at each of its clocks since boot; ``cpu``: its first CPU."""
+
+    cpu: NonNegative
+    khz: tuple[NonNegative, ...]
+    ms: tuple[NonNegative, ...]
+
+
+class Sensors(Record):
+    """What can be read without root; ``None``: not readable here. ``battery_percent`` etc. as named.
+
+    ``time_in_state``: the difference of two readings says at which clocks the work between them ran.
+    """
+
+    wall_ns: NonNegative
+    temperature_milli_c: int | None
+    cpu_khz: tuple[NonNegative, ...]
+    load_milli: int | None
+    available_memory_bytes: int | None
+    free_bytes: int | None
+    battery_percent: int | None
+    throttled: bool | None
+    time_in_state: tuple[ClockTimes, ...] = ()
+
+
+class GateVerdict(Record):
+    """One gate: passed, failed (after waiting), or ungated because its sensor is unreadable."""
+
+    gate: str
+    verdict: Literal["pass", "fail", "ungated"]
+    detail: str
+
+
+class Verdict(Record):
+    """Whether a sample counts. Reasons: "not-from-storage", "not-cached", "io-not-accounted", "throttled"."""
+
+    valid: bool
+    reasons: tuple[str, ...]
+
+
+class VerifiedEmulation(Record):
+    """Nominal beside measured rates of an emulated device; bursts show in the medians of single pieces.
+
+    ``read_p50_ns``/``read_nominal_ns``: single reads of ``read_bytes`` bytes against bytes ÷ nominal rate.
+    ``section_p50_ns``/``section_nominal_ns``: sections of ``section_cpu_ns`` of CPU time, about one narrow
+    layer's, against that time ÷ nominal share.
+    """
+
+    emulation: Emulation
+    io_bytes_per_s: NonNegative | None
+    read_bytes: NonNegative | None
+    read_p50_ns: NonNegative | None
+    read_nominal_ns: NonNegative | None
+    cpu_share_milli: NonNegative | None
+    section_cpu_ns: NonNegative | None
+    section_p50_ns: NonNegative | None
+    section_nominal_ns: NonNegative | None
+
+
+class ProbeResult(Record):
+    """Result of a ProbeUnit."""
+
+    kind: Literal["probe"]
+    sensors: Sensors
+    verified: VerifiedEmulation | None
+
+
+class IoSample(Record):
+    """One merged layer read: ``versions`` versions, ``bytes`` asked, ``storage_bytes`` from the device."""
+
+    versions: Positive
+    bytes: Positive
+    storage_bytes: NonNegative
+    duration_ns: NonNegative
+    valid: bool
+
+
+class IoProfileResult(Record):
+    """Result of an IoProfileUnit."""
+
+    kind: Literal["profile-io"]
+    io_mode: IoMode
+    samples: tuple[IoSample, ...]
+
+
+class ComputeSample(Record):
+    """One layer: total decompression of its ``width`` shards at ``fidelity``, then compute."""
+
+    width: Positive
+    fidelity: Positive
+    decompress_ns: NonNegative
+    compute_ns: NonNegative
+    warmup: bool
+
+
+class ComputeProfileResult(Record):
+    """Result of a ComputeProfileUnit."""
+
+    kind: Literal["profile-compute"]
+    samples: tuple[ComputeSample, ...]
+
+
+class FixedSample(Record):
+    """One request's fixed parts."""
+
+    embed_io_ns: NonNegative
+    embed_compute_ns: NonNegative
+    head_ns: NonNegative
+    bytes: NonNegative
+    storage_bytes: NonNegative
+    warmup: bool
+
+
+class FixedProfileResult(Record):
+    """Result of a FixedProfileUnit."""
+
+    kind: Literal["profile-fixed"]
+    samples: tuple[FixedSample, ...]
+
+
+class LayerTrace(Record):
+    """One layer of one request, ns from the request's start. No IO: both IO times are 0, bytes 0."""
+
+    io_start_ns: NonNegative
+    io_end_ns: NonNegative
+    bytes: NonNegative
+    compute_start_ns: NonNegative
+    compute_end_ns: NonNegative
+    decompress_ns: NonNegative
+    stall_ns: NonNegative
+
+
+class RequestSample(Record):
+    """One request. ``planned_bytes``: what it had to read (shards and embedding pages)."""
+
+    row: NonNegative
+    warmup: bool
+    latency_ns: NonNegative
+    stall_ns: NonNegative
+    planned_bytes: NonNegative
+    storage_bytes: NonNegative
+    logits: tuple[float, ...]
+    trace: tuple[LayerTrace, ...]
+    verdict: Verdict
+
+
+class MemoryParts(Record):
+    """Peak bytes by part, from the allocators. ``process_peak_bytes``: VmHWM; None for the torch engine."""
+
+    resident: NonNegative
+    preload: NonNegative
+    working: NonNegative
+    activations: NonNegative
+    process_peak_bytes: NonNegative | None
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts' peaks."""
+        return self.resident + self.preload + self.working + self.activations
+
+
+class ExecuteResult(Record):
+    """Result of an ExecuteUnit. ``io_mode_proven``: "direct" only when every byte came from storage."""
+
+    kind: Literal["execute"]
+    plan_digest: Digest
+    request_kind: RequestKind
+    io_mode: IoMode
+    io_mode_proven: Literal["direct", "buffered-cold", "cached", "mixed"]
+    requests: tuple[RequestSample, ...]
+    memory: MemoryParts
+    before: Sensors
+    after: Sensors
+    gates: tuple[GateVerdict, ...]
+
+
+class EvaluateResult(Record):
+    """Result of an EvaluateUnit: predictions and mean cross-entropy over all rows with labels."""
+
+    kind: Literal["evaluate"]
+    content_digest: Digest
+    rows: Positive
+    correct: NonNegative
+    loss: float
+    predictions: tuple[NonNegative, ...]
+
+
+UnitResult = Annotated[
+    ProbeResult
+    | IoProfileResult
+    | ComputeProfileResult
+    | FixedProfileResult
+    | ExecuteResult
+    | EvaluateResult,
+    Field(discriminator="kind"),
+]
+
+
+class StartRecord(Record):
+    """The agent (re)started the job. ``first_unit``: where it goes on. ``facts``: agent-side facts."""
+
+    type: Literal["start"]
+    job: JobId
+    attempt: Positive
+    lease: Lease
+    first_unit: NonNegative
+    agent: str
+    agent_digest: Digest
+    protocol: Positive
+    emulated: bool
+    sensors: Sensors
+
+
+class ResultRecord(Record):
+    """A unit is done."""
+
+    type: Literal["result"]
+    unit: NonNegative
+    result: UnitResult
+
+
+class FailureRecord(Record):
+    """A unit failed; it is not tried again in this attempt, the next unit runs.
+
+    ``error`` is a class name of the error tree; ``what`` and ``remedy`` are for people.
+    """
+
+    type: Literal["failure"]
+    unit: NonNegative
+    error: str
+    what: str
+    remedy: str
+
+
+class EndRecord(Record):
+    """All units are in the journal, or the job was refused (``refused`` says why)."""
+
+    type: Literal["end"]
+    done: NonNegative
+    failed: NonNegative
+    refused: str | None
+
+
+Payload = Annotated[StartRecord | ResultRecord | FailureRecord | EndRecord, Field(discriminator="type")]
+
+
+class JournalRecord(Record):
+    """One journal line: sequence number from 0, boot id, wall clock, payload."""
+
+    seq: NonNegative
+    boot_id: str = Field(min_length=1, max_length=64)
+    wall_ns: NonNegative
+    payload: Payload
+
+
+_UNIT_RESULT: TypeAdapter[Any] = TypeAdapter(UnitResult)
+
+
+def parse_unit_result(data: bytes, *, source: str) -> Any:
+    """Validate a stored unit result. Raises: FormatError."""
+    try:
+        return _UNIT_RESULT.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise FormatError(f"{source}: not a valid unit result: {error.errors()[0]['msg']}.") from error

@@ -1,0 +1,28 @@
+/* threads.h: the compute pool: a fixed set of threads that do one piece of work together, in phases.
+ *
+ * The caller is thread 0. Waiting spins for some microseconds, since phases follow one another closely, then sleeps on
+ * a futex, so that a thread stalled on storage costs nothing.
+ */
+#ifndef STI_THREADS_H
+#define STI_THREADS_H
+
+#include "base.h"
+
+typedef struct Pool Pool;
+
+/* cpus [cpu_count]: thread i is pinned to cpus[i mod cpu_count]; NULL: none is. The caller only between pool_pin_caller
+ * and pool_unpin_caller: threads and processes it starts inherit its CPUs. Errors: STI_RESOURCE, STI_INPUT. */
+StiCode pool_open(int threads, const int32_t *cpus, int cpu_count, Pool **pool, StiError *error);
+void pool_close(Pool *pool); /* NULL is allowed */
+void pool_pin_caller(Pool *pool);
+void pool_unpin_caller(Pool *pool);
+int pool_threads(const Pool *pool);
+
+/* All threads call work(state, thread); returns when the last is done. */
+void pool_run(Pool *pool, void (*work)(void *state, int thread), void *state);
+
+/* Inside work. Units of the current phase are handed out from 0 in order; a barrier ends the phase. */
+int32_t pool_next(Pool *pool);
+void pool_barrier(Pool *pool);
+
+#endif

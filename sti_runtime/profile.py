@@ -1,0 +1,109 @@
+"""The device profile: how fast one device reads and computes one bundle with one engine.
+
+Fitted from raw samples by ``profile_fit``. All integers (ns, bytes, ppm): two implementations of the
+fit agree digest for digest. A profile whose fit is worse than its bound is ``unfit``, and plans say so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sti_runtime.records import Digest, NonNegative, Positive, Record
+
+PPM = 1_000_000
+
+
+class IoFit(Record):
+    """T_io(bytes) of one version = alpha + bytes/beta, its marginal cost inside a merged layer read.
+
+    ``ps_per_byte`` is 1/beta in picoseconds. ``p95_ppm``: 95th percentile of measured ÷ fitted.
+    ``error_ppm``: median |measured - fitted| ÷ fitted.
+    """
+
+    alpha_ns: NonNegative
+    ps_per_byte: NonNegative
+    p95_ppm: Positive
+    error_ppm: NonNegative
+    samples: Positive
+
+    def median_ns(self, bytes_: int) -> int:
+        """Fitted time of one version of ``bytes_`` bytes."""
+        return self.alpha_ns + bytes_ * self.ps_per_byte // 1000
+
+    def p95_ns(self, bytes_: int) -> int:
+        """The time planning uses: fitted × p95, rounded up."""
+        return -(-self.median_ns(bytes_) * self.p95_ppm // PPM)
+
+
+class WidthTime(Record):
+    """Time of one layer of ``width`` slices without decompression, the IO thread running beside it."""
+
+    width: Positive
+    median_ns: NonNegative
+    p95_ns: NonNegative
+    samples: Positive
+
+
+class FidelityTime(Record):
+    """Time to decompress one shard at ``fidelity``."""
+
+    fidelity: Literal[2, 3, 4, 5, 6, 32]
+    median_ns: NonNegative
+    p95_ns: NonNegative
+    samples: Positive
+
+
+class FixedTime(Record):
+    """What every request costs besides its layers: embedding reads, their sum and norm, the head."""
+
+    embed_io_ns: NonNegative
+    embed_compute_ns: NonNegative
+    head_ns: NonNegative
+    samples: Positive
+
+    @property
+    def total_ns(self) -> int:
+        """The fixed cost that T must cover besides n layers."""
+        return self.embed_io_ns + self.embed_compute_ns + self.head_ns
+
+
+class DeviceProfile(Record):
+    """Everything the planner knows of a device. ``fixed_median`` and ``fixed_p95`` as in FixedTime.
+
+    ``unfit``: reasons why the profile misses its stated bounds; empty for a good one.
+    """
+
+    format: Literal["stifarm-device-profile"]
+    version: Literal[1]
+    bundle: Digest
+    engine: str
+    sequence_length: Positive
+    threads: Positive
+    queue_depth: Positive
+    emulated: bool
+    io: IoFit
+    compute: tuple[WidthTime, ...] = Field(min_length=1)
+    decompress: tuple[FidelityTime, ...] = Field(min_length=1)
+    fixed_median: FixedTime
+    fixed_p95: FixedTime
+    unfit: tuple[str, ...]
+
+    def decompress_ns(self, fidelity: int, *, p95: bool = True) -> int:
+        """Time to decompress one shard at ``fidelity``. Raises: KeyError when not profiled."""
+        for row in self.decompress:
+            if row.fidelity == fidelity:
+                return row.p95_ns if p95 else row.median_ns
+        raise KeyError(fidelity)
+
+    def layer_ns(self, width: int, *, p95: bool = True) -> int:
+        """Time of one layer of ``width`` slices without decompression. Raises: KeyError."""
+        for row in self.compute:
+            if row.width == width:
+                return row.p95_ns if p95 else row.median_ns
+        raise KeyError(width)
+
+    def t_comp_ns(self, width: int) -> int:
+        """T_comp(m), what compute planning uses: p95 layer time plus the dearest decompression."""
+        return self.layer_ns(width) + width * max(row.p95_ns for row in self.decompress)

@@ -1,0 +1,79 @@
+"""Quantities with units: parsing what users write, formatting what they read.
+
+All times inside are integer nanoseconds, all sizes integer bytes. Decimal prefixes (kB, MB) are
+powers of 1000, binary ones (KiB, MiB) powers of 1024.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from sti_runtime.errors import UnitsError
+
+NS_PER_S = 1_000_000_000
+LARGEST = 2**63 - 1
+"""Largest quantity of any kind: what a database column holds."""
+
+_SIZES = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+_TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
+
+
+def _parse(text: str, table: dict[str, int], example: str, what: str) -> int:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2].lower() not in table:
+        raise UnitsError(f"{text!r} is not {what}.", f"Write it like {example}.")
+    value = int(Decimal(match[1]) * table[match[2].lower()])
+    if value > LARGEST:
+        raise UnitsError(f"{text!r} is larger than anything here can be.", f"Write it like {example}.")
+    return value
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "4MB", "512 KiB" or "4096". Raises: UnitsError."""
+    return _parse(text, _SIZES, "4MB, 512KiB or 4096", "a size")
+
+
+def parse_duration_ns(text: str) -> int:
+    """Nanoseconds from "150ms" or "0.2 s"; a bare number is refused. Raises: UnitsError."""
+    return _parse(text, _TIMES, "150ms or 0.2s", "a duration")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second from "20MB/s". Raises: UnitsError."""
+    if not text.strip().lower().endswith("/s"):
+        raise UnitsError(f"{text!r} is not a rate.", "Write it like 20MB/s.")
+    rate = _parse(text.strip()[:-2], _SIZES, "20MB/s", "a rate")
+    if rate == 0:
+        raise UnitsError(f"{text!r} is a rate of zero.", "Write it like 20MB/s.")
+    return rate
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: "1.2 MB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+    return f"{count} B"
+
+
+def format_rate(bytes_per_s: int) -> str:
+    """A rate for people: "4 MB/s"."""
+    return f"{format_bytes(bytes_per_s)}/s"
+
+
+def format_ns(duration_ns: int) -> str:
+    """A duration for people: "12.3 ms"."""
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if duration_ns >= size:
+            return (
+                f"{duration_ns / size:.3g} {unit}"
+                if duration_ns < 999.5 * size
+                else f"{duration_ns / size:.0f} {unit}"
+            )
+    return f"{duration_ns} ns"

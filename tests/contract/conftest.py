@@ -1,0 +1,39 @@
+"""The agents that the contract binds, and what is on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from agent.spool import Spool
+from tests.agents import AGENTS, Agent, agent_called
+from tests.contract.agent_world import (
+    FAMILIES,
+    Content,
+    make_content,
+    spool_with,
+)
+
+
+@pytest.fixture(scope="session")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Content]:
+    return cache(lambda family: make_content(tmp_path_factory.mktemp(family), FAMILIES[family]))
+
+
+@pytest.fixture(scope="module", params=AGENTS)
+def agent(request: pytest.FixtureRequest) -> Agent:
+    return agent_called(request.param)
+
+
+@pytest.fixture
+def content(contents: Callable[[str], Content]) -> Content:
+    return contents("bert")
+
+
+@pytest.fixture
+def spool(content: Content, tmp_path: Path) -> Spool:
+    """A device's spool with bundle and rows on it; the test may damage them."""
+    return spool_with(content, tmp_path / "spool")

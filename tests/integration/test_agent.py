@@ -1,0 +1,74 @@
+"""What is the torch agent's own; what it shares with every agent is in tests/contract."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.spool import Spool
+from tests.agent_data import REPO, call_agent, make_pack, manifest_of, start_agent, tiny_bundle
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.open(tmp_path / "spool")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_deploy_killed_at_random_moments_ends_in_the_same_bundle(spool: Spool, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path)
+    rng = random.Random(7)
+    verbs = ("missing", "accept", "commit")
+    for attempt in range(9):
+        verb = verbs[attempt % 3]
+        pack = make_pack(spool, bundle, range(len(manifest_of(bundle).all_chunks())))
+        subject: dict[str, tuple[object, ...]] = {
+            "missing": (bundle / "manifest.json",),
+            "accept": (bundle.name, pack),
+            "commit": (bundle.name,),
+        }
+        agent = start_agent(verb, *subject[verb], "--spool", spool.root)
+        time.sleep(rng.uniform(0.1, 0.4))
+        agent.kill()
+        agent.communicate()
+        visible = spool.bundle(bundle.name)
+        assert not visible.exists() or names(visible) == names(bundle)
+    report = call_agent("missing", bundle / "manifest.json", "--spool", spool.root)[1]
+    if report["missing"]:
+        call_agent("accept", bundle.name, make_pack(spool, bundle, report["missing"]), "--spool", spool.root)
+    code, report = call_agent("commit", bundle.name, "--spool", spool.root)
+    assert (code, report["state"] in ("committed", "already")) == (0, True)
+    for path in bundle.iterdir():
+        assert (spool.bundle(bundle.name) / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("version",),
+        ("facts", "--spool", "."),
+        ("collect", "--spool", "."),
+        ("status", "probe", "1", "--spool", "."),
+        ("has-task", "0" * 64, "--spool", "."),
+    ],
+)
+def test_only_run_imports_an_engine(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    script = (
+        "import sys; from agent.__main__ import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'numpy'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()

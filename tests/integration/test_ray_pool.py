@@ -1,0 +1,278 @@
+"""Ray for real: authentication, tasks, the host's actor, and what is left after the worst ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from orchestrator.errors import PoolError, SelectorError, TransientError
+from orchestrator.inventory import parse_inventory
+from orchestrator.ray_pool import RayPool, _session_folder
+from orchestrator.settings import Settings, load_settings
+from orchestrator.worker import HostWorker
+from sti_runtime.errors import InfeasiblePlanError
+from sti_runtime.messages import Job, Lease, ProbeUnit, StartRecord
+from tests.agent_data import OPEN_GATES
+
+DEVICES = parse_inventory(
+    b"version: 1\ndevices: [{name: desk, transport: local, threads: 1}]", Path("inventory.yaml")
+).devices
+
+
+def square(number: int) -> int:
+    if number == 13:
+        raise InfeasiblePlanError("13 is too much.", "Take less.", smallest_target_ns=169)
+    if number == 14:
+        raise ValueError("a bug")
+    if number == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def environment_of_worker(_: int) -> tuple[str | None, str | None]:
+    return os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(environ={}, cwd=tmp_path_factory.mktemp("farm"))
+
+
+@pytest.fixture(scope="module")
+def pool(settings: Settings) -> Iterator[RayPool]:
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # whoever set this: the pool does not start without
+    with RayPool(settings, num_cpus=2) as started:
+        yield started
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    os.environ.pop("RAY_AUTH_MODE")
+    if before is not None:
+        os.environ["RAY_AUTH_MODE"] = before
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+def connect_with(address: str, token: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import ray, sys\n"
+        f"ray.init(address={address!r}, log_to_driver=False)\n"
+        "print('connected', ray.get(ray.put(7)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_NUM_REDIS_GET_RETRIES"] = "2"  # tries to connect, seconds apart
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_authentication_is_on_and_the_token_is_private(pool: RayPool, settings: Settings) -> None:
+    assert settings.ray_token.stat().st_mode & 0o777 == 0o600
+    assert len(settings.ray_token.read_text()) >= 32
+    assert list(pool.map_tasks(environment_of_worker, [0])) == [(0, ("token", str(settings.ray_token)))]
+    assert pool.start_seconds > 0
+
+
+def test_only_the_right_token_connects(pool: RayPool, settings: Settings) -> None:
+    right = connect_with(pool.address, settings.ray_token.read_text())
+    assert "connected 7" in right.stdout, right.stderr
+    wrong = connect_with(pool.address, "0" * 64)
+    assert wrong.returncode != 0
+    assert "connected" not in wrong.stdout
+    assert "nauthenticated" in wrong.stderr or "authentication token" in wrong.stderr.lower(), wrong.stderr
+
+
+def test_tasks_stream_their_results(pool: RayPool) -> None:
+    assert dict(pool.map_tasks(square, range(10))) == {number: number * number for number in range(10)}
+    assert list(pool.map_tasks(square, [])) == []
+
+
+def test_items_are_taken_as_cpus_come_free(pool: RayPool) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100, 200):
+            taken.append(number)
+            yield number
+
+    results = pool.map_tasks(square, items())
+    next(results)
+    assert len(taken) < 20
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_of_ours_arrives_as_it_is(pool: RayPool) -> None:
+    with pytest.raises(InfeasiblePlanError, match=r"13 is too much. Take less.") as caught:
+        list(pool.map_tasks(square, [1, 13, 2]))
+    assert caught.value.smallest_target_ns == 169
+
+
+def test_another_error_is_a_pool_error_with_the_trace(pool: RayPool) -> None:
+    with pytest.raises(PoolError, match=r"(?s)failed unexpectedly.*a bug"):
+        list(pool.map_tasks(square, [14]))
+
+
+def test_a_task_that_kills_its_worker_is_a_pool_error(
+    pool: RayPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PoolError, match="A Ray worker died"):
+        list(pool.map_tasks(square, [15]))
+    assert dict(pool.map_tasks(square, [3])) == {3: 9}
+    assert "(raylet)" not in capfd.readouterr().out  # stdout belongs to --json
+
+
+def test_a_second_pool_in_one_process_is_refused(pool: RayPool, settings: Settings) -> None:
+    with pytest.raises(PoolError, match="in use"), RayPool(settings):
+        pass
+    assert dict(pool.map_tasks(square, [4])) == {4: 16}
+
+
+def test_the_host_worker_runs_in_its_actor(pool: RayPool, settings: Settings) -> None:
+    worker = pool.host_worker(DEVICES)
+    facts = worker.facts("desk")
+    assert facts == HostWorker(settings, DEVICES).facts("desk").model_copy(
+        update={"wall_ns": facts.wall_ns, "storage": facts.storage, "thermal_zones": facts.thermal_zones}
+    )
+    assert worker.poll("desk", "no-job", 1, 0, 0.0).state == "absent"
+    with pytest.raises(AttributeError):
+        worker.no_such_method()  # type: ignore[attr-defined]
+
+
+def test_errors_of_a_device_come_through_the_actor(pool: RayPool, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    text = f"version: 1\ndevices: [{{name: broken, transport: local, workdir: {tmp_path}/file}}]"
+    worker = pool.host_worker(parse_inventory(text.encode(), Path("inventory.yaml")).devices)
+    with pytest.raises(Exception, match=r"broken: \S+file/bin\S+ cannot be written") as caught:
+        worker.facts("broken")
+    assert caught.value.device == "broken"  # type: ignore[attr-defined]
+
+
+def test_a_job_goes_on_when_its_actor_is_killed(pool: RayPool, settings: Settings, tmp_path: Path) -> None:
+    worker = pool.host_worker(DEVICES)
+    local = HostWorker(settings, DEVICES)
+    job = probe_job(local.facts("desk").identity, units=200)
+    assert worker.start_job("desk", job)
+    pid = json.loads((Path(local.spool("desk")) / f"jobs/{job.id}/1/pid").read_bytes())["pid"]
+    ray.kill(worker._actor, no_restart=False)  # type: ignore[attr-defined]
+    records, offset, state = 0, 0, "running"
+    while state == "running":
+        polled = worker.poll("desk", job.id, 1, offset, 5.0)
+        offset, state = polled.next_offset, polled.state
+        records += len(polled.records)
+    assert (state, records) == ("ended", 202)
+    start = local.poll("desk", job.id, 1, 0, 0.0).records
+    assert sum(isinstance(record.payload, StartRecord) for record in start) == 1  # one agent, never resumed
+    assert _reaped(pid)
+
+
+def _reaped(pid: int) -> bool:
+    """Whether the ended agent leaves the process table soon: its journal ends a moment before it does."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def probe_job(identity: str, units: int) -> Job:
+    return Job(
+        format="stifarm-job",
+        version=1,
+        id="job-1",
+        attempt=1,
+        lease=Lease(store="test", counter=1, takeover=False),
+        device=identity,
+        bundle=None,
+        task_data=None,
+        engine="native",
+        threads=1,
+        queue_depth=1,
+        cpus=(),
+        machine_lock=None,
+        emulation=None,
+        gates=OPEN_GATES,
+        units=tuple(ProbeUnit(number=number, kind="probe") for number in range(units)),
+    )
+
+
+def test_errors_survive_pickling() -> None:
+    for error in (
+        TransientError("what", "remedy", device="d"),
+        InfeasiblePlanError("w", "r", smallest_target_ns=3),
+        SelectorError("w"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
+
+
+LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from orchestrator.ray_pool import RayPool
+from orchestrator.settings import load_settings
+from tests.integration.test_ray_pool import square
+
+def slow(number):
+    time.sleep(600)
+
+with RayPool(load_settings(environ={}, home=Path(sys.argv[1])), num_cpus=1) as pool:
+    print(dict(pool.map_tasks(square, [5])), flush=True)
+    list(pool.map_tasks(slow, [1, 2, 3]))
+"""
+
+
+@pytest.mark.parametrize(("kill", "clean"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
+def test_nothing_of_ray_is_left_when_the_controller_goes(
+    tmp_path: Path, kill: signal.Signals, clean: bool
+) -> None:
+    repo = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "home")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=repo,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process:
+        line = process.stdout.readline()
+        while line and "{5: 25}" not in line:
+            line = process.stdout.readline()
+        assert "{5: 25}" in line
+        children = psutil.Process(process.pid).children(recursive=True)
+        late = {child.pid for child in children if child.cmdline()[0] in LATE}
+        assert len(children) >= len(late) + 3
+        process.send_signal(kill)
+        process.wait(60)
+    # Ray's two monitoring agents notice a kill -9 late and leave by themselves within a minute.
+    prompt = [child for child in children if clean or child.pid not in late]
+    wait_for(lambda: not [child for child in prompt if child.is_running() and child.status() != "zombie"])
+    assert process.returncode != 0
+    folders = list(Path(tempfile.gettempdir()).glob(f"stifarm-ray-{process.pid}-*"))
+    assert bool(folders) != clean
+    _session_folder().rmdir()  # what every start does first: sweep folders of dead processes
+    assert not list(Path(tempfile.gettempdir()).glob(f"stifarm-ray-{process.pid}-*"))

@@ -1,0 +1,257 @@
+"""Jobs driven by the host on real agents: whatever is killed, nothing is lost and nothing counted twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from db.errors import LeaseHeldError
+from db.leases import acquire_lease
+from orchestrator import measure
+from orchestrator.dispatch import Outcome, Request, lose_attempts, next_repetition, run_job
+from orchestrator.errors import StableError
+from orchestrator.farm import ControllerBusyError, Farm, controlling
+from orchestrator.measure import Question, RunSettings
+from orchestrator.worker import HostWorker
+from sti_runtime.messages import ResultRecord, StartRecord
+from tests.farm_world import (
+    BOARD,
+    DESK,
+    agent_pid,
+    attempts_of,
+    fill,
+    job_folders,
+    job_states,
+    journal,
+    journal_lines,
+    make_ready,
+    open_world,
+    probe_request,
+    score,
+    start_controller,
+    stored_records,
+    wait_for,
+    write_inventory,
+)
+
+UNITS = 1500
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    write_inventory(tmp_path, DESK, BOARD)
+    with open_world(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def worker(farm: Farm) -> Iterator[HostWorker]:
+    started = HostWorker(farm.settings, farm.inventory.devices)
+    yield started
+    started.close()
+
+
+def run(farm: Farm, worker: HostWorker, request: Request) -> Outcome:
+    return run_job(farm.store, worker, farm.owner, request)
+
+
+def only_folder(root: Path, kind: str = "probe", device: str = "desk") -> Path:
+    """The one attempt of the one job of a kind."""
+    wait_for(lambda: bool(job_folders(root, device, kind)), "the job's folder")
+    folders = job_folders(root, device, kind)
+    assert [path.name for path in folders] == ["1"]
+    return folders[0]
+
+
+def check_once(farm: Farm, outcome: Outcome, folder: Path) -> list[int]:
+    """Every unit once, and the store holds the device's journal record by record; the agents' starts."""
+    on_device = journal(folder)
+    assert stored_records(farm, outcome.job_id, 1) == on_device
+    units = [r.payload.unit for r in on_device if isinstance(r.payload, ResultRecord)]
+    assert units == list(range(len(outcome.request.units)))
+    assert outcome.complete
+    assert attempts_of(farm, outcome.job_id) == [(1, "done")]
+    return [r.payload.first_unit for r in on_device if isinstance(r.payload, StartRecord)]
+
+
+@pytest.mark.slow
+def test_every_step_measures_once(farm: Farm, worker: HostWorker) -> None:
+    work = fill(farm)
+    assert score(farm, work.bundle) == 4
+    assert score(farm, work.bundle) == 0
+    question = Question(10**12, 10_000, 1_000_000)
+    rounds: list[list[tuple[bool, str]]] = []
+    for _ in range(2):
+        ready = make_ready(farm, worker, work, "desk")
+        profiled = measure.profile_device(farm, worker, ready, work, again=False, advance=None)
+        (answer,) = measure.make_plans(farm, ready.device, work, [question])
+        assert answer.plan is not None
+        settings = RunSettings(requests=3)
+        ran = measure.run_plans(
+            farm, worker, ready, work, [answer.plan], settings, again=False, advance=None
+        )  # fmt: skip
+        scored = measure.score_plans(farm, worker, ready, work, [answer.plan], advance=None)
+        assert (scored is None) == bool(rounds)
+        rounds.append([(profiled.ran, profiled.profile.digest), (ran.ran, ran.job_id)])
+    assert [ran for ran, _ in rounds[0]] == [True, True]
+    assert rounds[1] == [(False, digest) for _, digest in rounds[0]]
+    assert set(job_states(farm).values()) == {"done"}
+    (found,) = measure.answers_for(farm, ["desk"], task=work.task)
+    assert found.measured is not None
+    assert found.measured.latency.count + found.measured.invalid == 3
+    assert found.accuracy is not None
+    assert found.accuracy.correct.total == work.rows
+
+
+def test_a_finished_job_is_not_run_again_unless_a_repetition_is_asked(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    request = probe_request(farm, worker, 3)
+    done: list[tuple[int, int]] = []
+    first = run_job(farm.store, worker, farm.owner, request, advance=lambda *at: done.append(at))
+    assert done[-1] == (3, 3)
+    before = (only_folder(tmp_path) / "journal.log").read_bytes()
+    second = run(farm, worker, request)
+    assert (first.ran, second.ran) == (True, False)
+    assert second.results == first.results
+    assert (only_folder(tmp_path) / "journal.log").read_bytes() == before
+    repetition = next_repetition(farm.store, request)
+    assert repetition.again == 1
+    assert run(farm, worker, repetition).ran
+    assert next_repetition(farm.store, request).again == 2
+
+
+def test_an_agent_killed_in_the_middle_is_started_again(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    request = probe_request(farm, worker, UNITS)
+    outcomes: list[Outcome] = []
+    driving = threading.Thread(target=lambda: outcomes.append(run(farm, worker, request)))
+    driving.start()
+    folder = only_folder(tmp_path)
+    wait_for(lambda: journal_lines(folder) > 5, "some units")
+    os.kill(agent_pid(folder), signal.SIGKILL)
+    driving.join(60)
+    starts = check_once(farm, outcomes[0], folder)
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1] < UNITS
+
+
+def test_a_controller_killed_in_the_middle_is_succeeded_in_the_same_attempt(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    controller = start_controller(tmp_path, UNITS)
+    folder = only_folder(tmp_path)
+    job_id = folder.parent.name
+    wait_for(lambda: journal_lines(folder) > 5, "some units")
+    wait_for(lambda: len(stored_records(farm, job_id, 1)) > 0, "a first batch in the store")
+    controller.kill()
+    controller.wait(30)
+    assert len(stored_records(farm, job_id, 1)) < UNITS
+    outcome = run(farm, worker, probe_request(farm, worker, UNITS))
+    assert outcome.ran
+    # The agent went on while nobody listened.
+    assert check_once(farm, outcome, folder) == [0]
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_the_same_request_goes_on_on_a_slowed_device(tmp_path: Path) -> None:
+    write_inventory(tmp_path, BOARD)
+    units = 4
+    with open_world(tmp_path) as farm:
+        fill(farm)
+    controller = start_controller(tmp_path, units)
+    folder = only_folder(tmp_path, device="board")
+    wait_for(lambda: journal_lines(folder) > 1, "a unit")
+    controller.send_signal(signal.SIGINT)
+    _, errors = controller.communicate(timeout=60)
+    assert controller.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    wait_for(lambda: not (folder / "pid").exists(), "the agent to stop")
+    done = sum(isinstance(record.payload, ResultRecord) for record in journal(folder))
+    assert 0 < done < units
+    with open_world(tmp_path) as farm:
+        worker = HostWorker(farm.settings, farm.inventory.devices)
+        request = probe_request(farm, worker, units)
+        assert request.target.emulation is not None
+        assert request.target.emulation.io_mechanism == "agent"
+        outcome = run(farm, worker, request)
+        assert check_once(farm, outcome, folder) == [0, done]
+        worker.close()
+
+
+def test_a_device_that_another_controller_holds_is_named(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    request = probe_request(farm, worker, 1)
+    with farm.store.session() as session:
+        acquire_lease(session, request.device_id, "lab2:/srv/farm", 90 * 10**9)
+    with pytest.raises(LeaseHeldError, match=r"desk is in use by lab2:/srv/farm, for up to \d+ s") as caught:
+        run(farm, worker, request)
+    assert "Wait for it" in caught.value.remedy
+    assert job_folders(tmp_path, "desk", "probe") == []
+
+
+def test_one_controller_of_a_home_at_a_time(farm: Farm, tmp_path: Path) -> None:
+    controller = start_controller(tmp_path, UNITS)
+    only_folder(tmp_path)
+    with (
+        pytest.raises(ControllerBusyError, match=rf"process {controller.pid}\)") as caught,
+        controlling(farm),
+    ):
+        pass
+    assert "Wait until it ends" in caught.value.remedy
+    controller.kill()
+    controller.wait(30)
+    with controlling(farm):
+        pass
+
+
+def test_another_farms_device_refuses_and_says_why(farm: Farm, worker: HostWorker, tmp_path: Path) -> None:
+    run(farm, worker, probe_request(farm, worker, 1))
+    (other := tmp_path / "other").mkdir()
+    spool = farm.settings.spool("desk")
+    write_inventory(other, DESK.replace("threads", f"workdir: {spool}, threads"))
+    with open_world(other) as second:
+        stranger = HostWorker(second.settings, second.inventory.devices)
+        outcome = run(second, stranger, probe_request(second, stranger, 2))
+        with pytest.raises(StableError, match=r"desk: its agent refused job .*store") as caught:
+            outcome.require_complete()
+        assert caught.value.remedy
+        stranger.close()
+
+
+def test_a_cleaned_device_gets_a_new_attempt(farm: Farm, worker: HostWorker, tmp_path: Path) -> None:
+    controller = start_controller(tmp_path, UNITS)
+    folder = only_folder(tmp_path)
+    wait_for(lambda: journal_lines(folder) > 5, "some units")
+    controller.kill()
+    controller.wait(30)
+    os.kill(agent_pid(folder), signal.SIGKILL)
+    worker.clean("desk")
+    lose_attempts(farm.store, "desk")
+    outcome = run(farm, worker, probe_request(farm, worker, UNITS))
+    assert outcome.complete
+    assert attempts_of(farm, outcome.job_id) == [(1, "lost"), (2, "done")]
+    assert stored_records(farm, outcome.job_id, 2) == journal(job_folders(tmp_path, "desk", "probe")[0])
+
+
+def test_a_failed_unit_is_named_and_the_job_can_be_tried_again(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    work = fill(farm)
+    ready = make_ready(farm, worker, work, "desk")
+    measure.profile_device(farm, worker, ready, work, again=False, advance=None)
+    rows = farm.settings.spool("desk") / "tasks" / f"{work.task_data}.safetensors"
+    kept = rows.read_bytes()
+    rows.write_bytes(kept[:-8])
+    with pytest.raises(StableError, match=r"desk: unit \d+ of job profile-"):
+        measure.profile_device(farm, worker, ready, work, again=True, advance=None)
+    rows.write_bytes(kept)
+    again = measure.profile_device(farm, worker, ready, work, again=True, advance=None)
+    assert again.ran

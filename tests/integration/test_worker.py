@@ -1,0 +1,202 @@
+"""The host's worker on a real agent: jobs start, are tailed, survive kills, and stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import AgentError, StableError
+from orchestrator.inventory import parse_inventory
+from orchestrator.settings import load_settings
+from orchestrator.worker import HostWorker
+from sti_runtime.messages import (
+    EndRecord,
+    Job,
+    JournalRecord,
+    Lease,
+    ProbeUnit,
+    ResultRecord,
+    StartRecord,
+)
+from sti_runtime.records import sha256_hex
+from tests.agent_data import OPEN_GATES, tiny_bundle
+
+DESK = "name: desk, transport: local, threads: 1, workdir: work/desk"
+
+
+def new_worker(farm: Path) -> HostWorker:
+    path = farm / "inventory.yaml"
+    devices = parse_inventory(path.read_bytes(), path).devices
+    return HostWorker(load_settings(environ={}, cwd=farm), devices)
+
+
+@pytest.fixture(params=["native", "torch"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, engine: str) -> Iterator[HostWorker]:
+    (tmp_path / "inventory.yaml").write_text(f"version: 1\ndevices: [{{{DESK}, engine: {engine}}}]")
+    started = new_worker(tmp_path)
+    yield started
+    started.close()
+
+
+def a_job(worker: HostWorker, farm: Path, units: int = 3, *, id_: str = "job-1", counter: int = 1) -> Job:
+    return Job(
+        format="stifarm-job",
+        version=1,
+        id=id_,
+        attempt=1,
+        lease=Lease(store="test", counter=counter, takeover=False),
+        device=worker.facts("desk").identity,
+        bundle=None,
+        task_data=None,
+        engine=worker.facts("desk").engines[0],
+        threads=1,
+        queue_depth=1,
+        cpus=(),
+        machine_lock=str(farm / "machine.lock"),
+        emulation=None,
+        gates=OPEN_GATES,
+        units=tuple(ProbeUnit(number=number, kind="probe") for number in range(units)),
+    )
+
+
+def follow(worker: HostWorker, job: Job, offset: int = 0) -> tuple[list[JournalRecord], str, int]:
+    """Everything from ``offset`` until the job does not run."""
+    records: list[JournalRecord] = []
+    for _ in range(100):
+        polled = worker.poll("desk", job.id, job.attempt, offset, 5.0)
+        records += polled.records
+        offset = polled.next_offset
+        if polled.state != "running":
+            return records, polled.state, offset
+    raise AssertionError("the job does not end")
+
+
+def test_a_job_runs_is_tailed_once_and_not_started_again(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path)
+    assert worker.spool("desk") == str(tmp_path / "work/desk")
+    assert worker.poll("desk", job.id, 1, 0, 0.0).state == "absent"
+    assert worker.start_job("desk", job)
+    records, state, offset = follow(worker, job)
+    assert state == "ended"
+    assert [record.seq for record in records] == list(range(5))
+    assert isinstance(records[0].payload, StartRecord)
+    assert [r.payload.unit for r in records if isinstance(r.payload, ResultRecord)] == [0, 1, 2]
+    assert isinstance(records[-1].payload, EndRecord)
+    again = worker.poll("desk", job.id, 1, offset, 5.0)
+    assert (again.records, again.state, again.next_offset) == ((), "ended", offset)
+    assert not worker.start_job("desk", job)
+    assert not new_worker(tmp_path).start_job("desk", job)
+
+
+def test_records_can_be_read_in_pieces_from_any_record_on(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path)
+    worker.start_job("desk", job)
+    whole, _, _ = follow(worker, job)
+    journal = Path(f"{worker.spool('desk')}/jobs/{job.id}/1/journal.log").read_bytes()
+    seen: list[JournalRecord] = []
+    offset = 0
+    for record in whole:
+        polled = worker.poll("desk", job.id, 1, offset, 0.0)
+        assert polled.records[0] == record
+        offset = journal.index(b"\n", offset) + 1
+        seen.append(record)
+    assert seen == whole
+
+
+def test_an_agent_killed_is_seen_and_resumed_by_another_worker(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path, units=300)
+    assert worker.start_job("desk", job)
+    folder = Path(worker.spool("desk")) / "jobs" / job.id / "1"
+    deadline = time.monotonic() + 60
+    while (folder / "journal.log").read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < deadline
+    os.kill(json.loads((folder / "pid").read_bytes())["pid"], signal.SIGKILL)
+    records, state, offset = follow(worker, job)
+    assert state == "stopped"
+    second = new_worker(tmp_path)
+    assert second.start_job("desk", job)
+    more, state, _ = follow(second, job, offset)
+    assert state == "ended"
+    records += more
+    assert [record.seq for record in records] == list(range(len(records)))
+    units = [r.payload.unit for r in records if isinstance(r.payload, ResultRecord)]
+    assert sorted(units) == units == list(range(300))
+
+
+def test_a_refused_job_ends_with_its_reason(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path).model_copy(update={"device": "0123456789abcdef"})
+    worker.start_job("desk", job)
+    records, state, _ = follow(worker, job)
+    assert state == "ended"
+    end = records[-1].payload
+    assert isinstance(end, EndRecord)
+    assert end.refused is not None
+    assert "this is" in end.refused
+
+
+def test_another_job_under_the_same_attempt_is_refused(worker: HostWorker, tmp_path: Path) -> None:
+    worker.start_job("desk", a_job(worker, tmp_path))
+    with pytest.raises(StableError, match=r"desk: attempt 1 of job job-1 .*higher attempt number"):
+        worker.start_job("desk", a_job(worker, tmp_path, units=2))
+
+
+def test_a_damaged_journal_is_reported_with_the_records_before_it(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path)
+    worker.start_job("desk", job)
+    follow(worker, job)
+    journal = Path(worker.spool("desk")) / "jobs" / job.id / "1/journal.log"
+    lines = journal.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b"probe", b"porbe")
+    journal.write_bytes(b"\n".join(lines))
+    polled = worker.poll("desk", job.id, 1, 0, 0.0)
+    assert polled.state == "damaged"
+    assert [record.seq for record in polled.records] == [0, 1]
+    assert "checksum" in polled.detail
+
+
+def test_a_job_is_stopped_and_the_device_cleaned(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path, units=2000)
+    worker.start_job("desk", job)
+    with pytest.raises(Exception, match="desk: ") as caught:
+        worker.clean("desk")
+    assert "busy" in str(caught.value).lower() or "in use" in str(caught.value)
+    worker.stop_job("desk", job.id, 1)
+    _, state, _ = follow(worker, job)
+    assert state in ("stopped", "ended")
+    assert not worker.stop_job("desk", job.id, 1)
+    worker.clean("desk")
+    assert list(Path(worker.spool("desk")).iterdir()) == []
+    assert worker.poll("desk", job.id, 1, 0, 0.0).state == "absent"
+
+
+def test_deploys_through_the_worker(worker: HostWorker, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundles")
+    lease = Lease(store="test", counter=3, takeover=False)
+    assert not worker.deploy("desk", bundle, lease).already
+    assert worker.deploy("desk", bundle, lease).already
+    worker.verify("desk", bundle.name)
+    region = Path(worker.spool("desk")) / "bundles" / bundle.name / "k2.bin"
+    with region.open("r+b") as stream:
+        stream.write(b"\xff" * 16)
+    with pytest.raises(StableError, match=r"desk: bundle \w+ was damaged on its storage .*Deploy again"):
+        worker.verify("desk", bundle.name)
+    assert worker.deploy("desk", bundle, lease).chunks_sent == 1
+    worker.verify("desk", bundle.name)
+    (tmp_path / "rows").write_bytes(b"rows")
+    report = worker.deploy_task_data("desk", tmp_path / "rows", lease)
+    assert (report.digest, report.bytes_sent) == (sha256_hex(b"rows"), 4)
+    assert worker.progress("desk") == (0, 0)
+    other = tiny_bundle(tmp_path / "bundles", seed=3)
+    with pytest.raises(AgentError, match="its controller is stale"):
+        worker.deploy("desk", other, Lease(store="test", counter=2, takeover=False))

@@ -1,0 +1,80 @@
+/* reading_program.c: the sensors and the parsers of facts over captured files, for test_reading.py.
+ *
+ *   sensors ROOT SPOOL            sensors of the trees ROOT/sys and ROOT/proc
+ *   gates LIMITS… READINGS…       verdicts: "" for null; temperature, battery, load, free space; then before's temperature
+ *   model | features | clocks | os-release | build-prop | mount PATH | property NAME      of standard input
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../agent/native/facts_parse.h"
+#include "../../agent/native/kernel_files.h"
+#include "../../agent/native/sensors.h"
+
+static int print_sensors(const char *root, const char *spool) {
+  char sys[4096], proc[4096];
+  Text out = {0};
+  Sensors sensors;
+  snprintf(sys, sizeof sys, "%s/sys", root);
+  snprintf(proc, sizeof proc, "%s/proc", root);
+  kernel_roots.sys = sys;
+  kernel_roots.proc = proc;
+  sensors_read(spool, &sensors);
+  sensors_write(&out, &sensors);
+  puts(out.data);
+  text_free(&out);
+  return 0;
+}
+
+static bool number(const char *text, int64_t *value) { return parse_int(text, value); }
+
+static int print_gates(char **argv) {
+  Gates gates = {.wait_limit_s = 3};
+  Sensors now = {0}, before = {0};
+  GateVerdict verdicts[GATE_COUNT];
+  Text out = {0};
+  StiError error;
+  gates.has_temperature = number(argv[0], &gates.max_temperature_milli_c);
+  gates.has_battery = number(argv[1], &gates.min_battery_percent);
+  gates.has_load = number(argv[2], &gates.max_load_milli);
+  gates.has_free = number(argv[3], &gates.min_free_bytes);
+  now.has_temperature = number(argv[4], &now.temperature_milli_c);
+  now.has_battery = number(argv[5], &now.battery_percent);
+  now.has_load = number(argv[6], &now.load_milli);
+  now.has_free = number(argv[7], &now.free_bytes);
+  before.has_temperature = number(argv[8], &before.temperature_milli_c);
+  int count = gates_check(&gates, &now, before.has_temperature ? &before : NULL, verdicts);
+  gates_write(&out, verdicts, count);
+  puts(out.data);
+  gates_error(verdicts, count, 3.4, &gates, &error);
+  puts(gates_shut(verdicts, count) ? error.what : "");
+  text_free(&out);
+  return 0;
+}
+
+static void print_found(bool found, const char *text) { puts(found ? text : "null"); }
+
+int main(int argc, char **argv) {
+  static char input[KERNEL_TEXT];
+  char found[1024], other[1024];
+  int64_t khz[16];
+  const char *what = argc > 1 ? argv[1] : "";
+  if (strcmp(what, "sensors") == 0 && argc == 4) return print_sensors(argv[2], argv[3]);
+  if (strcmp(what, "gates") == 0 && argc == 11) return print_gates(argv + 2);
+  size_t length = fread(input, 1, sizeof input - 1, stdin);
+  if (strcmp(what, "model") == 0) print_found(parse_cpu_model(input, found, sizeof found), found);
+  if (strcmp(what, "features") == 0) puts(cpu_flags(input));
+  if (strcmp(what, "os-release") == 0) print_found(parse_os_release(input, found, sizeof found), found);
+  if (strcmp(what, "build-prop") == 0) print_found(parse_build_prop(input, found, sizeof found), found);
+  if (strcmp(what, "property") == 0 && argc == 3)
+    print_found(parse_property_area(input, length, argv[2], found, sizeof found), found);
+  if (strcmp(what, "mount") == 0 && argc == 3) {
+    bool mounted = parse_mount(input, argv[2], found, other, sizeof found);
+    printf("%s %s\n", mounted ? found : "null", mounted ? other : "null");
+  }
+  if (strcmp(what, "clocks") == 0)
+    for (int i = 0, count = parse_clocks(input, khz, 16); i < count; i++) printf("%" PRId64 "\n", khz[i]);
+  return 0;
+}

@@ -1,0 +1,75 @@
+"""C test programs over the runtime's native sources, built with the compiler's sanitizers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from orchestrator.toolchain import FAST_PREFIXES, FLAGS, SOURCE_FOLDERS, TARGETS, cache_folder
+
+Sanitizer = Literal["address,undefined", "thread"]
+
+RUNTIME = SOURCE_FOLDERS[0]
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "halt_on_error=1:detect_leaks=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def build_sanitized(sanitizer: Sanitizer, *programs: Path, runtime: Sequence[Path] | None = None) -> Path:
+    """``programs`` with all of the runtime, or these files of it, as one executable.
+
+    Objects are kept in the builder's cache. Skips the test where there is no gcc for x86-64.
+    """
+    compiler = shutil.which("gcc")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("sanitized builds need gcc on x86-64")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    folder = cache_folder() / "sanitized"
+    folder.mkdir(parents=True, exist_ok=True)
+    mode = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer")
+
+    def build_object(source: Path) -> Path:
+        flags = (*FLAGS, "-Werror", *_file_flags(source), *mode)
+        folders = {RUNTIME} if source.parent == RUNTIME else set(SOURCE_FOLDERS)
+        headers = b"".join(path.read_bytes() for part in sorted(folders) for path in sorted(part.glob("*.h")))
+        key = hashlib.sha256(repr((version, flags, str(source))).encode() + headers + source.read_bytes())
+        path = folder / f"{key.hexdigest()}.o"
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            _run(compiler, *flags, "-c", source, "-o", partial)
+            partial.replace(path)
+        return path
+
+    sources = (*programs, *(sorted(RUNTIME.glob("*.c")) if runtime is None else runtime))
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(build_object, sources))
+    name = hashlib.sha256(repr(objects).encode()).hexdigest()
+    path = folder / name
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        _run(compiler, *mode, "-pthread", *objects, "-lm", "-o", partial)
+        partial.replace(path)
+    return path
+
+
+def _file_flags(source: Path) -> tuple[str, ...]:
+    special = [flags for suffix, flags in TARGETS["x86_64"].by_suffix.items() if source.stem.endswith(suffix)]
+    contract = "fast" if source.stem.startswith(FAST_PREFIXES) else "off"
+    # -O1: checked kernels take minutes to compile at -O3.
+    return ("-O1", f"-ffp-contract={contract}", *(flag for flags in special for flag in flags))
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]

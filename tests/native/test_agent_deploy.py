@@ -1,0 +1,605 @@
+"""The native agent's deploy and housekeeping beside the Python agent's: same verbs, same answers, same files.
+
+The executable is built with sanitizers; a test that needs the real one says why. Python's half of each
+comparison runs in this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import chunks, housekeeping, identity
+from agent.locks import hold, hold_machine
+from agent.spool import Spool
+from sti_runtime.records import canonical_json, sha256_hex
+from tests.agent_data import (
+    agent_emulation,
+    make_job,
+    make_pack,
+    manifest_of,
+    probes,
+    push_job,
+    tiny_bundle,
+)
+from tests.agents import Agent, agent_called
+from tests.bundles import make_bundle, small_config
+from tests.native.core import (
+    abandon,
+    call,
+    done_by_python,
+    finish,
+    journal_lines,
+    native_job,
+    sanitized_agent,
+    wait_for,
+)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return sanitized_agent()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.open(tmp_path / "spool")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+# ------------------------------------------------------------------ deploy
+
+
+def same_answer(
+    agent: Agent,
+    spools: tuple[Spool, Spool],
+    words: Sequence[object],
+    python: Callable[[Spool], dict[str, Any]],
+) -> dict[str, Any]:
+    """The verb on the native spool, and its twin on the Python one; code and report must be equal."""
+    code, report = call(agent, spools[0], *words)
+    wanted = done_by_python(python, spools[1])
+    assert code == wanted[0], (report, wanted)
+    if code == 0:
+        assert report == wanted[1]
+    else:
+        assert report["error"]["type"] == wanted[1]["error"]["type"]
+    return report
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Contents by path; done lists as the set they mean; lock files apart."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not name.startswith("locks/"):
+            data = path.read_bytes()
+            if path.suffix == ".done":
+                data = repr(sorted({int(line) for line in data.split(b"\n") if line.isdigit()})).encode()
+            found[name] = data
+    return found
+
+
+def accept_twin(digest: str, pack: Path, spool: Spool) -> dict[str, Any]:
+    return chunks.accept(spool, digest, pack)
+
+
+def test_a_deploy_with_any_damage_goes_the_same_way_on_both(
+    agent: Agent, bundle: Path, tmp_path: Path
+) -> None:
+    """Random packs, damaged, cut, repeated; content damaged on storage; a bundle that shares chunks."""
+    rng = random.Random(9)
+    spools = (Spool.open(tmp_path / "native"), Spool.open(tmp_path / "python"))
+    manifest = bundle / "manifest.json"
+    both = partial(same_answer, agent, spools)
+    for _ in range(6):
+        wanted = both(("missing", manifest), lambda s: chunks.missing(s, manifest))["missing"]
+        part = rng.sample(wanted, rng.randrange(len(wanted) + 1))
+        packs = [make_pack(spool, bundle, part) for spool in spools]
+        data = bytearray(packs[0].read_bytes())
+        header = data.index(b"\n") + 1
+        if len(data) > header:
+            data[rng.randrange(header, len(data))] ^= 0x10
+            del data[rng.randrange(header, len(data)) :]
+        for pack in packs:
+            pack.write_bytes(data)
+        both(("accept", bundle.name, packs[0]), partial(accept_twin, bundle.name, packs[1]))
+        both(("commit", bundle.name), lambda s: chunks.commit(s, bundle.name))
+        assert files_below(spools[0].root) == files_below(spools[1].root)
+    wanted = both(("missing", manifest), lambda s: chunks.missing(s, manifest))["missing"]
+    packs = [make_pack(spool, bundle, wanted) for spool in spools]
+    report = both(("accept", bundle.name, packs[0]), lambda s: chunks.accept(s, bundle.name, packs[1]))
+    assert report["remaining"] == 0
+    for spool in spools:
+        with (spool.incoming_bundle(bundle.name) / "k32.bin").open("r+b") as stream:
+            stream.seek(5000)
+            stream.write(b"\x99")
+    damaged = both(("commit", bundle.name), lambda s: chunks.commit(s, bundle.name))
+    assert damaged["error"]["type"] == "DigestError"
+    assert "1 of" in damaged["error"]["what"]
+    wanted = both(("missing", manifest), lambda s: chunks.missing(s, manifest))["missing"]
+    assert len(wanted) == 1
+    packs = [make_pack(spool, bundle, wanted) for spool in spools]
+    both(("accept", bundle.name, packs[0]), lambda s: chunks.accept(s, bundle.name, packs[1]))
+    assert both(("commit", bundle.name), lambda s: chunks.commit(s, bundle.name))["state"] == "committed"
+    assert both(("commit", bundle.name), lambda s: chunks.commit(s, bundle.name))["state"] == "already"
+    assert both(("missing", manifest), lambda s: chunks.missing(s, manifest))["complete"]
+    assert both(("verify", bundle.name), lambda s: chunks.verify(s, bundle.name))["state"] == "intact"
+
+    wider = tiny_bundle(tmp_path, fidelities=(2, 3, 32))
+    for spool in spools:
+        with (spool.bundle(bundle.name) / "k2.bin").open("r+b") as stream:
+            stream.write(b"\xff\xff\xff\xff")
+        (spool.bundles / "no-bundle").mkdir()
+    report = both(("missing", wider / "manifest.json"), lambda s: chunks.missing(s, wider / "manifest.json"))
+    assert 0 < report["copied"] < report["total"]
+    verdict = both(("verify", bundle.name), lambda s: chunks.verify(s, bundle.name))
+    assert (verdict["state"], verdict["damaged"]) == ("damaged", [0])
+    assert files_below(spools[0].root) == files_below(spools[1].root)
+
+
+@pytest.mark.parametrize("native_first", [True, False])
+def test_one_agent_begins_a_deploy_and_the_other_ends_it(
+    agent: Agent, spool: Spool, bundle: Path, native_first: bool
+) -> None:
+    """Each step by the agent that did not do the one before."""
+    manifest = bundle / "manifest.json"
+    natives = itertools.cycle([native_first, not native_first])
+
+    def step(verb: str, *words: Any) -> dict[str, Any]:
+        if next(natives):
+            code, report = call(agent, spool, verb, *words)
+            assert code == 0, report
+            return report
+        done: dict[str, Any] = getattr(chunks, verb)(spool, *words)
+        return done
+
+    wanted = step("missing", manifest)["missing"]
+    half = wanted[::2]
+    report = step("accept", bundle.name, make_pack(spool, bundle, half))
+    assert report["remaining"] == len(wanted) - len(half)
+    rest = step("missing", manifest)["missing"]
+    assert sorted(half + rest) == wanted
+    assert step("accept", bundle.name, make_pack(spool, bundle, rest))["remaining"] == 0
+    assert step("commit", bundle.name)["state"] == "committed"
+    assert step("verify", bundle.name)["state"] == "intact"
+    assert step("missing", manifest)["complete"]
+    for path in bundle.iterdir():
+        assert (spool.bundle(bundle.name) / path.name).read_bytes() == path.read_bytes()
+    assert list(spool.incoming.iterdir()) == []
+
+
+def deploy_verb(agent: Agent, spool: Spool, native: bool, verb: str, *words: Any) -> dict[str, Any]:
+    """A verb by one of the two agents."""
+    return call(agent, spool, verb, *words)[1] if native else getattr(chunks, verb)(spool, *words)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_torn_line_of_the_done_list_never_becomes_a_whole_one(
+    agent: Agent, spool: Spool, bundle: Path, native: bool
+) -> None:
+    """Power fails while "12" of "123" is written; the next numbers are appended behind it."""
+    manifest = bundle / "manifest.json"
+    do = partial(deploy_verb, agent, spool, native)
+    wanted = do("missing", manifest)["missing"]
+    do("accept", bundle.name, make_pack(spool, bundle, wanted[:3]))
+    with spool.done_list(bundle.name).open("ab") as stream:
+        stream.write(b"%d" % wanted[-1])
+    do("accept", bundle.name, make_pack(spool, bundle, wanted[3:5]))
+    for reader in (True, False):
+        assert deploy_verb(agent, spool, reader, "missing", manifest)["missing"] == wanted[5:]
+    nonsense = b"-1\n999999999\n9999999999\n 1\n1 \nx\n\n0x1\n" + b"7" * 5000 + b"\n"
+    spool.done_list(bundle.name).write_bytes(nonsense)
+    assert do("missing", manifest)["missing"] == wanted
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_a_killed_announcement_leaves_is_no_part_of_the_bundle(
+    agent: Agent, spool: Spool, bundle: Path, native: bool
+) -> None:
+    do = partial(deploy_verb, agent, spool, native)
+    do("missing", bundle / "manifest.json")
+    (spool.incoming_bundle(bundle.name) / ".manifest.json.77.partial").write_bytes(b"{")
+    wanted = do("missing", bundle / "manifest.json")["missing"]
+    do("accept", bundle.name, make_pack(spool, bundle, wanted))
+    assert do("commit", bundle.name)["state"] == "committed"
+
+
+def test_equal_chunks_are_sent_once(agent: Agent, spool: Spool, tmp_path: Path) -> None:
+    """Two layers of the same weights give versions of equal bytes."""
+    bundle = tiny_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    versions = manifest["regions"][0]["versions"]
+    region = bundle / "k2.bin"
+    data, size = region.read_bytes(), versions[0]["length"]
+    assert versions[1]["length"] == size
+    region.write_bytes(data[:size] + data[:size] + data[2 * size :])
+    versions[1] |= {key: versions[0][key] for key in ("sha256", "payload_bytes", "outliers")}
+    (bundle / "manifest.json").write_bytes(canonical_json(manifest))
+    twin = bundle.rename(tmp_path / sha256_hex(canonical_json(manifest)))
+    wanted = call(agent, spool, "missing", twin / "manifest.json")[1]["missing"]
+    assert 0 in wanted
+    assert 1 not in wanted
+    pack = make_pack(spool, twin, wanted)
+    report = call(agent, spool, "accept", twin.name, pack)[1]
+    assert (report["accepted"], report["remaining"]) == (len(wanted), 0)
+    assert call(agent, spool, "commit", twin.name)[1]["state"] == "committed"
+    assert (spool.bundle(twin.name) / "k2.bin").read_bytes() == region_of(twin)
+
+
+def region_of(bundle: Path) -> bytes:
+    return (bundle / "k2.bin").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"[0]\n" + b"x" * 10_000_000, "accounts for"),
+        (b"[0, 0]\n", "distinct"),
+        (b"[100000]\n", "distinct"),
+        (b"[-1]\n", "distinct"),
+        (b"[99999999999999999999]\n", "distinct"),
+        (b"[true]\n", "list of integers"),
+        (b"[1.0]\n", "list of integers"),
+        (b'{"a": 1}\n', "list of integers"),
+        (b"[" * 500_000 + b"\n", "list of integers"),
+        (b"not json\n", "list of integers"),
+        (b"\n", "list of integers"),
+        (b"[0]", "no end"),
+        (b"", "no end"),
+        (b"[" + b"1," * 600_000 + b"1]\n", "no end within"),
+    ],
+)
+def test_a_malformed_pack_is_refused_and_removed(
+    agent: Agent, spool: Spool, bundle: Path, content: bytes, cause: str
+) -> None:
+    call(agent, spool, "missing", bundle / "manifest.json")
+    before = files_below(spool.root)
+    pack = spool.incoming / "bad.pack"
+    pack.write_bytes(content)
+    code, report = call(agent, spool, "accept", bundle.name, pack)
+    assert (code, report["error"]["type"]) == (1, "FormatError")
+    assert cause in report["error"]["what"]
+    assert files_below(spool.root) == before
+
+
+def test_a_pack_outside_incoming_is_refused_and_left_alone(
+    agent: Agent, spool: Spool, bundle: Path, tmp_path: Path
+) -> None:
+    call(agent, spool, "missing", bundle / "manifest.json")
+    outside = make_pack(spool, bundle, [0]).rename(tmp_path / "outside.pack")
+    link = spool.incoming / "link.pack"
+    link.symlink_to(outside)
+    paths = (outside, link, spool.incoming / "../../outside.pack", spool.incoming / bundle.name)
+    for pack in (*paths, spool.incoming / "absent", spool.incoming / bundle.name / "k2.bin"):
+        code, report = call(agent, spool, "accept", bundle.name, pack)
+        assert (code, report["error"]["type"]) == (2, "InputError"), pack
+        assert "not a file in" in report["error"]["what"]
+    assert outside.exists()
+
+
+def test_links_in_the_spool_lead_nowhere(agent: Agent, spool: Spool, bundle: Path, tmp_path: Path) -> None:
+    """A file of a bundle, the done list or task data replaced by a link: what it points at stays as it is."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    wanted = call(agent, spool, "missing", bundle / "manifest.json")[1]["missing"]
+    region = spool.incoming_bundle(bundle.name) / "k2.bin"
+    region.unlink()
+    region.symlink_to(victim)
+    assert call(agent, spool, "accept", bundle.name, make_pack(spool, bundle, wanted))[0] == 2
+    assert call(agent, spool, "missing", bundle / "manifest.json")[0] == 2
+    assert call(agent, spool, "commit", bundle.name)[1]["error"]["type"] == "FormatError"
+    region.unlink()
+    call(agent, spool, "missing", bundle / "manifest.json")
+    spool.done_list(bundle.name).unlink(missing_ok=True)
+    spool.done_list(bundle.name).symlink_to(victim)
+    assert call(agent, spool, "accept", bundle.name, make_pack(spool, bundle, wanted))[0] == 2
+    digest = sha256_hex(b"mine")
+    spool.task_partial(digest).symlink_to(victim)
+    assert call(agent, spool, "accept-task", digest)[0] == 2
+    inside = spool.bundles / "link"
+    inside.symlink_to(tmp_path)
+    assert call(agent, spool, "collect")[0] == 0
+    assert not inside.is_symlink()
+    assert victim.read_text() == "mine"
+
+
+def test_a_file_that_does_not_belong_is_not_committed(agent: Agent, spool: Spool, bundle: Path) -> None:
+    wanted = call(agent, spool, "missing", bundle / "manifest.json")[1]["missing"]
+    call(agent, spool, "accept", bundle.name, make_pack(spool, bundle, wanted))
+    folder = spool.incoming_bundle(bundle.name)
+    for name in ("extra.bin", ".hidden"):
+        (folder / name).write_bytes(b"x")
+        code, report = call(agent, spool, "commit", bundle.name)
+        assert (code, report["error"]["type"]) == (1, "FormatError")
+        assert f": {name} is missing, of a wrong size" in report["error"]["what"]
+        (folder / name).unlink()
+    with (folder / "k2.bin").open("ab") as stream:
+        stream.write(b"x")
+    assert ": k2.bin is missing" in call(agent, spool, "commit", bundle.name)[1]["error"]["what"]
+
+
+def edited_manifest(bundle: Path, path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    edit(manifest)
+    path.write_bytes(canonical_json(manifest))
+    return path
+
+
+def test_space_is_checked_before_the_first_byte(
+    agent: Agent, spool: Spool, bundle: Path, tmp_path: Path
+) -> None:
+    def grow(size: int) -> Callable[[dict[str, Any]], None]:
+        def edit(manifest: dict[str, Any]) -> None:
+            last = manifest["files"][-1]
+            sha256 = last["chunks"][-1]["sha256"][::-1]
+            length = min(size, 2**63 - 1 - last["bytes"])
+            last["chunks"].append({"offset": last["bytes"], "length": length, "sha256": sha256})
+            last["bytes"] += length
+
+        return edit
+
+    for size in (2**50, 2**62, 2**63 - 1):
+        huge = edited_manifest(bundle, tmp_path / "huge.json", grow(size))
+        code, report = call(agent, spool, "missing", huge)
+        assert (code, report["error"]["type"]) == (1, "ResourceError")
+        assert " more bytes, " in report["error"]["what"]
+        assert list(spool.incoming.iterdir()) == []
+
+
+def test_storage_that_fills_while_files_are_allocated(agent: Agent, spool: Spool, bundle: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    code, report = call(agent, spool, "missing", bundle / "manifest.json", preexec_fn=limit)
+    assert (code, report["error"]["type"]) == (4, "StorageFullError")
+    assert call(agent, spool, "missing", bundle / "manifest.json")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["../../escape.bin", "/etc/passwd", ".hidden", "a/b", "", "manifest.json"])
+def test_a_path_that_escapes_is_refused(
+    agent: Agent, spool: Spool, bundle: Path, tmp_path: Path, name: str
+) -> None:
+    bad = edited_manifest(bundle, tmp_path / "bad.json", lambda m: m["files"][0].update(file=name))
+    code, report = call(agent, spool, "missing", bad)
+    assert (code, report["error"]["type"]) == (1, "FormatError")
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_a_deploy_killed_at_random_moments_ends_in_the_same_bundle(
+    agent: Agent, spool: Spool, bundle: Path
+) -> None:
+    rng = random.Random(7)
+    everything = range(len(manifest_of(bundle).all_chunks()))
+    for attempt in range(18):
+        verb = ("missing", "accept", "commit")[attempt % 3]
+        pack = make_pack(spool, bundle, everything)
+        words: dict[str, tuple[object, ...]] = {
+            "missing": (bundle / "manifest.json",),
+            "accept": (bundle.name, pack),
+            "commit": (bundle.name,),
+        }
+        started = agent.start(verb, *words[verb], "--spool", spool.root)
+        time.sleep(rng.uniform(0, 0.06))
+        started.kill()
+        started.communicate()
+        if spool.bundle(bundle.name).exists():
+            assert call(agent, spool, "verify", bundle.name)[1]["state"] == "intact"
+            assert call(agent, spool, "collect")[1]["removed"]["bundles"] == [bundle.name]
+    wanted = call(agent, spool, "missing", bundle / "manifest.json")[1]["missing"]
+    call(agent, spool, "accept", bundle.name, make_pack(spool, bundle, wanted))
+    assert call(agent, spool, "commit", bundle.name)[1]["state"] == "committed"
+    assert call(agent, spool, "verify", bundle.name)[1]["state"] == "intact"
+
+
+# ------------------------------------------------------------------ large bundles
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that several threads hash it: 24 MiB."""
+    config = small_config(layers=2, heads=4, hidden=256, ffn=1024)
+    config = config.model_copy(update={"vocab": 14_000})
+    made, _ = make_bundle(config, tmp_path_factory.mktemp("large"))
+    assert sum(path.stat().st_size for path in made.path.iterdir()) > 20 << 20
+    return made.path
+
+
+def damage(spool: Spool, bundle: Path, rng: random.Random) -> list[int]:
+    """Flip a byte in some chunks of a finished bundle; their numbers."""
+    listed = manifest_of(bundle).all_chunks()
+    hit = sorted(rng.sample(range(len(listed)), 5))
+    for index in hit:
+        file, chunk = listed[index]
+        with (spool.bundle(bundle.name) / file).open("r+b") as stream:
+            stream.seek(chunk.offset + rng.randrange(chunk.length))
+            byte = stream.read(1)
+            stream.seek(-1, os.SEEK_CUR)
+            stream.write(bytes([byte[0] ^ 1]))
+    return hit
+
+
+def test_several_threads_find_exactly_the_damaged_chunks(agent: Agent, spool: Spool, large: Path) -> None:
+    shutil.copytree(large, spool.bundle(large.name))
+    assert call(agent, spool, "verify", large.name)[1]["damaged"] == []
+    hit = damage(spool, large, random.Random(2))
+    report = call(agent, spool, "verify", large.name)[1]
+    assert (report["state"], report["damaged"]) == ("damaged", hit)
+    missing = call(agent, spool, "missing", large / "manifest.json")[1]
+    assert missing["missing"] == hit
+    call(agent, spool, "accept", large.name, make_pack(spool, large, hit))
+    assert call(agent, spool, "commit", large.name)[1]["state"] == "committed"
+
+
+def test_the_thread_sanitizer_finds_nothing(spool: Spool, large: Path, tmp_path: Path) -> None:
+    """Hashing in several threads, and the thread that waits for the machine's lock, granted and given up."""
+    agent = sanitized_agent("thread")
+    shutil.copytree(large, spool.bundle(large.name))
+    assert call(agent, spool, "verify", large.name)[1]["state"] == "intact"
+    lock = tmp_path / "machine.lock"
+    job = native_job(spool, machine_lock=str(lock), units=probes(2))
+    words = ("run", spool.job("probe", 1) / "job.json", "--spool", spool.root)
+    with hold_machine(lock, timed=True, stopping=lambda: False):
+        started = agent.start(*words)
+        wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
+        time.sleep(0.2)
+        started.send_signal(signal.SIGTERM)
+        assert finish(started)[0] == 143
+        started = agent.start(*words)
+        wait_for(lambda: journal_lines(spool, job) == 2, "the second start record")
+        time.sleep(0.2)
+    assert finish(started)[0] == 0
+
+
+def test_hashing_needs_little_memory(spool: Spool, large: Path) -> None:
+    """The executable itself, in an address space much smaller than the bundle."""
+    executable = agent_called("x86_64")
+    shutil.copytree(large, spool.bundle(large.name))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 20, 12 << 20))
+
+    assert call(executable, spool, "verify", large.name, preexec_fn=limit)[1]["state"] == "intact"
+
+
+# ------------------------------------------------------------------ kernels that lack a call
+
+
+def refusing(number: int, error: int) -> None:
+    """In a process about to start: have the kernel refuse one system call of x86-64 (seccomp(2))."""
+    load, jump_equal, give = 0x20, 0x15, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | error
+    steps = ((load, 0, 0, 0), (jump_equal, 0, 1, number), (give, 0, 0, refuse), (give, 0, 0, allow))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, program):
+        raise OSError(ctypes.get_errno(), "no seccomp here")
+
+
+def test_a_file_system_that_cannot_allocate_ahead_gets_zeros(spool: Spool, bundle: Path) -> None:
+    """With the executable's own C library, which does not do this by itself."""
+    executable = agent_called("x86_64")
+    fallocate = 285
+    options = {"preexec_fn": partial(refusing, fallocate, errno.EOPNOTSUPP)}
+    wanted = call(executable, spool, "missing", bundle / "manifest.json", **options)[1]["missing"]
+    for path in bundle.iterdir():
+        grown = spool.incoming_bundle(bundle.name) / path.name
+        assert grown.stat().st_size == path.stat().st_size
+        assert grown.stat().st_blocks * 512 >= path.stat().st_size
+    call(executable, spool, "accept", bundle.name, make_pack(spool, bundle, wanted[:3]))
+    rest = call(executable, spool, "missing", bundle / "manifest.json", **options)[1]["missing"]
+    call(executable, spool, "accept", bundle.name, make_pack(spool, bundle, rest))
+    assert call(executable, spool, "commit", bundle.name)[1]["state"] == "committed"
+
+
+def test_a_kernel_without_process_handles_stops_the_agent_too(agent: Agent, spool: Spool) -> None:
+    job = native_job(spool, units=probes(1), emulation=agent_emulation(4_000_000))
+    started = agent.start("run", spool.job(job.id, 1) / "job.json", "--spool", spool.root)
+    wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
+    pidfd_open = 434
+    options = {"preexec_fn": partial(refusing, pidfd_open, errno.ENOSYS)}
+    assert call(agent, spool, "stop", job.id, 1, **options)[1] == {"signalled": started.pid}
+    abandon(started)
+    assert finish(started)[0] == 143
+
+
+# ------------------------------------------------------------------ housekeeping
+
+
+def fill(spool: Spool, bundle: Path) -> None:
+    """Bundles, half a bundle, task data, strays and a job; the same in every spool."""
+    shutil.copytree(bundle, spool.bundle(bundle.name))
+    for digit in "123":
+        spool.bundle(digit * 64).mkdir()
+        spool.task(digit * 64).write_bytes(b"rows")
+        spool.task_partial(digit * 64).write_bytes(b"ro")
+        spool.incoming_bundle(digit * 64).mkdir()
+        (spool.incoming_bundle(digit * 64) / "k2.bin").write_bytes(b"x")
+        spool.done_list(digit * 64).write_bytes(b"1\n")
+        (spool.incoming / f"{digit * 64}.manifest").write_bytes(b"{}")
+    (spool.incoming / "stray.pack").write_bytes(b"x")
+    (spool.incoming / os.fsdecode(b"\xff\xfe")).write_bytes(b"x")
+    (spool.incoming / ("3" * 64 + ".other")).write_bytes(b"x")
+    (spool.bundles / f".{'1' * 64}.77.removed" / "deep" / "deeper").mkdir(parents=True)
+
+
+def test_collect_and_clean_remove_the_same_as_pythons(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    spools = (Spool.open(tmp_path / "native"), Spool.open(tmp_path / "python"))
+    both = partial(same_answer, agent, spools)
+    for spool in spools:
+        fill(spool, bundle)
+        push_job(spool, make_job(spool, bundle="2" * 64, task_data="3" * 64))
+    with (
+        hold(spools[0].run_lock, wait_s=0, what="test", label="probe/1"),
+        hold(spools[1].run_lock, wait_s=0, what="test", label="probe/1"),
+    ):
+        both(("collect", "--keep", bundle.name), lambda s: housekeeping.collect(s, [bundle.name]))
+        for spool in spools:
+            spool.run_lock.write_text("")
+        assert both(("collect",), lambda s: housekeeping.collect(s, []))["error"]["type"] == "BusyError"
+    assert {path.name for path in spools[0].bundles.iterdir()} == {"2" * 64, "3" * 64, bundle.name}
+    assert files_below(spools[0].root).keys() == files_below(spools[1].root).keys()
+    assert both(("collect",), lambda s: housekeeping.collect(s, []))["removed"]["tasks"] == [
+        "2" * 64,
+        "3" * 64,
+    ]
+    assert both(("forget", "probe", 1), lambda s: housekeeping.forget(s, "probe", "1")) == {"removed": True}
+    assert both(("forget", "probe", 1), lambda s: housekeeping.forget(s, "probe", "1")) == {"removed": False}
+    assert list(spools[0].jobs.iterdir()) == []
+    for spool in spools:
+        identity.mark_emulated(spool)
+        push_job(spool, make_job(spool))
+        (spool.root / "notes.txt").write_text("mine")
+        (spool.root / ".hidden").write_text("mine")
+        (spool.root / ".fence.json.123.partial").write_text("left by a killed agent")
+        (spool.root / ".probe.77.partial").write_text("likewise")
+    both(("clean",), housekeeping.clean)
+    assert sorted(path.name for path in spools[0].root.iterdir()) == [".hidden", "notes.txt"]
+
+
+def test_task_data_is_verified_before_it_is_visible(agent: Agent, tmp_path: Path) -> None:
+    spools = (Spool.open(tmp_path / "native"), Spool.open(tmp_path / "python"))
+    both = partial(same_answer, agent, spools)
+    digest = sha256_hex(b"rows" * 1_000_000)
+
+    def ask() -> dict[str, Any]:
+        return both(("has-task", digest), lambda s: housekeeping.has_task(s, digest))
+
+    def take() -> dict[str, Any]:
+        return both(("accept-task", digest), lambda s: housekeeping.accept_task(s, digest))
+
+    assert ask() == {"digest": digest, "present": False, "partial_bytes": 0}
+    assert take()["error"]["type"] == "InputError"
+    for spool in spools:
+        spool.task_partial(digest).write_bytes(b"rows" * 999_999)
+    assert ask()["partial_bytes"] == 3_999_996
+    assert take()["error"]["type"] == "DigestError"
+    assert ask()["partial_bytes"] == 0
+    for spool in spools:
+        spool.task_partial(digest).write_bytes(b"rows" * 1_000_000)
+    assert take()["state"] == "accepted"
+    for spool in spools:
+        spool.task_partial(digest).write_bytes(b"late")
+    assert take()["state"] == "already"
+    assert ask() == {"digest": digest, "present": True, "partial_bytes": 0}

@@ -1,0 +1,85 @@
+"""Fuzz targets over what an agent reads, bounded: small corpora and the same mutations of them each time.
+
+With clang the targets also run unbounded, under libFuzzer: build them with ``-fsanitize=fuzzer`` instead of
+``fuzz_driver.c``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sti_runtime.shard import FIDELITIES
+from tests.native.formats_probe import AGENT, PARSERS, Ask, formats_probe
+from tests.native.make_corpus import CORPUS, config, corpora, small_bundle
+from tests.native.sanitized import ENVIRONMENT, build_sanitized
+
+HERE = Path(__file__).parent
+LIMIT_S = 300.0
+
+TARGETS = {
+    "bundle": ("manifest", (), 4000),
+    "plan": ("plan", (), 6000),
+    "job": ("job", (AGENT / "job.c",), 6000),
+}
+"""Target: its corpus, what it needs besides the parsers, mutations per file."""
+
+
+def fuzz(program: Path, files: list[Path], mutations: int, **environment: str) -> None:
+    done = subprocess.run(
+        [program, str(mutations), "1", *files],
+        capture_output=True,
+        timeout=LIMIT_S,
+        env=os.environ | ENVIRONMENT | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-4000:]
+
+
+def seeds(kind: str) -> list[Path]:
+    return sorted((CORPUS / kind).iterdir())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_parsers(target: str) -> None:
+    kind, sources, mutations = TARGETS[target]
+    program = build_sanitized(
+        "address,undefined", HERE / f"fuzz_{target}.c", HERE / "fuzz_driver.c", *sources, runtime=PARSERS
+    )
+    fuzz(program, seeds(kind), mutations)
+
+
+def test_journal_recovery() -> None:
+    sources = sorted(path for path in AGENT.glob("*.c") if path.stem != "main")
+    program = build_sanitized("address,undefined", HERE / "fuzz_journal.c", HERE / "fuzz_driver.c", *sources)
+    fuzz(program, seeds("journal"), 1500)
+
+
+def test_payloads(tmp_path: Path) -> None:
+    """Stored versions of every fidelity, with outliers and without, and mutations of them."""
+    bundle = small_bundle(tmp_path, config(hidden=24, ffn=40), FIDELITIES)
+    files = []
+    for region in bundle.manifest.regions:
+        version = region.versions[1]
+        stored = (bundle.path / region.file).read_bytes()[version.offset :][: version.payload_bytes]
+        head = bytes([FIDELITIES.index(region.fidelity)]) + np.array(version.outliers, "<u2").tobytes()
+        path = tmp_path / f"payload-{region.fidelity}"
+        path.write_bytes(head + stored)
+        files.append(path)
+    program = build_sanitized("address,undefined", HERE / "fuzz_payload.c", HERE / "fuzz_driver.c")
+    fuzz(program, files, 300, STIFARM_FUZZ_BUNDLE=str(bundle.path))
+
+
+@pytest.fixture(scope="module")
+def ask() -> Ask:
+    return formats_probe()
+
+
+@pytest.mark.parametrize("kind", ["manifest", "plan", "job"])
+def test_the_corpora_are_documents_of_today(ask: Ask, kind: str) -> None:
+    answers = ask(kind, [path.read_bytes() for path in seeds(kind)])
+    assert [answer.error for answer in answers] == [""] * len(corpora()[kind])

@@ -1,0 +1,497 @@
+"""Wrong input to every verb: two lines that name the thing and the remedy, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from orchestrator import measure
+from orchestrator.cli import main
+from orchestrator.worker import HostWorker
+from tests.agent_data import REPO
+from tests.checkpoints import random_model, write_checkpoint
+from tests.farm_world import (
+    BOARD,
+    DESK,
+    fill,
+    make_ready,
+    open_world,
+    score,
+    write_inventory,
+    write_task_files,
+)
+
+FAILED, USAGE = 1, 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command line in this process, whose logging is afterwards as it was."""
+    handlers = list(logging.getLogger().handlers)
+
+    def command(root: Path, *words: str) -> Answer:
+        before = ["--home", str(root / ".stifarm"), "--inventory", str(root / "inventory.yaml")]
+        with pytest.raises(SystemExit) as done:
+            main([*before, *words])
+        captured = capsys.readouterr()
+        code = done.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    yield command
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+
+
+def refusal(answer: Answer, code: int) -> tuple[str, str]:
+    """The two parts of an error: what happened and what to do. Nothing went to stdout."""
+    assert answer.code == code, answer
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    match = re.search(r"^error (.+?)\n {6}(\S.*)\Z", answer.err, re.DOTALL | re.MULTILINE)
+    assert match is not None, answer.err
+    return match[1], match[2].strip()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A farm with a model, a task, a bundle, importance, and the profile of ``desk`` but not of ``board``."""
+    root = tmp_path_factory.mktemp("farm")
+    write_inventory(root, DESK, BOARD)
+    write_task_files(root)
+    with open_world(root) as farm:
+        work = fill(farm)
+        score(farm, work.bundle)
+        worker = HostWorker(farm.settings, farm.inventory.devices)
+        ready = make_ready(farm, worker, work, "desk")
+        measure.profile_device(farm, worker, ready, work, again=False, advance=None)
+        worker.close()
+    return root
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A farm with an inventory and nothing else."""
+    write_inventory(tmp_path, DESK, BOARD)
+    return tmp_path
+
+
+PLAN = ("plan", "--target", "1s")
+EVAL = ("eval", "--target", "1s")
+QUERY = ("plans", "query")
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "remedy"),
+    [
+        # devices
+        ((*PLAN, "--devices", "desc"), "No device is called 'desc'", "Did you mean desk?"),
+        ((*PLAN, "--devices", "desk,,board"), "empty term", "all, this-machine"),
+        ((*PLAN, "--devices", "all,!all"), "selects no device", "desk, board"),
+        (("deploy", "--devices", "phone"), "No device is called 'phone'", "desk"),
+        (("profile", "--devices", "kin=board"), "No device has the label 'kin'", "kind"),
+        ((*EVAL, "--devices", "transport:usb"), "transport 'usb'", "local"),
+        (("devices", "probe", "--devices", "x"), "No device is called 'x'", "board"),
+        (("devices", "clean", "--devices", "x"), "No device is called 'x'", "board"),
+        ((*QUERY, "--device", "desc"), "no device named 'desc'", "Did you mean desk?"),
+        ((*QUERY, "--device", "board"), "no device named 'board'", "stifarm devices probe"),
+        ((*QUERY, "--label", "kind"), "--label 'kind' is not name=value", "--label kind=board"),
+        # models, bundles, tasks
+        ((*PLAN, "--bundle", "big"), "There is no bundle 'big'", "Known: tiny"),
+        (("deploy", "--bundle", "big"), "There is no bundle 'big'", "stifarm bundle build"),
+        (("bundle", "show", "--bundle", "big"), "There is no bundle 'big'", "Known: tiny"),
+        (("bundle", "build", "big"), "There is no model 'big'", "Known: tiny"),
+        ((*PLAN, "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
+        (("importance", "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
+        ((*QUERY, "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
+        # quantities
+        (("plan", "--target", "100"), "--target: '100' is not a duration", "150ms"),
+        (("plan", "--target", "100 parsecs"), "'100 parsecs'", "150ms"),
+        (("plan", "--target", "0ms"), "--target: no latency can be 0", "100ms"),
+        (("plan", "--target", ","), "No target latency", "--target 100ms"),
+        (("plan", "--target", "99999999999999s"), "larger than anything", "150ms"),
+        (("plan", "--target", "-5ms"), "'-5ms' is not a duration", "150ms"),
+        (("eval", "--target", "fast"), "--target: 'fast'", "150ms"),
+        ((*QUERY, "--target", "fast"), "--target: 'fast'", "150ms"),
+        ((*PLAN, "--preload", "1QB"), "--preload: '1QB' is not a size", "4MB"),
+        ((*PLAN, "--preload", "99999999999999GB"), "larger than anything", "4MB"),
+        ((*PLAN, "--working", "lots"), "--working: 'lots' is not a size", "4MB"),
+        ((*QUERY, "--preload", "1 ms"), "--preload: '1 ms' is not a size", "4MB"),
+        # words
+        ((*PLAN, "--policy", "magic"), "Unknown policy 'magic'", "sti"),
+        ((*EVAL, "--policy", "sti,magic"), "Unknown policy 'magic'", "sti"),
+        ((*QUERY, "--policy", "magic"), "'magic' is unknown", "sti"),
+        ((*EVAL, "--kind", "tepid"), "--kind 'tepid' is unknown", "cold or warm"),
+        ((*QUERY, "--kind", "tepid"), "--kind 'tepid' is unknown", "warm"),
+        (("bundle", "build", "tiny", "--fidelities", "2,9"), "--fidelities '2,9'", "2,4,6,32"),
+        (("bundle", "build", "tiny", "--head-bits", "7"), "--head-bits 7", "32 or 6"),
+        (("db", "export", "nothing", "x.csv"), "no table 'nothing'", "requests"),
+        (("db", "export", "devices", "x.csv", "--format", "xls"), "'xls'", "csv"),
+        (("init", "."), "is there already", "another folder"),
+    ],
+)
+def test_wrong_input_is_named_with_its_remedy(
+    world: Path, run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], named: str, remedy: str
+) -> None:
+    monkeypatch.chdir(world)
+    what, to_do = refusal(run(world, *words), USAGE)
+    assert named in what
+    assert remedy in to_do
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan",),
+        ("plans", "query", "--targets", "1s"),
+        ("fly",),
+        (*EVAL, "--requests", "0"),
+        (*EVAL, "--requests", "many"),
+        (*EVAL, "--seed", "-1"),
+        ("importance", "--rows", "0"),
+        ("model", "train", "tiny", "--task", "x", "--train", "a", "--dev", "b", "--epochs", "0"),
+        ("model", "train", "tiny", "--task", "x", "--train", "a", "--dev", "b", "--learning-rate", "-1"),
+        ("model", "train", "tiny", "--task", "x", "--train", "a", "--dev", "b", "--learning-rate", "nan"),
+        ("model", "train", "tiny", "--task", "x", "--train", "a", "--dev", "b", "--seed", "-1"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(world: Path, run: Run, words: tuple[str, ...]) -> None:
+    answer = run(world, *words)
+    assert answer.code == USAGE
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    assert "Error" in answer.err
+    assert "Usage" in answer.err
+
+
+# ------------------------------------------------------------------ nothing there yet
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named", "remedy"),
+    [
+        (QUERY, FAILED, "holds no plan", "stifarm plan"),
+        ((*PLAN,), USAGE, "There is no bundle yet", "stifarm bundle build"),
+        (("deploy",), USAGE, "There is no bundle yet", "stifarm bundle build"),
+        (("profile",), USAGE, "There is no bundle yet", "stifarm bundle build"),
+        (("importance",), USAGE, "There is no bundle yet", "stifarm bundle build"),
+        ((*EVAL,), USAGE, "There is no bundle yet", "stifarm bundle build"),
+        (("bundle", "build", "tiny"), USAGE, "There is no model 'tiny'", "stifarm model import"),
+        (("model", "import", "./nowhere"), USAGE, "./nowhere: there is no such folder", "config.json"),
+        (("db", "backup", "copy.sqlite"), USAGE, "there is no store to back up", "URL"),
+    ],
+)
+def test_without_anything_made_yet(
+    empty: Path, run: Run, words: tuple[str, ...], code: int, named: str, remedy: str
+) -> None:
+    what, to_do = refusal(run(empty, *words), code)
+    assert named in what
+    assert remedy in to_do
+
+
+def test_a_query_without_plans_is_an_empty_document(empty: Path, run: Run) -> None:
+    answer = run(empty, *QUERY, "--json")
+    assert answer.code == FAILED
+    assert json.loads(answer.out) == []
+    assert "holds no plan" in answer.err
+
+
+def test_without_importance_and_without_a_profile(empty: Path, run: Run) -> None:
+    with open_world(empty) as farm:
+        fill(farm)
+    what, remedy = refusal_in_table(run(empty, *PLAN, "--devices", "desk"))
+    assert "desk" in what
+    assert "stifarm devices probe" in remedy
+
+
+def refusal_in_table(answer: Answer) -> tuple[str, str]:
+    """The error of one device, which is shown before the table of all."""
+    assert answer.code in (FAILED, USAGE)
+    return refusal(Answer(answer.code, "", answer.err), answer.code)
+
+
+def test_a_device_without_profile_fails_alone(world: Path, run: Run) -> None:
+    answer = run(world, "plan", "--target", "1000s", "--working", "1MB", "--json")
+    assert answer.code == 3
+    assert [plan["device"] for plan in json.loads(answer.out)["plans"]] == ["desk"]
+    assert re.search(r"^error .*'?board", answer.err, re.MULTILINE)
+
+
+# ------------------------------------------------------------------ inventory and state
+
+
+def test_every_problem_of_the_inventory_has_its_line(empty: Path, run: Run) -> None:
+    (empty / "inventory.yaml").write_text(
+        "version: 1\n"
+        "devices:\n"
+        "  - {name: a, transport: local, colour: red}\n"
+        "  - {name: a, transport: locl}\n"
+        "  - {name: b, transport: local, emulate: {read_bandwidth: 3 parsecs}}\n"
+    )
+    for words in (("devices", "list"), ("deploy",), ("doctor",)):
+        answer = run(empty, *words)
+        if "no bundle yet" in answer.err:
+            continue
+        what, remedy = refusal(answer, USAGE)
+        path = empty / "inventory.yaml"
+        for line, text in ((3, "colour"), (4, "'a'"), (4, "locl"), (5, "3 parsecs")):
+            assert re.search(rf"{re.escape(str(path))}:{line}: .*{text}", what), what
+        assert f"Correct {path}" in remedy
+
+
+@pytest.mark.parametrize("words", [("devices", "list"), ("devices", "probe"), ("doctor",)])
+def test_a_missing_inventory_is_named(tmp_path: Path, run: Run, words: tuple[str, ...]) -> None:
+    what, remedy = refusal(run(tmp_path, *words), USAGE)
+    assert f"{tmp_path / 'inventory.yaml'}:1: there is no such inventory file" in what
+    assert "stifarm init" in what
+    assert "Correct" in remedy
+
+
+def test_the_demo_without_inventory_tells_of_init(tmp_path: Path, run: Run) -> None:
+    what, remedy = refusal(run(tmp_path, "demo"), USAGE)
+    assert "inventory.yaml" in what
+    assert "stifarm init" in remedy
+
+
+def test_a_home_that_is_a_file_is_refused(empty: Path, run: Run) -> None:
+    (empty / ".stifarm").write_text("")
+    what, remedy = refusal(run(empty, *QUERY), USAGE)
+    assert ".stifarm is not a folder" in what
+    assert "STIFARM_HOME" in remedy
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [("nonsense", "URL"), ("oracle://x/y", "oracle"), ("sqlite:////proc/x.sqlite", "/proc")],
+)
+def test_a_store_that_cannot_be_opened_is_named(empty: Path, run: Run, url: str, named: str) -> None:
+    answer = run(empty, "--db-url", url, *QUERY)
+    what, _ = refusal(answer, answer.code)
+    assert answer.code in (FAILED, USAGE)
+    assert named in what
+
+
+def test_a_file_that_is_no_store_is_refused_and_left_alone(empty: Path, run: Run) -> None:
+    (empty / ".stifarm").mkdir()
+    store = empty / ".stifarm/store.sqlite"
+    store.write_bytes(b"my thesis\n" * 100)
+    answer = run(empty, *QUERY)
+    what, _ = refusal(answer, FAILED)
+    assert str(store) in what
+    assert store.read_bytes() == b"my thesis\n" * 100
+
+
+@pytest.mark.parametrize("target", ["nowhere/x.csv", "file/x.csv"])
+def test_an_export_that_cannot_be_written_is_named(
+    world: Path, run: Run, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    what, remedy = refusal(run(world, "db", "export", "devices", str(tmp_path / target)), FAILED)
+    assert target in what
+    assert "another folder" in remedy
+
+
+# ------------------------------------------------------------------ datasets
+
+
+TRAIN = ("model", "train", "tiny", "--task", "mine", "--text", "sentence", "--label", "label")
+ADD = ("task", "add", "mine", "--model", "tiny", "--text", "sentence", "--label", "label")
+
+
+@pytest.mark.parametrize("verb", [TRAIN, ADD], ids=["train", "add"])
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"\xff\xfe\n"), "not UTF-8"),
+        (lambda path: path.write_bytes(b"sentence\tlabel\n"), "no rows"),
+        (lambda path: path.write_bytes(b"text\tlabel\na\tb\nc\td\n"), "no column 'sentence'"),
+        (lambda path: path.write_bytes(b"sentence\tlabel\na\tpositive\nb\tpositive\textra\n"), "line 3"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_is_named(
+    world: Path,
+    run: Run,
+    tmp_path: Path,
+    verb: tuple[str, ...],
+    spoil: Callable[[Path], object],
+    named: str,
+) -> None:
+    train, dev = write_task_files(tmp_path)
+    spoil(train)
+    answer = run(world, *verb, "--train", str(train), "--dev", str(dev), "--profile-rows", "8")
+    what, remedy = refusal(answer, USAGE)
+    assert str(train) in what
+    assert named in what
+    assert remedy
+
+
+@pytest.mark.parametrize("verb", [TRAIN, ADD], ids=["train", "add"])
+def test_an_unknown_label_is_named_with_its_line(
+    world: Path, run: Run, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    train, dev = write_task_files(tmp_path)
+    with dev.open("a") as stream:
+        stream.write("the soup was fine\tmeh\n")
+    answer = run(world, *verb, "--train", str(train), "--dev", str(dev), "--profile-rows", "8")
+    what, remedy = refusal(answer, USAGE)
+    assert f"{dev}, line 26: unknown label 'meh'" in what
+    assert "Correct the row" in remedy
+
+
+def test_other_mistakes_with_tasks(world: Path, run: Run, tmp_path: Path) -> None:
+    train, dev = write_task_files(tmp_path)
+    files = ("--train", str(train), "--dev", str(dev))
+    what, remedy = refusal(run(world, "task", "add", "mine", "--model", "tiny", *files), USAGE)
+    assert "'mine' is not a preset" in what
+    assert "--text COLUMN" in remedy
+    what, remedy = refusal(run(world, *ADD, *files, "--profile-rows", "500"), USAGE)
+    assert "500 rows" in what
+    assert remedy
+    what, remedy = refusal(run(world, *ADD, *files, "--profile-rows", "8", "--max-tokens", "4000"), USAGE)
+    assert "4000 tokens" in what
+    assert "40" in remedy
+    what, remedy = refusal(run(world, *ADD, *files, "--model", "big"), USAGE)
+    assert "There is no model 'big'" in what
+    what, _ = refusal(run(world, *TRAIN, *files, "--pooling", "max"), USAGE)
+    assert "--pooling 'max'" in what
+
+
+def test_a_model_without_head_or_tokenizer_is_refused(world: Path, run: Run, tmp_path: Path) -> None:
+    train, dev = write_task_files(tmp_path)
+    folder = write_checkpoint(tmp_path / "bare", random_model("bert", "encoder"))
+    assert run(world, "model", "import", str(folder), "--name", "bare").code == 0
+    files = ("--train", str(train), "--dev", str(dev), "--profile-rows", "8")
+    words = ("--task", "mine", "--text", "sentence", "--label", "label")
+    (folder / "vocab.txt").unlink()
+    what, remedy = refusal(run(world, "model", "import", str(folder)), USAGE)
+    assert "no tokenizer.json" in what
+    assert "tokenizer files beside config.json" in remedy
+    what, remedy = refusal(run(world, "model", "train", "bare", *words, *files), USAGE)
+    assert "tokens" in what
+    assert remedy
+    what, remedy = refusal(run(world, *ADD, *files, "--model", "bare"), USAGE)
+    assert "bare has no head" in what
+    assert "stifarm model train" in remedy
+
+
+# ------------------------------------------------------------------ T
+
+
+def test_an_infeasible_target_names_the_smallest_that_works(world: Path, run: Run) -> None:
+    words = ("plan", "--devices", "desk", "--preload", "0", "--working", "1MB", "--json")
+    answer = run(world, *words, "--target", "1us")
+    assert answer.code == FAILED
+    (infeasible,) = json.loads(answer.out)["infeasible"]
+    smallest = int(infeasible["smallest_target_ns"])
+    what, remedy = refusal(Answer(answer.code, "", answer.err), FAILED)
+    assert "desk" in what
+    named = re.search(r"(\d+(?:\.\d+)?) ?(ns|us|µs|ms|s)\b", remedy)
+    assert named is not None, remedy
+    for target in (f"{smallest}ns", named[0].replace(" ", "")):
+        planned = run(world, *words, "--target", target)
+        assert planned.code == 0, planned.err
+        assert len(json.loads(planned.out)["plans"]) == 1, target
+    assert run(world, *words, "--target", f"{smallest - 1}ns").code == FAILED
+
+
+def test_a_mixture_of_targets_gives_those_that_work(world: Path, run: Run) -> None:
+    answer = run(
+        world, "plan", "--devices", "desk", "--target", "1us,1000s", "--working", "1MB", "--json"
+    )  # fmt: skip
+    assert answer.code == 0
+    document = json.loads(answer.out)
+    assert (len(document["plans"]), len(document["infeasible"])) == (1, 1)
+    shown = run(world, "plan", "--devices", "desk", "--target", "1us,1000s", "--working", "1MB")
+    assert "infeasible" in shown.out
+    query = run(world, *QUERY, "--target", "1000s", "--json", "--task", "DEMO")
+    assert [found["device"] for found in json.loads(query.out)] == ["desk"]
+
+
+def test_a_working_buffer_too_small_for_any_shard_is_named(world: Path, run: Run) -> None:
+    words = ("--devices", "desk", "--preload", "0", "--working", "1B")
+    what, remedy = refusal_in_table(run(world, *PLAN, *words))
+    assert "desk" in what or "working" in what.lower()
+    assert remedy
+
+
+# ------------------------------------------------------------------ output
+
+
+JSON_VERBS: tuple[tuple[str, ...], ...] = (
+    ("devices", "list"),
+    ("model", "list"),
+    ("bundle", "list"),
+    ("bundle", "show"),
+    ("bundle", "build", "tiny"),
+    ("plan", "--devices", "desk", "--target", "1000s", "--working", "1MB"),
+)
+
+
+@pytest.mark.parametrize("verb", JSON_VERBS)
+def test_json_is_one_document_on_stdout(world: Path, run: Run, verb: tuple[str, ...]) -> None:
+    answer = run(world, "--verbose", *verb, "--json")
+    assert answer.code == 0, answer.err
+    document: Any = json.loads(answer.out)
+    assert document
+    assert run(world, *verb).code == 0
+
+
+def run_process(root: Path, *words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own; ``code`` runs after it."""
+    call = f"  main({list(words)!r})"
+    lines = ("import sys", "from orchestrator.cli import main", "try:", call, "finally:", f"  {code}")
+    script = "\n".join(lines)
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPO), "HOME": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("plans", "query"),
+        ("devices", "list"),
+        ("plan", "--devices", "desk", "--target", "1000s", "--working", "1MB"),
+    ],
+)
+def test_what_needs_no_tensor_does_not_wait_for_the_libraries_that_do(
+    world: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    root = tmp_path / "farm"
+    shutil.copytree(world, root)
+    heavy = ("torch", "ray", "transformers", "huggingface_hub")
+    done = run_process(root, *words, code=f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)")
+    assert done.returncode in (0, FAILED)
+    assert done.stderr.splitlines()[-1] == "[]"

@@ -1,0 +1,198 @@
+"""What is shown of store answers: figures with units, what limits them, nothing where nothing is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from db.plans import PlanAnswer, ProfileRef
+from db.runs import Accuracy, Measured, PeakMemory
+from db.statistics import Interval, Summary, wilson
+from orchestrator import report
+from orchestrator.measure import Answer, Question
+from sti_runtime.errors import InfeasiblePlanError
+from sti_runtime.manifest import Manifest
+from sti_runtime.model import Submodel
+from sti_runtime.plan import Plan
+from tests.agent_data import manifest_of, tiny_bundle
+from tests.bundles import hand_plan
+
+MS = 10**6
+MEASURED = Measured(
+    latency=Summary(count=30, median=41_500_000, p95=52 * MS, interval=Interval(40 * MS, 43_200_000)),
+    within_target=wilson(29, 30),
+    stall_share_ppm=123_400,
+    storage_bytes=2_500_000,
+    planned_bytes=2_400_000,
+    memory=PeakMemory(1_000_000, 200_000, 300_000, 500_000, None),
+    invalid=0,
+    runs=2,
+    older_runs=0,
+    request_kind="warm",
+    io_modes=("direct",),
+    gate_verdict="pass",
+    mechanisms=(),
+)
+ACCURACY = Accuracy(wilson(870, 1000), 400_000_000, "d" * 64, "dev", 1)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    manifest: Manifest = manifest_of(tiny_bundle(tmp_path_factory.mktemp("bundles")))
+    made = hand_plan(manifest, Submodel(kept=(0, 1), width=2), lambda _layer, slice_: 2 if slice_ else 32)
+    return made.model_copy(update={"target_ns": 50 * MS})
+
+
+@pytest.fixture
+def answer(plan: Plan) -> PlanAnswer:
+    return PlanAnswer(
+        plan=plan,
+        plan_id=1,
+        plan_digest=plan.digest,
+        device="desk",
+        identity="0123456789abcdef",
+        task="demo",
+        predicted_latency_ns=48 * MS,
+        predicted_median_latency_ns=40 * MS,
+        measured=MEASURED,
+        accuracy=ACCURACY,
+        profiles=(ProfileRef("device", "e" * 64, 5, unfit=False),),
+        stale=(),
+        emulated=False,
+        mechanisms=(),
+        planned_wall_ns=7,
+    )
+
+
+def cells(table: report.PlanTable, row: int = 0) -> dict[str, str]:
+    """A row by column; of two columns of one name the latter is called with an apostrophe."""
+    named: dict[str, str] = {}
+    for column, cell in zip(table.columns, table.rows[row], strict=True):
+        name = column.lstrip(">")
+        named[f"{name}'" if name in named else name] = cell
+    return named
+
+
+def infeasible(device: str, target_ns: int, smallest_ns: int, policy: str = "sti") -> Answer:
+    error = InfeasiblePlanError("No.", "Later.", smallest_target_ns=smallest_ns)
+    return Answer(device, Question(target_ns, 0, 1, policy=policy), None, error)  # type: ignore[arg-type]
+
+
+def test_a_measured_plan_shows_every_figure(answer: PlanAnswer) -> None:
+    (table,) = report.plan_tables([answer])
+    assert table.title == "desk"
+    assert cells(table) == {
+        "T": "50 ms",
+        "plan n×m": "2×2",
+        "bits": "17.0",
+        "preloaded": "0 B",
+        "read": "2.5 MB",
+        "predicted": "48 ms",
+        "median": "41.5 ms",
+        "[95 %]": "[40–43.2]",
+        "p95": "52 ms",
+        "≤ T": "29/30",
+        "stall": "12.3 %",
+        "accuracy": "87.0 %",
+        "[95 %]'": f"[{ACCURACY.correct.low_ppm / 1e4:.1f}–{ACCURACY.correct.high_ppm / 1e4:.1f}]",
+        "memory": "2 MB",
+    }
+
+
+def test_what_was_not_measured_is_not_shown_as_a_figure(answer: PlanAnswer) -> None:
+    (table,) = report.plan_tables([replace(answer, measured=None, accuracy=None)])
+    shown = cells(table)
+    unknown = ("median", "[95 %]", "p95", "≤ T", "stall", "accuracy", "[95 %]'", "memory")
+    assert {shown[name] for name in unknown} == {report.NONE}
+    assert shown["predicted"] == "48 ms"
+    few = replace(MEASURED, latency=replace(MEASURED.latency, interval=None))
+    assert cells(report.plan_tables([replace(answer, measured=few)])[0])["[95 %]"] == report.NONE
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"emulated": True, "mechanisms": ("io: agent",)}, "emulated (io: agent)"),
+        ({"emulated": True}, "emulated"),
+        ({"stale": ("os-build",)}, "stale: os-build"),
+        ({"measured": replace(MEASURED, invalid=3)}, "3 invalid left out"),
+        ({"measured": replace(MEASURED, gate_verdict="ungated")}, "ungated"),
+    ],
+)
+def test_what_limits_a_figure_stands_beside_it(
+    answer: PlanAnswer, changes: dict[str, object], note: str
+) -> None:
+    assert report.notes(answer) == []
+    limited = replace(answer, **changes)  # type: ignore[arg-type]
+    assert note in report.notes(limited)
+    (table,) = report.plan_tables([limited])
+    assert note in " ".join((table.title, *table.rows[0]))
+
+
+def test_plans_over_their_target_and_flags_are_noted(answer: PlanAnswer) -> None:
+    late = answer.plan.model_copy(update={"within_target": False, "flags": ("untrained-submodels",)})
+    assert report.notes(replace(answer, plan=late)) == ["untrained-submodels", "predicted over T"]
+
+
+def test_each_device_has_a_table_with_what_its_rows_have_in_common_in_the_title(answer: PlanAnswer) -> None:
+    board = replace(answer, device="board", emulated=True, mechanisms=("cpu: agent",), stale=("agent",))
+    slower = board.plan.model_copy(update={"target_ns": 90 * MS})
+    second = replace(board, plan=slower, stale=("agent", "kernel"))
+    tables = report.plan_tables([answer, second, board])
+    assert [table.title for table in tables] == ["desk", "board — emulated (cpu: agent) — stale: agent"]
+    assert [row[0] for row in tables[1].rows] == ["50 ms", "90 ms"]
+    assert cells(tables[1], 0)["notes"] == ""
+    assert cells(tables[1], 1)["notes"] == "stale: kernel"
+    assert "notes" not in cells(tables[0])
+
+
+def test_policies_are_named_when_there_are_several(answer: PlanAnswer) -> None:
+    other = replace(answer, plan=answer.plan.model_copy(update={"policy": "load-exec"}))
+    (table,) = report.plan_tables([answer, other])
+    assert sorted(cells(table, row)["policy"] for row in range(2)) == ["load-exec", "sti"]
+    assert "policy" not in cells(report.plan_tables([answer])[0])
+
+
+def test_questions_without_a_plan_name_the_smallest_target(answer: PlanAnswer) -> None:
+    stale = replace(answer, stale=("agent",))
+    (table,) = report.plan_tables([stale], [infeasible("desk", 5 * MS, 12 * MS)])
+    assert table.title == "desk — stale: agent"
+    shown = cells(table)
+    assert (shown["T"], shown["plan n×m"]) == ("5 ms", report.NONE)
+    assert shown["notes"] == "infeasible; the smallest T that works is 12 ms"
+    assert cells(table, 1)["T"] == "50 ms"
+
+
+def test_only_questions_without_a_plan_keep_their_own_reasons() -> None:
+    two = [infeasible("desk", 5 * MS, 12 * MS), infeasible("desk", 6 * MS, 30 * MS, "preload-32")]
+    (table,) = report.plan_tables([], two)
+    assert table.title == "desk"
+    assert [cells(table, row)["notes"].rsplit(" is ", 1)[1] for row in range(2)] == ["12 ms", "30 ms"]
+
+
+def test_no_answers_are_no_tables() -> None:
+    assert report.plan_tables([]) == []
+
+
+def test_the_document_for_machines_has_the_raw_figures(answer: PlanAnswer) -> None:
+    document = json.loads(json.dumps(report.plan_json(answer)))
+    assert Plan.from_json(json.dumps(document["plan"]).encode(), source="document") == answer.plan
+    assert document["measured"]["median_ns"] == 41_500_000
+    assert document["measured"]["median_interval_ns"] == [40 * MS, 43_200_000]
+    assert document["measured"]["memory_bytes"]["process_peak"] is None
+    assert document["accuracy"] == {
+        "correct": 870,
+        "rows": 1000,
+        "interval_ppm": [ACCURACY.correct.low_ppm, ACCURACY.correct.high_ppm],
+        "split": "dev",
+    }
+    assert document["emulated"] is False
+    bare = report.plan_json(replace(answer, measured=None, accuracy=None))
+    assert (bare["measured"], bare["accuracy"]) == (None, None)
+
+
+def test_shares_are_shown_in_per_cent() -> None:
+    assert report.percent(123_456) == "12.3 %"
+    assert report.percent(0, 2) == "0.00 %"
