@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from orchestrator.errors import PoolError
+from orchestrator.interrupts import held_interrupts
 from orchestrator.inventory import Device
 from orchestrator.settings import Settings
 from orchestrator.worker import HostWorker
@@ -153,17 +154,18 @@ class RayPool:
         folder = _session_folder()
         self._environment.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
-            ray.init(
-                address="local",
-                num_cpus=self._num_cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                **_shared_memory(),
-            )
+            with held_interrupts():  # it forks with callbacks, which would drop a Ctrl-C
+                ray.init(
+                    address="local",
+                    num_cpus=self._num_cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    _temp_dir=str(folder),
+                    **_shared_memory(),
+                )
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise PoolError(
                 f"Ray could not be started: {error}",

@@ -23,6 +23,7 @@ from orchestrator.cli.plan import evaluate, plan
 from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import importance, profile
 from orchestrator.cli.store import db_app
+from orchestrator.interrupts import lost_interrupts_return
 from sti_runtime.errors import StifarmError
 
 app = typer.Typer(
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ``argv``: arguments without the program's name; None: the process's.
     """
     try:
-        app(None if argv is None else list(argv))
+        with lost_interrupts_return():
+            app(None if argv is None else list(argv))
     except StifarmError as error:
         fail(error)
         sys.exit(error.exit_code)

@@ -213,13 +213,14 @@ def job_states_of(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_middle_of_a_verb_says_how_to_go_on(cli: Cli) -> None:
+@pytest.mark.parametrize("moment_s", [0, 0.3, 0.6, 0.9])  # while Ray starts and forks
+def test_ctrl_c_in_the_middle_of_a_verb_says_how_to_go_on(cli: Cli, moment_s: float) -> None:
     process = cli.start("devices", "probe", "--devices", "all")
     deadline = time.monotonic() + LIMIT_S
     while not (cli.root / ".stifarm/controller.lock").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(1)
+    time.sleep(moment_s)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
