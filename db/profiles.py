@@ -29,7 +29,7 @@ from sti_runtime.profile import DeviceProfile
 
 @dataclass(frozen=True)
 class ProfileSamples:
-    """The samples of one profile job, ready for a fit: valid ones only, warm-ups marked as such."""
+    """The samples of one profile job, ready for a fit: valid ones only, none throttled; warm-ups marked."""
 
     job_id: str
     io: tuple[IoSample, ...]
@@ -88,6 +88,9 @@ def profile_samples(
                 bytes=s.read_bytes,
                 storage_bytes=s.storage_bytes,
                 duration_ns=s.duration_ns,
+                mode_asked=s.mode_asked,
+                mode_proven=s.mode_proven,
+                throttled=False,
                 valid=s.valid,
             )
             for s, _ in io
@@ -98,6 +101,7 @@ def profile_samples(
                 fidelity=s.fidelity,
                 decompress_ns=s.decompress_ns,
                 compute_ns=s.compute_ns,
+                throttled=False,
                 warmup=s.warmup,
             )
             for s, _ in compute
@@ -109,6 +113,9 @@ def profile_samples(
                 head_ns=s.head_ns,
                 bytes=s.read_bytes,
                 storage_bytes=s.storage_bytes,
+                mode_asked=s.mode_asked,
+                mode_proven=s.mode_proven,
+                throttled=False,
                 warmup=s.warmup,
             )
             for s, _ in fixed

@@ -66,11 +66,16 @@ static StiCode too_many(int64_t repeats, StiError *error) {
                   "The samples of %" PRId64 " repeats are more than a record may hold.", repeats);
 }
 
+static StiCode begin_watch(const Context *context, Arena *arena, Watch *watch, StiError *error) {
+  const Job *job = context->job;
+  return watch_begin(watch, job->cpus, job->cpu_count, &job->gates, arena, error);
+}
+
 /* ------------------------------------------------------------------ reads */
 
 /* One cold read of a layer of some kind. fidelity 0: mixed at random from the unit's. */
 static StiCode read_layer(Executor *executor, const Manifest *manifest, const Unit *unit, int64_t width, int64_t fidelity,
-                          uint64_t *random, PlannedShard *shards, IoSample *sample, StiError *error) {
+                          uint64_t *random, PlannedShard *shards, IoMode io_mode, IoSample *sample, StiError *error) {
   int32_t source_layer = (int32_t)random_below(random, manifest->model.layers);
   for (int32_t slice = 0; slice < width; slice++) {
     int64_t drawn = unit->fidelities[random_below(random, unit->fidelity_count)];
@@ -83,6 +88,8 @@ static StiCode read_layer(Executor *executor, const Manifest *manifest, const Un
                        .bytes = load.bytes,
                        .storage_bytes = load.storage_bytes > 0 ? load.storage_bytes : 0,
                        .duration_ns = load.duration_ns,
+                       .mode_asked = asked_mode,
+                       .mode_proven = proven_mode(load.bytes, load.storage_bytes, io_mode),
                        .valid = load.storage_bytes >= load.bytes};
   executor_drop_layer(executor, &load);
   return STI_OK;
@@ -104,6 +111,8 @@ StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *
   found->count = 0;
   found->samples = arena_alloc(arena, (size_t)(kinds * unit->repeats) * sizeof *found->samples + 1);
   if (found->samples == NULL) return sti_out_of_memory(error);
+  STI_TRY(executor_io_mode(executor, asked_mode, &found->io_mode, error));
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int64_t repeat = -1; repeat < unit->repeats; repeat++) { /* the first round only touches memory and code */
     for (int32_t w = 0; w < unit->width_count; w++) {
       if (unit->widths[w] > manifest->model.heads)
@@ -114,13 +123,17 @@ StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *
         IoSample sample;
         int64_t fidelity = f < unit->fidelity_count ? unit->fidelities[f] : 0;
         STI_TRY(unit_stopped());
-        STI_TRY(read_layer(executor, manifest, unit, unit->widths[w], fidelity, &random, shards, &sample, error));
+        STI_TRY(read_layer(executor, manifest, unit, unit->widths[w], fidelity, &random, shards, found->io_mode, &sample,
+                           error));
+        int64_t after = (int64_t)found->count + (repeat >= 0);
+        STI_TRY(watch_sampled(&found->watch, after, &sample.throttled, error));
+        sample.valid &= !sample.throttled;
         if (repeat >= 0) found->samples[found->count++] = sample;
       }
     }
   }
   executor_reset(executor);
-  return executor_io_mode(executor, asked_mode, &found->io_mode, error);
+  return STI_OK;
 }
 
 /* ------------------------------------------------------------------ compute, reads beside */
@@ -200,9 +213,10 @@ static StiCode beside_end(Beside *beside, StiError *error) {
   return beside->code;
 }
 
-/* One fidelity: the layer computed again and again while others are read. samples [warmups + repeats]. */
+/* One fidelity: the layer computed again and again while others are read. Its samples, warmups + repeats, are those
+ * from `first` on. */
 static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fidelity, const PlannedShard *shards,
-                                Beside *beside, ComputeSample *samples, StiError *error) {
+                                Beside *beside, ComputeSamples *found, int64_t first, StiError *error) {
   Executor *executor;
   LayerLoad load;
   STI_TRY(context_executor(context, &executor, error));
@@ -213,12 +227,14 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
       LayerTimes times;
       beside_next(beside);
       executor_compute_layer(executor, shards[0].source_layer, &load, &times);
-      samples[repeat] = (ComputeSample){.width = unit->widths[0],
-                                        .fidelity = fidelity,
-                                        .decompress_ns = times.decompress_ns,
-                                        .compute_ns = times.compute_ns,
-                                        .warmup = repeat < unit->warmups};
-      code = unit_stopped();
+      ComputeSample *sample = &found->samples[first + repeat];
+      *sample = (ComputeSample){.width = unit->widths[0],
+                                .fidelity = fidelity,
+                                .decompress_ns = times.decompress_ns,
+                                .compute_ns = times.compute_ns,
+                                .warmup = repeat < unit->warmups};
+      code = watch_sampled(&found->watch, first + repeat + 1, &sample->throttled, error);
+      if (code == STI_OK) code = unit_stopped();
     }
     StiCode read = beside_end(beside, error);
     if (code == STI_OK) code = read;
@@ -248,11 +264,12 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
   if (found->samples == NULL) return sti_out_of_memory(error);
   STI_TRY(context_request(context, 0, &request, error));
   STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error)); /* gives a real hidden state to work on */
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int32_t i = 0; i < unit->fidelity_count; i++) {
     int64_t fidelity = unit->fidelities[i];
     Beside beside = {.executor = executor, .manifest = manifest, .width = width, .fidelity = fidelity, .shards = read};
     STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
-    STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found->samples + i * each, error));
+    STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found, i * each, error));
   }
   executor_reset(executor);
   return STI_OK;
@@ -266,6 +283,7 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
   found->count = (size_t)unit->row_count;
   found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
   if (found->samples == NULL) return sti_out_of_memory(error);
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int32_t i = 0; i < unit->row_count; i++) {
     Request request;
     Outcome outcome;
@@ -273,12 +291,16 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
     STI_TRY(context_request(context, unit->rows[i], &request, error));
     STI_TRY(executor_evict(executor, asked_mode, error));
     STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error));
+    int64_t counted = outcome.io_not_accounted ? -1 : outcome.storage_bytes;
     found->samples[i] = (FixedSample){.embed_io_ns = outcome.embed_io_ns,
                                       .embed_compute_ns = outcome.embed_compute_ns,
                                       .head_ns = outcome.head_ns,
                                       .bytes = outcome.planned_bytes,
                                       .storage_bytes = outcome.storage_bytes,
+                                      .mode_asked = asked_mode,
+                                      .mode_proven = proven_mode(outcome.planned_bytes, counted, outcome.io_mode),
                                       .warmup = i < unit->warmups};
+    STI_TRY(watch_sampled(&found->watch, i + 1, &found->samples[i].throttled, error));
   }
   return STI_OK;
 }
@@ -287,17 +309,21 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
 
 static void write_io(Text *out, const IoSamples *found) {
   json_open(out, '{');
-  json_key(out, "io_mode"), json_text(out, io_mode_name(found->io_mode));
-  json_key(out, "kind"), json_text(out, "profile-io");
+  json_text_field(out, "io_mode", io_mode_name(found->io_mode));
+  json_text_field(out, "kind", "profile-io");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const IoSample *sample = &found->samples[i];
     json_open(out, '{');
-    json_key(out, "bytes"), json_int(out, sample->bytes);
-    json_key(out, "duration_ns"), json_int(out, sample->duration_ns);
-    json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
-    json_key(out, "valid"), json_bool(out, sample->valid);
-    json_key(out, "versions"), json_int(out, sample->versions);
+    json_int_field(out, "bytes", sample->bytes);
+    json_int_field(out, "duration_ns", sample->duration_ns);
+    json_text_field(out, "mode_asked", io_mode_names[sample->mode_asked]);
+    json_text_field(out, "mode_proven", proven_mode_names[sample->mode_proven]);
+    json_int_field(out, "storage_bytes", sample->storage_bytes);
+    json_bool_field(out, "throttled", sample->throttled);
+    json_bool_field(out, "valid", sample->valid);
+    json_int_field(out, "versions", sample->versions);
     json_close(out, '}');
   }
   json_close(out, ']');
@@ -306,16 +332,18 @@ static void write_io(Text *out, const IoSamples *found) {
 
 static void write_compute(Text *out, const ComputeSamples *found) {
   json_open(out, '{');
-  json_key(out, "kind"), json_text(out, "profile-compute");
+  json_text_field(out, "kind", "profile-compute");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const ComputeSample *sample = &found->samples[i];
     json_open(out, '{');
-    json_key(out, "compute_ns"), json_int(out, sample->compute_ns);
-    json_key(out, "decompress_ns"), json_int(out, sample->decompress_ns);
-    json_key(out, "fidelity"), json_int(out, sample->fidelity);
-    json_key(out, "warmup"), json_bool(out, sample->warmup);
-    json_key(out, "width"), json_int(out, sample->width);
+    json_int_field(out, "compute_ns", sample->compute_ns);
+    json_int_field(out, "decompress_ns", sample->decompress_ns);
+    json_int_field(out, "fidelity", sample->fidelity);
+    json_bool_field(out, "throttled", sample->throttled);
+    json_bool_field(out, "warmup", sample->warmup);
+    json_int_field(out, "width", sample->width);
     json_close(out, '}');
   }
   json_close(out, ']');
@@ -324,17 +352,21 @@ static void write_compute(Text *out, const ComputeSamples *found) {
 
 static void write_fixed(Text *out, const FixedSamples *found) {
   json_open(out, '{');
-  json_key(out, "kind"), json_text(out, "profile-fixed");
+  json_text_field(out, "kind", "profile-fixed");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const FixedSample *sample = &found->samples[i];
     json_open(out, '{');
-    json_key(out, "bytes"), json_int(out, sample->bytes);
-    json_key(out, "embed_compute_ns"), json_int(out, sample->embed_compute_ns);
-    json_key(out, "embed_io_ns"), json_int(out, sample->embed_io_ns);
-    json_key(out, "head_ns"), json_int(out, sample->head_ns);
-    json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
-    json_key(out, "warmup"), json_bool(out, sample->warmup);
+    json_int_field(out, "bytes", sample->bytes);
+    json_int_field(out, "embed_compute_ns", sample->embed_compute_ns);
+    json_int_field(out, "embed_io_ns", sample->embed_io_ns);
+    json_int_field(out, "head_ns", sample->head_ns);
+    json_text_field(out, "mode_asked", io_mode_names[sample->mode_asked]);
+    json_text_field(out, "mode_proven", proven_mode_names[sample->mode_proven]);
+    json_int_field(out, "storage_bytes", sample->storage_bytes);
+    json_bool_field(out, "throttled", sample->throttled);
+    json_bool_field(out, "warmup", sample->warmup);
     json_close(out, '}');
   }
   json_close(out, ']');
