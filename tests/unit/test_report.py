@@ -45,7 +45,11 @@ ACCURACY = Accuracy(wilson(870, 1000), 400_000_000, "d" * 64, "dev", 1)
         ("warm", (("direct", "direct", 50),), [("direct 50/50", True)]),
         ("warm", (("direct", "direct", 48), ("direct", "mixed", 2)), [("direct 48/50", False)]),
         ("cold", (("direct", "buffered-cold", 50),), [("direct 0/50", False)]),
-        ("cold", (("buffered", "buffered-cold", 4), ("buffered", "mixed", 1)), [("buffered-cold 4/5", False)]),
+        (
+            "cold",
+            (("buffered", "buffered-cold", 4), ("buffered", "mixed", 1)),
+            [("buffered-cold 4/5", False)],
+        ),
         ("cached", (("buffered", "cached", 50),), [("cached 50/50", True)]),
     ],
 )  # fmt: skip
