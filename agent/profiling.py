@@ -26,7 +26,7 @@ from sti_runtime.messages import (
     IoProfileUnit,
     IoSample,
 )
-from sti_runtime.pipeline import Executor
+from sti_runtime.pipeline import Executor, LayerLoad
 from sti_runtime.plan import PlannedShard
 from sti_runtime.plan_build import Fidelity
 
@@ -63,6 +63,16 @@ def layer_shards(
     return tuple(shards)
 
 
+def _io_sample(load: LayerLoad) -> IoSample:
+    return IoSample(
+        versions=load.versions,
+        bytes=load.bytes,
+        storage_bytes=load.storage_bytes or 0,
+        duration_ns=load.duration_ns,
+        valid=load.storage_bytes is not None and load.storage_bytes >= load.bytes,
+    )
+
+
 def evict_if_buffered(executor: Executor, io_mode: IoMode) -> IoMode:
     """Make the next read miss the page cache; returns the mode in use."""
     storage = executor.storage(io_mode)
@@ -88,15 +98,7 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
             loaded, load = executor.load_layer(shards, IO_MODE)
             executor.drop_layer(loaded)
             if repeat >= 0:
-                samples.append(
-                    IoSample(
-                        versions=load.versions,
-                        bytes=load.bytes,
-                        storage_bytes=load.storage_bytes or 0,
-                        duration_ns=load.duration_ns,
-                        valid=load.storage_bytes is not None and load.storage_bytes >= load.bytes,
-                    )
-                )
+                samples.append(_io_sample(load))
     executor.reset()
     return IoProfileResult(
         kind="profile-io", io_mode=executor.storage(IO_MODE).io_mode, samples=tuple(samples)
@@ -106,12 +108,14 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
 def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfileResult:
     """One layer decompressed and computed again and again, reads going on beside as in a request:
     while a layer is computed at most the next one is being read, and a slow read spans several layers.
+    It goes on until one read has ended, so that all reads are beside compute.
     """
     executor, manifest = context.executor, context.bundle.manifest
     request = context.request(0)
     executor.engine.allocate(unit.width, request.tokens)
     executor.run_fixed(request, IO_MODE)  # gives the engine a real hidden state to work on
     samples: list[ComputeSample] = []
+    reads: list[IoSample] = []
     for i, fidelity in enumerate(unit.fidelities):
         shards = layer_shards(manifest, i % manifest.model.layers, [fidelity] * unit.width)
         loaded, _ = executor.load_layer(shards, IO_MODE)
@@ -129,15 +133,24 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
                             warmup=repeat < unit.warmups,
                         )
                     )
+                while not beside.has_read():
+                    executor.compute_layer(shards[0].source_layer, loaded)
         finally:
             executor.drop_layer(loaded)
+        reads += beside.samples
     executor.reset()
-    return ComputeProfileResult(kind="profile-compute", samples=tuple(samples))
+    return ComputeProfileResult(
+        kind="profile-compute",
+        io_mode=executor.storage(IO_MODE).io_mode,
+        samples=tuple(samples),
+        reads=tuple(reads),
+    )
 
 
 class _ReadBeside:
     """Another thread that reads one layer from storage for each ``next_layer``, unless it is still at
-    the one before. Leaving the block waits for it. Raises: its error, on either call.
+    the one before. Leaving the block waits for it; what it reads from then on is no sample.
+    Raises: a read's error, on any call.
     """
 
     def __init__(self, executor: Executor, manifest: Manifest, fidelities: Sequence[int]) -> None:
@@ -145,6 +158,8 @@ class _ReadBeside:
         self._pool = ThreadPoolExecutor(1, "beside")
         self._reading: Future[None] | None = None
         self._layer = 0
+        self._leaving = False
+        self.samples: list[IoSample] = []
 
     def __enter__(self) -> Self:
         return self
@@ -158,9 +173,16 @@ class _ReadBeside:
         self._reading = self._pool.submit(self._read, self._layer)
         self._layer = (self._layer + 1) % self._manifest.model.layers
 
+    def has_read(self) -> bool:
+        """Whether a read has ended."""
+        if self._reading is not None and self._reading.done():
+            self._reading.result()
+        return bool(self.samples)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leaving = True
         self._pool.shutdown(wait=True)
         if self._reading is not None and error is None:
             self._reading.result()
@@ -168,7 +190,9 @@ class _ReadBeside:
     def _read(self, layer: int) -> None:
         shards = layer_shards(self._manifest, layer, self._fidelities)
         evict_if_buffered(self._executor, IO_MODE)
-        loaded, _ = self._executor.load_layer(shards, IO_MODE)
+        loaded, load = self._executor.load_layer(shards, IO_MODE)
+        if not self._leaving:
+            self.samples.append(_io_sample(load))
         self._executor.drop_layer(loaded)
 
 

@@ -30,12 +30,14 @@ class _Sample:
 
 
 class IoSampleRow(_Sample, Base):
-    """One merged layer read of ``versions`` versions: bytes asked, bytes the storage delivered, time."""
+    """One merged layer read of ``versions`` versions: bytes asked, bytes the storage delivered, time.
+    ``beside_compute``: a layer was being computed meanwhile."""
 
     __tablename__ = "io_samples"
     __table_args__ = (UniqueConstraint("journal_id", "ordinal"), one_of("io_mode", IO_MODES))
 
     io_mode: Mapped[Word]
+    beside_compute: Mapped[bool]
     versions: Mapped[int]
     read_bytes: Mapped[int]
     storage_bytes: Mapped[int]

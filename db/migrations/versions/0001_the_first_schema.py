@@ -386,6 +386,7 @@ def upgrade() -> None:
     op.create_table(
         "io_samples",
         sa.Column("io_mode", sa.String(length=64), nullable=False),
+        sa.Column("beside_compute", sa.Boolean(), nullable=False),
         sa.Column("versions", INT64, nullable=False),
         sa.Column("read_bytes", INT64, nullable=False),
         sa.Column("storage_bytes", INT64, nullable=False),
