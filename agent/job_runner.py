@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ from agent.errors import BusyError, RefusedError
 from agent.gates import POLL_S, check_gates, gate_error, shut
 from agent.journal import Journal
 from agent.locks import hold, hold_machine
+from agent.open_unit import NoteError, UnitNote, noting_units
 from agent.process import PID_FILE, write_pid
 from agent.sensors import read_sensors
 from agent.signals import AbandonUnitError, StopRequest
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JOB_VERSION = 1
 _RUN_LOCK_WAIT_S = 5.0
 """Longer than `collect` holds the lock; a running job is not waited for."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -140,16 +139,7 @@ def read_job(path: Path) -> Job:
             data = stream.read(JOB_CAP_BYTES + 1)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}.") from error
-    try:
-        version = json.loads(data)["version"] if len(data) <= JOB_CAP_BYTES else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        version = None
-    if type(version) is int and version > JOB_VERSION:
-        raise RefusedError(
-            f"{path}: job version {version}, this agent ({identity.agent_version()}) knows {JOB_VERSION}.",
-            "Update the agent on the device.",
-        )
-    return Job.from_json(data, source=str(path), cap_bytes=JOB_CAP_BYTES)
+    return Job.from_json(data, source=str(path), cap_bytes=JOB_CAP_BYTES, newer=RefusedError)
 
 
 def _check_device(job: Job, spool: Spool) -> None:
@@ -204,7 +194,8 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
     if state.end is None:
         write_pid(folder)
         try:
-            refused = _run_units(job, spool, journal, stop)
+            with noting_units(folder) as note:
+                refused = _run_units(job, spool, journal, note, stop)
             if refused is not None or len(state.finished) >= len(job.units):
                 journal.append(_end(journal, refused))
         finally:
@@ -219,7 +210,7 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
     return Outcome("ended", done, failed, 0)
 
 
-def _run_units(job: Job, spool: Spool, journal: Journal, stop: StopRequest) -> str | None:
+def _run_units(job: Job, spool: Spool, journal: Journal, note: UnitNote, stop: StopRequest) -> str | None:
     """Run what is not in the journal; returns why the job must end early, None if it need not."""
     finished = journal.state.finished
     remaining = [unit for unit in job.units if unit.number not in finished]
@@ -245,7 +236,7 @@ def _run_units(job: Job, spool: Spool, journal: Journal, stop: StopRequest) -> s
         log.exception("The engine cannot be imported")
         return f"the engine cannot be imported: {error}"
     try:
-        return _run_remaining(remaining, job, spool, context, journal, stop)
+        return _run_remaining(remaining, job, spool, context, journal, note, stop)
     finally:
         # After a signal the process ends at once: an abandoned unit's thread may still be reading.
         if not stop():
@@ -253,7 +244,13 @@ def _run_units(job: Job, spool: Spool, journal: Journal, stop: StopRequest) -> s
 
 
 def _run_remaining(
-    remaining: list[Unit], job: Job, spool: Spool, context: Context, journal: Journal, stop: StopRequest
+    remaining: list[Unit],
+    job: Job,
+    spool: Spool,
+    context: Context,
+    journal: Journal,
+    note: UnitNote,
+    stop: StopRequest,
 ) -> str | None:
     for unit in remaining:
         reason = fence.still_admitted(spool, job.lease)
@@ -262,7 +259,7 @@ def _run_remaining(
             return f"superseded: {reason}"
         if stop():
             return None
-        payload = _attempt_unit(unit, job, spool, context, stop)
+        payload = _attempt_unit(unit, job, spool, context, note, stop)
         if payload is None:
             return None
         _append(journal, unit, payload)
@@ -285,11 +282,16 @@ def _failure(unit: Unit, error: str, what: str, remedy: str) -> FailureRecord:
 
 
 def _attempt_unit(
-    unit: Unit, job: Job, spool: Spool, context: Context, stop: StopRequest
+    unit: Unit, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest
 ) -> ResultRecord | FailureRecord | None:
-    """One unit's record; None when a signal came first."""
+    """One unit's record; None when a signal came first. Raises: what the note's storage refuses."""
     try:
-        result = _gated(unit, job, spool, context, stop)
+        killed = note.verdict(unit)
+        if killed is not None:
+            raise killed
+        result = _gated(unit, job, spool, context, note, stop)
+    except NoteError as error:
+        raise error.cause from error
     except AbandonUnitError:
         log.warning("Unit %d abandoned at the second signal; it runs again on resume", unit.number)
         return None
@@ -304,16 +306,16 @@ def _attempt_unit(
         return _failure(unit, name, f"{type(error).__name__}: {error}.", "See agent.log.")
     except Exception as error:
         log.exception("Unit %d", unit.number)
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported here
-            return _failure(unit, "ResourceError", f"{error}", "Give the unit a smaller plan or batch.")
         return _failure(unit, "internal", f"{type(error).__name__}: {error}.", "See agent.log; report it.")
     return None if result is None else ResultRecord(type="result", unit=unit.number, result=result)
 
 
-def _gated(unit: Unit, job: Job, spool: Spool, context: Context, stop: StopRequest) -> UnitResult | None:
+def _gated(
+    unit: Unit, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest
+) -> UnitResult | None:
     """Hold the machine, check the gates, run. The machine is not held while waiting for a gate.
 
-    Raises: GateError when a gate stayed shut for the wait limit; whatever the unit raises.
+    Raises: GateError when a gate stayed shut for the wait limit; NoteError; whatever the unit raises.
     """
     from agent.measure import run_unit
 
@@ -329,6 +331,7 @@ def _gated(unit: Unit, job: Job, spool: Spool, context: Context, stop: StopReque
             if not shut(verdicts):
                 log.info("Unit %d (%s) begins", unit.number, unit.kind)
                 _log_verdicts(unit, verdicts)
+                note.begin(unit.number)
                 with stop.unit():
                     result = run_unit(unit, context)
                 return _with_gates(result, verdicts)

@@ -6,13 +6,13 @@ Nothing is written, logged or flushed inside a timed region; journalling is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from agent.context import Context
 from agent.probe import probe
-from agent.profiling import evict_if_buffered, profile_compute, profile_fixed, profile_io
+from agent.profiling import evict_if_buffered, profile_compute, profile_fixed, profile_io, proven_mode
 from agent.sensors import read_sensors
 from agent.spawning import run_spawned
+from agent.watch import Watch
 from sti_runtime.messages import (
     ComputeProfileUnit,
     EvaluateResult,
@@ -24,18 +24,17 @@ from sti_runtime.messages import (
     IoProfileUnit,
     MemoryParts,
     ProbeUnit,
+    ProvenMode,
     RequestSample,
-    Sensors,
     Unit,
     UnitResult,
     Verdict,
 )
 from sti_runtime.metrics import UNKNOWN_LABEL, count_correct, mean_cross_entropy
 from sti_runtime.pipeline import RequestOutcome, require_bundle
+from sti_runtime.torch_engine import gpu_memory_errors
 
 __all__ = ["Context", "run_unit"]
-
-Proof = Literal["direct", "buffered-cold", "cached", "mixed"]
 
 
 def run_unit(unit: Unit, context: Context) -> UnitResult:
@@ -43,6 +42,11 @@ def run_unit(unit: Unit, context: Context) -> UnitResult:
 
     Raises: StifarmError naming what cannot be done.
     """
+    with gpu_memory_errors():
+        return _run(unit, context)
+
+
+def _run(unit: Unit, context: Context) -> UnitResult:
     match unit:
         case ProbeUnit():
             return probe(unit, context)
@@ -61,16 +65,18 @@ def run_unit(unit: Unit, context: Context) -> UnitResult:
 def execute(unit: ExecuteUnit, context: Context) -> ExecuteResult:
     """Timed requests of one plan, one after the other."""
     before = read_sensors(context.spool)
+    watch = Watch.of_job(context.job)
     spawned = unit.request_kind == "spawn-cold"
-    samples, io_mode, memory = (_spawned if spawned else _in_process)(unit, context)
+    samples, io_mode, memory = (_spawned if spawned else _in_process)(unit, context, watch)
     after = read_sensors(context.spool)
     return ExecuteResult(
         kind="execute",
         plan_digest=unit.plan.digest,
         request_kind=unit.request_kind,
         io_mode=io_mode,
-        io_mode_proven=proof(samples, io_mode),
-        requests=tuple(_judged(sample, before, after) for sample in samples),
+        io_mode_proven=proof(samples),
+        readings=watch.readings,
+        requests=tuple(samples),
         memory=memory,
         before=before,
         after=after,
@@ -78,34 +84,41 @@ def execute(unit: ExecuteUnit, context: Context) -> ExecuteResult:
     )
 
 
-def _in_process(unit: ExecuteUnit, context: Context) -> tuple[list[RequestSample], IoMode, MemoryParts]:
+def _in_process(
+    unit: ExecuteUnit, context: Context, watch: Watch
+) -> tuple[list[RequestSample], IoMode, MemoryParts]:
     executor = context.executor
     executor.reset()
-    samples = []
+    samples: list[RequestSample] = []
     for i, row in enumerate(unit.rows):
         request = context.request(row)
         if unit.request_kind != "cached":
             evict_if_buffered(executor, unit.io_mode)
         outcome = executor.run(unit.plan, request, unit.request_kind, unit.io_mode)
-        samples.append(request_sample(row, i < unit.warmups, outcome))
+        sample = request_sample(row, i < unit.warmups, unit.io_mode, outcome)
+        samples.append(_judged(sample, watch.sampled(i + 1)))
     return samples, executor.storage(unit.io_mode).io_mode, executor.memory()
 
 
-def _spawned(unit: ExecuteUnit, context: Context) -> tuple[list[RequestSample], IoMode, MemoryParts]:
-    replies = [run_spawned(unit, i, context) for i in range(len(unit.rows))]
+def _spawned(
+    unit: ExecuteUnit, context: Context, watch: Watch
+) -> tuple[list[RequestSample], IoMode, MemoryParts]:
+    samples: list[RequestSample] = []
+    replies = []
+    for i in range(len(unit.rows)):
+        reply = run_spawned(unit, i, context)
+        samples.append(_judged(reply.sample, watch.sampled(i + 1)))
+        replies.append(reply)
     peak = {
         part: max(getattr(reply.memory, part) for reply in replies)
         for part in ("resident", "preload", "working", "activations")
     }
-    return (
-        [reply.sample for reply in replies],
-        replies[0].io_mode,
-        MemoryParts(**peak, process_peak_bytes=None),
-    )
+    return samples, replies[0].io_mode, MemoryParts(**peak, process_peak_bytes=None)
 
 
-def request_sample(row: int, warmup: bool, outcome: RequestOutcome) -> RequestSample:
+def request_sample(row: int, warmup: bool, mode_asked: IoMode, outcome: RequestOutcome) -> RequestSample:
     """An outcome as the journal keeps it."""
+    counted = "io-not-accounted" not in outcome.verdict.reasons
     return RequestSample(
         row=row,
         warmup=warmup,
@@ -113,22 +126,25 @@ def request_sample(row: int, warmup: bool, outcome: RequestOutcome) -> RequestSa
         stall_ns=outcome.stall_ns,
         planned_bytes=outcome.planned_bytes,
         storage_bytes=outcome.storage_bytes,
+        mode_asked=mode_asked,
+        mode_proven=proven_mode(
+            outcome.planned_bytes, outcome.storage_bytes if counted else None, outcome.io_mode
+        ),
         logits=outcome.logits,
         trace=outcome.trace,
         verdict=outcome.verdict,
     )
 
 
-def proof(samples: Sequence[RequestSample], io_mode: IoMode) -> Proof:
-    """Where the bytes of all requests came from, by the kernel's count."""
-    if all(s.storage_bytes >= s.planned_bytes for s in samples):
-        return "direct" if io_mode == "direct" else "buffered-cold"
-    return "cached" if all(s.storage_bytes == 0 for s in samples) else "mixed"
+def proof(samples: Sequence[RequestSample]) -> ProvenMode:
+    """What is proven of all requests together: what is proven of each, or "mixed"."""
+    proven = {sample.mode_proven for sample in samples}
+    return proven.pop() if len(proven) == 1 else "mixed"
 
 
-def _judged(sample: RequestSample, before: Sensors, after: Sensors) -> RequestSample:
-    """The sample, invalid if the device was held below its full clock before or after."""
-    if not (before.throttled or after.throttled):
+def _judged(sample: RequestSample, throttled: bool) -> RequestSample:
+    """The sample, invalid if the readings around it show the device throttled."""
+    if not throttled:
         return sample
     verdict = Verdict(valid=False, reasons=(*sample.verdict.reasons, "throttled"))
     return sample.model_copy(update={"verdict": verdict})

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from agent.context import Context
+from agent.watch import Watch
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.messages import (
@@ -25,6 +26,7 @@ from sti_runtime.messages import (
     IoProfileResult,
     IoProfileUnit,
     IoSample,
+    ProvenMode,
 )
 from sti_runtime.pipeline import Executor, LayerLoad
 from sti_runtime.plan import PlannedShard
@@ -63,13 +65,17 @@ def layer_shards(
     return tuple(shards)
 
 
-def _io_sample(load: LayerLoad) -> IoSample:
+def _io_sample(load: LayerLoad, io_mode: IoMode, *, throttled: bool) -> IoSample:
+    stored = load.storage_bytes is not None and load.storage_bytes >= load.bytes
     return IoSample(
         versions=load.versions,
         bytes=load.bytes,
         storage_bytes=load.storage_bytes or 0,
         duration_ns=load.duration_ns,
-        valid=load.storage_bytes is not None and load.storage_bytes >= load.bytes,
+        mode_asked=IO_MODE,
+        mode_proven=proven_mode(load.bytes, load.storage_bytes, io_mode),
+        throttled=throttled,
+        valid=stored and not throttled,
     )
 
 
@@ -81,6 +87,17 @@ def evict_if_buffered(executor: Executor, io_mode: IoMode) -> IoMode:
     return storage.io_mode
 
 
+def proven_mode(planned_bytes: int, storage_bytes: int | None, io_mode: IoMode) -> ProvenMode:
+    """Where the bytes of one sample came from, by the kernel's count (None: it does not count).
+
+    ``io_mode`` is the one in use."""
+    if storage_bytes is None:
+        return "unknown"
+    if storage_bytes >= planned_bytes:
+        return "direct" if io_mode == "direct" else "buffered-cold"
+    return "mixed" if storage_bytes else "cached"
+
+
 def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
     """Cold layer reads, the kinds interleaved so that drift of the storage falls on all alike."""
     executor, manifest = context.executor, context.bundle.manifest
@@ -88,6 +105,8 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
     kinds: list[tuple[int, int | None]] = [
         (width, fidelity) for width in unit.widths for fidelity in (*unit.fidelities, None)
     ]
+    io_mode = executor.storage(IO_MODE).io_mode
+    watch = Watch.of_job(context.job)
     samples: list[IoSample] = []
     for repeat in range(-1, unit.repeats):  # the first round only touches memory and code
         for width, fidelity in kinds:
@@ -97,11 +116,12 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
             evict_if_buffered(executor, IO_MODE)
             loaded, load = executor.load_layer(shards, IO_MODE)
             executor.drop_layer(loaded)
+            throttled = watch.sampled(len(samples) + (repeat >= 0))
             if repeat >= 0:
-                samples.append(_io_sample(load))
+                samples.append(_io_sample(load, io_mode, throttled=throttled))
     executor.reset()
     return IoProfileResult(
-        kind="profile-io", io_mode=executor.storage(IO_MODE).io_mode, samples=tuple(samples)
+        kind="profile-io", io_mode=io_mode, readings=watch.readings, samples=tuple(samples)
     )
 
 
@@ -114,6 +134,8 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
     request = context.request(0)
     executor.engine.allocate(unit.width, request.tokens)
     executor.run_fixed(request, IO_MODE)  # gives the engine a real hidden state to work on
+    io_mode = executor.storage(IO_MODE).io_mode
+    watch = Watch.of_job(context.job)
     samples: list[ComputeSample] = []
     reads: list[IoSample] = []
     for i, fidelity in enumerate(unit.fidelities):
@@ -130,6 +152,7 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
                             fidelity=fidelity,
                             decompress_ns=decompress_ns,
                             compute_ns=compute_ns,
+                            throttled=watch.sampled(len(samples) + 1),
                             warmup=repeat < unit.warmups,
                         )
                     )
@@ -137,11 +160,14 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
                     executor.compute_layer(shards[0].source_layer, loaded)
         finally:
             executor.drop_layer(loaded)
-        reads += beside.samples
+        # Which of the reads a throttled layer was beside cannot be told: then none counts.
+        throttled = any(sample.throttled for sample in samples[-unit.warmups - unit.repeats :])
+        reads += (_io_sample(load, io_mode, throttled=throttled) for load in beside.loads)
     executor.reset()
     return ComputeProfileResult(
         kind="profile-compute",
-        io_mode=executor.storage(IO_MODE).io_mode,
+        io_mode=io_mode,
+        readings=watch.readings,
         samples=tuple(samples),
         reads=tuple(reads),
     )
@@ -159,7 +185,7 @@ class _ReadBeside:
         self._reading: Future[None] | None = None
         self._layer = 0
         self._leaving = False
-        self.samples: list[IoSample] = []
+        self.loads: list[LayerLoad] = []
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +203,7 @@ class _ReadBeside:
         """Whether a read has ended."""
         if self._reading is not None and self._reading.done():
             self._reading.result()
-        return bool(self.samples)
+        return bool(self.loads)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -192,18 +218,20 @@ class _ReadBeside:
         evict_if_buffered(self._executor, IO_MODE)
         loaded, load = self._executor.load_layer(shards, IO_MODE)
         if not self._leaving:
-            self.samples.append(_io_sample(load))
+            self.loads.append(load)
         self._executor.drop_layer(loaded)
 
 
 def profile_fixed(unit: FixedProfileUnit, context: Context) -> FixedProfileResult:
     """Requests without layers."""
     executor = context.executor
+    watch = Watch.of_job(context.job)
     samples = []
     for i, row in enumerate(unit.rows):
         request = context.request(row)
         evict_if_buffered(executor, IO_MODE)
         outcome = executor.run_fixed(request, IO_MODE)
+        counted = "io-not-accounted" not in outcome.verdict.reasons
         samples.append(
             FixedSample(
                 embed_io_ns=outcome.embed_io_ns,
@@ -211,7 +239,12 @@ def profile_fixed(unit: FixedProfileUnit, context: Context) -> FixedProfileResul
                 head_ns=outcome.head_ns,
                 bytes=outcome.planned_bytes,
                 storage_bytes=outcome.storage_bytes,
+                mode_asked=IO_MODE,
+                mode_proven=proven_mode(
+                    outcome.planned_bytes, outcome.storage_bytes if counted else None, outcome.io_mode
+                ),
+                throttled=watch.sampled(i + 1),
                 warmup=i < unit.warmups,
             )
         )
-    return FixedProfileResult(kind="profile-fixed", samples=tuple(samples))
+    return FixedProfileResult(kind="profile-fixed", readings=watch.readings, samples=tuple(samples))

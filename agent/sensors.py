@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from sti_runtime.messages import ClockTimes, Sensors
+from sti_runtime.messages import CPU_NUMBERS, ClockTimes, Sensors
 
-SYS = Path("/sys")
+SYS = Path(os.environ.get("STIFARM_SYSFS") or "/sys")
+"""The kernel's sysfs; STIFARM_SYSFS names it where it is mounted elsewhere, as in a container."""
 PROC = Path("/proc")
 _PLAUSIBLE_MILLI_C = range(-40_000, 150_001)
 
@@ -40,12 +42,22 @@ def thermal_zones(sys: Path = SYS) -> tuple[tuple[str, int | None], ...]:
 
     Source: Documentation/driver-api/thermal/sysfs-api.rst.
     """
-    zones = []
-    for folder in sorted(sys.glob("class/thermal/thermal_zone*"), key=lambda p: (len(p.name), p.name)):
-        value = read_int(folder / "temp")
-        plausible = value is not None and value in _PLAUSIBLE_MILLI_C and value != 0
-        zones.append((read_text(folder / "type") or folder.name, value if plausible else None))
-    return tuple(zones)
+    return tuple(
+        (read_text(folder / "type") or folder.name, plausible_milli_c(read_int(folder / "temp")))
+        for folder in zone_folders(sys)
+    )
+
+
+def zone_folders(sys: Path = SYS) -> tuple[Path, ...]:
+    """The folders of the thermal zones, by number."""
+    return tuple(
+        sorted(sys.glob("class/thermal/thermal_zone*"), key=lambda path: (len(path.name), path.name))
+    )
+
+
+def plausible_milli_c(value: int | None) -> int | None:
+    """A zone's reading, or None: zones without a sensor read 0 or INT_MIN."""
+    return value if value is not None and value in _PLAUSIBLE_MILLI_C and value != 0 else None
 
 
 def online_cpus(sys: Path = SYS) -> tuple[int, ...]:
@@ -60,7 +72,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         low, high = parse_int(first), parse_int(last or first)
-        if low is None or high is None or not 0 <= low <= high < 65536:
+        if low is None or high is None or not 0 <= low <= high < CPU_NUMBERS:
             return ()
         cpus.extend(range(low, high + 1))
     return tuple(cpus)
@@ -138,13 +150,22 @@ def has_battery(sys: Path = SYS) -> bool:
 
 def throttled(sys: Path = SYS) -> bool | None:
     """Whether a cooling device holds the CPU below its full clock now; None where none is shown."""
-    states = [
-        read_int(device / "cur_state")
-        for device in sys.glob("class/thermal/cooling_device*")
-        if any(
-            word in (read_text(device / "type") or "").lower() for word in ("cpufreq", "cpu-", "processor")
-        )
-    ]
+    return any_above_zero(read_int(device / "cur_state") for device in cpu_coolers(sys))
+
+
+def cpu_coolers(sys: Path = SYS) -> tuple[Path, ...]:
+    """The folders of the cooling devices that act on the CPU's clock, by number."""
+    words = ("cpufreq", "cpu-", "processor")
+    devices = sorted(sys.glob("class/thermal/cooling_device*"), key=lambda path: (len(path.name), path.name))
+    return tuple(
+        device
+        for device in devices
+        if any(word in (read_text(device / "type") or "").lower() for word in words)
+    )
+
+
+def any_above_zero(states: Iterable[int | None]) -> bool | None:
+    """Whether a state that can be read is above 0; None when none can be read."""
     known = [state for state in states if state is not None]
     return any(state > 0 for state in known) if known else None
 

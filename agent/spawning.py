@@ -107,19 +107,21 @@ def _one_request(job: Job, spool: Path) -> SpawnReply:
     from agent.context import Context
     from agent.measure import request_sample
     from agent.profiling import evict_if_buffered
+    from sti_runtime.torch_engine import gpu_memory_errors
 
     unit = job.units[0]
     if not isinstance(unit, ExecuteUnit):
         raise FormatError(f"A {unit.kind} unit is not a request.", "Spawn execute units only.")
     context = Context(job, spool)
     try:
-        executor, request = context.executor, context.request(unit.rows[0])
-        evict_if_buffered(executor, unit.io_mode)
-        started_ns = time.monotonic_ns()
-        outcome = executor.run(unit.plan, request, unit.request_kind, unit.io_mode)
-        ended_ns = time.monotonic_ns()
+        with gpu_memory_errors():
+            executor, request = context.executor, context.request(unit.rows[0])
+            evict_if_buffered(executor, unit.io_mode)
+            started_ns = time.monotonic_ns()
+            outcome = executor.run(unit.plan, request, unit.request_kind, unit.io_mode)
+            ended_ns = time.monotonic_ns()
         return SpawnReply(
-            sample=request_sample(unit.rows[0], False, outcome),
+            sample=request_sample(unit.rows[0], False, unit.io_mode, outcome),
             memory=executor.memory(),
             io_mode=outcome.io_mode,
             started_ns=started_ns,

@@ -5,7 +5,7 @@
     bundles/<digest>/               finished bundles
     tasks/<digest>.safetensors      finished task data; <digest>.partial while it is pushed
     incoming/<digest>/              a bundle on its way, <digest>.done its list of verified chunks
-    jobs/<job id>/<attempt>/        job.json, journal.log, agent.log, pid
+    jobs/<job id>/<attempt>/        job.json, journal.log, agent.log, pid, open-unit
     locks/                          lock files of the agent's processes
     fence.json                      highest lease counter seen of each store
     device_id                       only in the spool of an emulated device

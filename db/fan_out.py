@@ -9,12 +9,14 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from db.documents import document
-from db.fan_out_runs import NOT_FROM_STORAGE, write_evaluation, write_run
+from db.fan_out_runs import NOT_FROM_STORAGE, THROTTLED, mode_proven, write_evaluation, write_run
 from db.models import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
 from db.source import Source, missing_bundle
 from sti_runtime.messages import (
     ComputeProfileResult,
+    ComputeSample,
     FixedProfileResult,
+    FixedSample,
     IoProfileResult,
     IoSample,
     ProbeResult,
@@ -49,11 +51,18 @@ def _verdict(reasons: Sequence[str]) -> dict[str, Any]:
 
 
 def _io_reasons(sample: IoSample) -> list[str]:
-    """Why a read does not count: the device says so, or its bytes did not all come from storage."""
+    """Why a read does not count: the device says so, it was throttled, or its bytes did not all come from
+    storage."""
     reasons = [] if sample.valid else [DEVICE_VERDICT]
-    if sample.storage_bytes < sample.bytes:
-        reasons.append(NOT_FROM_STORAGE)
-    return reasons
+    return reasons + _throttled(sample) + _not_stored(sample)
+
+
+def _throttled(sample: IoSample | ComputeSample | FixedSample) -> list[str]:
+    return [THROTTLED] if sample.throttled else []
+
+
+def _not_stored(sample: IoSample | FixedSample) -> list[str]:
+    return [NOT_FROM_STORAGE] if sample.storage_bytes < sample.bytes else []
 
 
 def _io(session: Session, source: Source, _: int, result: IoProfileResult) -> str | None:
@@ -72,6 +81,8 @@ def _insert_reads(
             "warmup": False,
             **_verdict(_io_reasons(s)),
             "io_mode": io_mode,
+            "mode_asked": s.mode_asked,
+            "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
             "beside_compute": beside,
             "versions": s.versions,
             "read_bytes": s.bytes,
@@ -90,7 +101,7 @@ def _compute(session: Session, source: Source, _: int, result: ComputeProfileRes
             {
                 **_sample(source, i),
                 "warmup": s.warmup,
-                **_verdict([]),
+                **_verdict(_throttled(s)),
                 "width": s.width,
                 "fidelity": s.fidelity,
                 "decompress_ns": s.decompress_ns,
@@ -110,7 +121,9 @@ def _fixed(session: Session, source: Source, _: int, result: FixedProfileResult)
             {
                 **_sample(source, i),
                 "warmup": s.warmup,
-                **_verdict([] if s.storage_bytes >= s.bytes else [NOT_FROM_STORAGE]),
+                **_verdict(_throttled(s) + _not_stored(s)),
+                "mode_asked": s.mode_asked,
+                "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
                 "embed_io_ns": s.embed_io_ns,
                 "embed_compute_ns": s.embed_compute_ns,
                 "head_ns": s.head_ns,

@@ -23,9 +23,17 @@ from db.models import (
 )
 from db.source import Source, missing_bundle
 from db.upsert import insert_new
-from sti_runtime.messages import EvaluateResult, ExecuteResult, GateVerdict, RequestSample, Verdict
+from sti_runtime.messages import (
+    EvaluateResult,
+    ExecuteResult,
+    GateVerdict,
+    ProvenMode,
+    RequestSample,
+    Verdict,
+)
 
 NOT_FROM_STORAGE = "not-from-storage"
+THROTTLED = "throttled"
 GATE_FAILED = "gate-failed"
 
 
@@ -43,6 +51,14 @@ def request_verdict(result: ExecuteResult, request: RequestSample) -> Verdict:
     found = tuple(dict.fromkeys(reasons))
     forced = {NOT_FROM_STORAGE, GATE_FAILED} & set(found)
     return Verdict(valid=request.verdict.valid and not forced, reasons=found)
+
+
+def mode_proven(claimed: ProvenMode, planned_bytes: int, storage_bytes: int) -> ProvenMode:
+    """What is proven of a sample as the store sees it: what the device claims, unless its own count of bytes
+    belies it."""
+    if claimed not in ("direct", "buffered-cold") or storage_bytes >= planned_bytes:
+        return claimed
+    return "mixed" if storage_bytes else "cached"
 
 
 def worst_gate(gates: Sequence[GateVerdict]) -> str:
@@ -99,6 +115,7 @@ def write_run(session: Session, source: Source, unit: int, result: ExecuteResult
         load_after_milli=result.after.load_milli,
         gate_verdict=worst_gate(result.gates),
         gates_json=document([gate.model_dump(mode="json") for gate in result.gates]),
+        readings_json=document([reading.model_dump(mode="json") for reading in result.readings]),
         emulated=source.emulated,
         io_mechanism=None if emulation is None else emulation.io_mechanism,
         cpu_mechanism=None if emulation is None else emulation.cpu_mechanism,
@@ -132,6 +149,8 @@ def _request_row(run: RunRow, result: ExecuteResult, ordinal: int, request: Requ
         "stall_ns": request.stall_ns,
         "planned_bytes": request.planned_bytes,
         "storage_bytes": request.storage_bytes,
+        "mode_asked": request.mode_asked,
+        "mode_proven": mode_proven(request.mode_proven, request.planned_bytes, request.storage_bytes),
         "logits_json": document(list(request.logits)),
         "trace_json": document([layer.model_dump(mode="json") for layer in request.trace]),
     }

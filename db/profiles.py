@@ -29,7 +29,7 @@ from sti_runtime.profile import DeviceProfile
 
 @dataclass(frozen=True)
 class ProfileSamples:
-    """The samples of one profile job, ready for a fit: valid ones only, warm-ups marked as such."""
+    """The samples of one profile job, ready for a fit: valid ones only, none throttled; warm-ups marked."""
 
     job_id: str
     io: tuple[IoSample, ...]
@@ -91,6 +91,7 @@ def profile_samples(
                 fidelity=s.fidelity,
                 decompress_ns=s.decompress_ns,
                 compute_ns=s.compute_ns,
+                throttled=False,
                 warmup=s.warmup,
             )
             for s, _ in compute
@@ -102,6 +103,9 @@ def profile_samples(
                 head_ns=s.head_ns,
                 bytes=s.read_bytes,
                 storage_bytes=s.storage_bytes,
+                mode_asked=s.mode_asked,
+                mode_proven=s.mode_proven,
+                throttled=False,
                 warmup=s.warmup,
             )
             for s, _ in fixed
@@ -111,12 +115,15 @@ def profile_samples(
     )
 
 
-def _read(row: IoSampleRow) -> IoSample:
+def _read(row: Any) -> IoSample:
     return IoSample(
         versions=row.versions,
         bytes=row.read_bytes,
         storage_bytes=row.storage_bytes,
         duration_ns=row.duration_ns,
+        mode_asked=row.mode_asked,
+        mode_proven=row.mode_proven,
+        throttled=False,
         valid=row.valid,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Measured:
     """Valid requests of one plan and kind, warm-ups left out, all under the provenance of the newest run.
 
     ``stall_share_ppm``: summed stall over summed latency. ``storage_bytes``: median per request.
+    ``modes``: (mode asked, mode proven, requests) of all of them, the invalid ones too.
     ``invalid``: requests left out as invalid. ``older_runs``: runs left out because agent, engine, OS or
     mechanism of emulation differ from the newest run's. ``gate_verdict``: the worst among the runs.
     """
@@ -53,6 +55,7 @@ class Measured:
     older_runs: int
     request_kind: str
     io_modes: tuple[str, ...]
+    modes: tuple[tuple[str, str, int], ...]
     gate_verdict: str
     mechanisms: tuple[str, ...]
 
@@ -101,6 +104,8 @@ def measured_of(
         table.stall_ns,
         table.storage_bytes,
         table.planned_bytes,
+        table.mode_asked,
+        table.mode_proven,
     )
     query = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
     everything = session.execute(query).all()
@@ -110,6 +115,7 @@ def measured_of(
         return None
     target_ns = session.scalars(select(PlanRow.target_ns).where(PlanRow.id == plan_id)).one()
     total_ns = sum(row.latency_ns for row in valid)
+    modes = Counter((row.mode_asked, row.mode_proven) for row in everything)
     return Measured(
         latency=summary,
         within_target=wilson(sum(row.latency_ns <= target_ns for row in valid), len(valid)),
@@ -122,6 +128,7 @@ def measured_of(
         older_runs=len(runs) - len(same),
         request_kind=request_kind,
         io_modes=tuple(sorted({run.io_mode_proven for run in same})),
+        modes=tuple((asked, proven, count) for (asked, proven), count in sorted(modes.items())),
         gate_verdict=_worst(run.gate_verdict for run in same),
         mechanisms=_mechanisms(same[0]),
     )

@@ -24,6 +24,7 @@ from sti_runtime.messages import (
     Job,
     JournalRecord,
     ProbeResult,
+    Reading,
     RequestSample,
     ResultRecord,
     Sensors,
@@ -136,6 +137,27 @@ def _sensors(sensors: Sensors) -> str | None:
         "free_bytes": (sensors.free_bytes, range(2**63)),
         "available_memory_bytes": (sensors.available_memory_bytes, range(2**63)),
     }
+    return _out_of_range(table)
+
+
+def _readings(readings: Sequence[Reading], samples: int) -> str | None:
+    """Why readings between ``samples`` samples cannot be true."""
+    places = [reading.after for reading in readings]
+    if places != sorted(places) or any(place > samples for place in places):
+        return f"sensor readings out of order, or beyond the {samples} samples"
+    for reading in readings:
+        table: Mapping[str, tuple[int | None, range]] = {
+            "temperature_milli_c": (reading.temperature_milli_c, _TEMPERATURES_MILLI_C),
+            "load_milli": (reading.load_milli, _LOADS_MILLI),
+            "available_memory_bytes": (reading.available_memory_bytes, range(2**63)),
+        }
+        found = _out_of_range(table)
+        if found is not None:
+            return found
+    return None
+
+
+def _out_of_range(table: Mapping[str, tuple[int | None, range]]) -> str | None:
     for name, (value, allowed) in table.items():
         if value is not None and value not in allowed:
             return f"{name} of {value}"
@@ -157,6 +179,7 @@ def _reads(result: Any, reads: Sequence[IoSample], context: Context) -> str | No
         return f"a layer read of more than {context.heads} versions"
     return (
         _too_long(result)
+        or _readings(result.readings, len(result.samples))
         or _too_large("a read", (s.bytes for s in reads), _read_cap(context))
         or _too_large("bytes from storage", (s.storage_bytes for s in reads), SIZE_CAP_BYTES)
     )
@@ -178,6 +201,7 @@ def _fixed(_: FixedProfileUnit, result: FixedProfileResult, context: Context) ->
         return "no samples"
     return (
         _too_long(result)
+        or _readings(result.readings, len(result.samples))
         or _too_large("a read", (s.bytes for s in result.samples), _read_cap(context))
         or _too_large("bytes from storage", (s.storage_bytes for s in result.samples), SIZE_CAP_BYTES)
     )
@@ -193,6 +217,8 @@ def _execute(unit: ExecuteUnit, result: ExecuteResult, context: Context) -> str 
         return "requests are not of the rows asked"
     if any(r.warmup != (i < unit.warmups) for i, r in enumerate(result.requests)):
         return f"warm-ups are not the first {unit.warmups} requests"
+    if any(r.mode_asked != unit.io_mode for r in result.requests):
+        return f"requests that were asked other than {unit.io_mode} reads"
     memory = result.memory
     parts = (memory.resident, memory.preload, memory.working, memory.activations)
     return (
@@ -202,6 +228,7 @@ def _execute(unit: ExecuteUnit, result: ExecuteResult, context: Context) -> str 
         or _too_large("a memory part", (*parts, memory.process_peak_bytes or 0), SIZE_CAP_BYTES)
         or _sensors(result.before)
         or _sensors(result.after)
+        or _readings(result.readings, len(result.requests))
         or next(filter(None, (_request(r, unit.plan.submodel.depth, context) for r in result.requests)), None)
     )
 

@@ -33,6 +33,8 @@ from sti_runtime.messages import FailureRecord, Job, Lease, Unit, UnitResult
 LEASE_TTL_NS = 120 * 10**9
 _POLL_WAIT_S = 2.0
 _RESTARTS = 3
+"""So often is an agent started again that finishes no unit: more often than it may be killed in one before it
+gives that unit up (``agent.open_unit``)."""
 
 
 class Worker(Protocol):
@@ -275,7 +277,7 @@ def _drive(
     grant: LeaseGrant,
     advance: Advance | None,
 ) -> None:
-    name, offset, restarts = request.device, 0, 0
+    name, offset, restarts, finished = request.device, 0, 0, 0
     total = len(job.units)
     renewed = time.monotonic()
     worker.start_job(name, job)
@@ -291,8 +293,10 @@ def _drive(
                     records=polled.records,
                 )
                 done = job_queries.progress(session, job.id, job.attempt)
+            if done.results + done.failures > finished:
+                finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
             if advance is not None:
-                advance(done.results + done.failures, total)
+                advance(finished, total)
             if report.conflicts:
                 _lose(store, job)
                 raise StableError(

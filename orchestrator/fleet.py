@@ -95,7 +95,7 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
         raise StableError(
             f"its agent has no {device.engine} engine (it has: {', '.join(facts.engines) or 'none'}).",
             "Install PyTorch for the Python that runs the agent there, or write engine: native."
-            if device.engine == "torch"
+            if not device.native
             else "Choose another engine in the inventory.",
             device=device.name,
         )

@@ -16,7 +16,7 @@ import yaml
 from orchestrator.errors import InventoryError, Problem, near
 from orchestrator.transports import TRANSPORTS
 from sti_runtime.errors import UnitsError
-from sti_runtime.messages import ENGINES, EngineName, Gates
+from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
 from sti_runtime.units import parse_bytes, parse_rate
 
 VERSION = 1
@@ -67,6 +67,11 @@ class Device:
     def emulated(self) -> bool:
         """Whether figures of this device are those of a slowed machine."""
         return self.emulate is not None
+
+    @property
+    def native(self) -> bool:
+        """Whether its agent is the native executable, which the host brings; else one installed there."""
+        return self.engine != "torch"
 
 
 @dataclass(frozen=True)
@@ -282,7 +287,7 @@ def _cpus(reader: _Reader, node: yaml.Node, name: str) -> tuple[int, ...] | None
     if not isinstance(node, yaml.SequenceNode):
         reader.wrong(node, f"{name} must be a list of CPU numbers like [0, 1], not {_describe(node)}.")
         return None
-    values = [_integer(0, 4095)(reader, item, "a CPU number") for item in node.value]
+    values = [_integer(0, CPU_NUMBERS - 1)(reader, item, "a CPU number") for item in node.value]
     numbers = tuple(value for value in values if isinstance(value, int))
     if len(set(numbers)) != len(numbers):
         reader.wrong(node, f"{name} names a CPU twice.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.plans import PlanAnswer
+from db.runs import Measured
 from orchestrator.measure import Answer
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.units import format_bytes, format_ns
@@ -125,9 +126,24 @@ def notes(answer: PlanAnswer) -> list[str]:
         found.append("predicted over T")
     if answer.measured is not None and answer.measured.invalid:
         found.append(f"{answer.measured.invalid} invalid left out")
+    if answer.measured is not None:
+        found.extend(short for short, whole in mode_counts(answer.measured) if not whole)
     if answer.measured is not None and answer.measured.gate_verdict != "pass":
         found.append(answer.measured.gate_verdict)
     found.extend(f"stale: {reason}" for reason in answer.stale)
+    return found
+
+
+def mode_counts(measured: Measured) -> list[tuple[str, bool]]:
+    """For each read mode asked for how many requests are proven to have read so, "direct 48/50", and whether
+    all are. Asked buffered reads come cold from storage, or for ``cached`` requests not at all."""
+    found = []
+    for asked in dict.fromkeys(asked for asked, _, _ in measured.modes):
+        buffered = "cached" if measured.request_kind == "cached" else "buffered-cold"
+        wanted = "direct" if asked == "direct" else buffered
+        counts = {proven: count for mode, proven, count in measured.modes if mode == asked}
+        right, total = counts.get(wanted, 0), sum(counts.values())
+        found.append((f"{wanted} {right}/{total}", right == total))
     return found
 
 
@@ -165,6 +181,11 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
             "invalid": measured.invalid,
             "request_kind": measured.request_kind,
             "io_modes": list(measured.io_modes),
+            "modes": [
+                {"asked": asked, "proven": proven, "requests": count}
+                for asked, proven, count in measured.modes
+            ],
+            "modes_as_asked": [text for text, _ in mode_counts(measured)],
             "gate_verdict": measured.gate_verdict,
         },
         "accuracy": None

@@ -212,7 +212,10 @@ class HostWorker:
         """Remove everything of ours from the device; the agent's answer says what was there."""
         _, transport = self._device(name)
         with self._locks[name]:
-            answer = call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+            # An agent that ends may hold the device a moment longer than its job is seen to run.
+            answer = self._retried(
+                lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+            )
             self._have_agent.discard(name)  # it removed itself
             if (decided := self._settings.emulation / name).exists():
                 shutil.rmtree(decided)
@@ -395,7 +398,7 @@ class HostWorker:
         ``check``: look again whether it is there and whole, and mend it.
         """
         device, transport = self._devices[name], self._connect(name)
-        if device.engine != "torch" and (check or name not in self._have_agent):
+        if device.native and (check or name not in self._have_agent):
             with self._locks[name]:
                 try:
                     agent = self._retried(

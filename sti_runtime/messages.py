@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sti_runtime.errors import FormatError
 from sti_runtime.plan import Plan
-from sti_runtime.records import Digest, Index, Integer, NonNegative, Positive, Record
+from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
 
 JOB_CAP_BYTES = 16 << 20
 RECORD_CAP_BYTES = 4 << 20
@@ -24,7 +24,13 @@ AGENT_LOG_FILE = "agent.log"
 JobId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 ThreadCount = Annotated[int, Field(gt=0, le=1024)]
 """Compute threads, or reads in flight."""
+CPU_NUMBERS = 4096
+"""Every CPU's number is below."""
+CpuNumber = Annotated[int, Field(ge=0, lt=CPU_NUMBERS)]
 IoMode = Literal["direct", "buffered"]
+ProvenMode = Literal["direct", "buffered-cold", "cached", "mixed", "unknown"]
+"""Where bytes came from by the kernel's count: all from storage, past the page cache ("direct") or through
+it; none ("cached"); some ("mixed"). "unknown": the kernel does not count."""
 RequestKind = Literal["spawn-cold", "cold", "warm", "cached"]
 EngineName = Literal["torch", "native", "native-int8"]
 ENGINES: tuple[EngineName, ...] = ("native", "native-int8", "torch")
@@ -160,7 +166,7 @@ class Job(Record):
     engine: EngineName
     threads: ThreadCount
     queue_depth: ThreadCount
-    cpus: tuple[Index, ...]
+    cpus: tuple[CpuNumber, ...]
     machine_lock: str | None
     emulation: Emulation | None
     gates: Gates
@@ -201,6 +207,24 @@ class Sensors(Record):
     time_in_state: tuple[ClockTimes, ...] = ()
 
 
+class Reading(Record):
+    """The cheap sensors between two samples of a unit; ``None``: not readable here.
+
+    ``after``: how many of the unit's requests or samples had been taken. ``clocks_khz`` now and
+    ``ceilings_khz``, the highest that the kernel allows now: one for each clock domain of the CPUs the agent
+    uses. ``temperature_milli_c``: the hottest of the watched zones. ``throttled``: whether this reading shows
+    the device held back or beyond its temperature limit; None when nothing here could show it.
+    """
+
+    after: NonNegative
+    clocks_khz: tuple[NonNegative | None, ...]
+    ceilings_khz: tuple[NonNegative | None, ...]
+    temperature_milli_c: int | None
+    load_milli: int | None
+    available_memory_bytes: int | None
+    throttled: bool | None
+
+
 class GateVerdict(Record):
     """One gate: passed, failed (after waiting), or ungated because its sensor is unreadable."""
 
@@ -210,7 +234,8 @@ class GateVerdict(Record):
 
 
 class Verdict(Record):
-    """Whether a sample counts. Reasons: "not-from-storage", "not-cached", "io-not-accounted", "throttled"."""
+    """Whether a sample counts. Reasons: "not-from-storage", "not-cached", "io-not-accounted", "throttled"
+    (a reading of the sensors before or after it shows throttling)."""
 
     valid: bool
     reasons: tuple[str, ...]
@@ -244,20 +269,27 @@ class ProbeResult(Record):
 
 
 class IoSample(Record):
-    """One merged layer read: ``versions`` versions, ``bytes`` asked, ``storage_bytes`` from the device."""
+    """One merged layer read: ``versions`` versions, ``bytes`` asked, ``storage_bytes`` from the device.
+
+    ``throttled``: a reading before or after it shows throttling. ``valid``: not so, and all bytes came from
+    storage."""
 
     versions: Positive
     bytes: Positive
     storage_bytes: NonNegative
     duration_ns: NonNegative
+    mode_asked: IoMode
+    mode_proven: ProvenMode
+    throttled: bool
     valid: bool
 
 
 class IoProfileResult(Record):
-    """Result of an IoProfileUnit."""
+    """Result of an IoProfileUnit. ``io_mode``: in use, not the one asked where storage refused that."""
 
     kind: Literal["profile-io"]
     io_mode: IoMode
+    readings: tuple[Reading, ...]
     samples: tuple[IoSample, ...]
 
 
@@ -268,6 +300,7 @@ class ComputeSample(Record):
     fidelity: Positive
     decompress_ns: NonNegative
     compute_ns: NonNegative
+    throttled: bool
     warmup: bool
 
 
@@ -276,6 +309,7 @@ class ComputeProfileResult(Record):
 
     kind: Literal["profile-compute"]
     io_mode: IoMode
+    readings: tuple[Reading, ...]
     samples: tuple[ComputeSample, ...]
     reads: tuple[IoSample, ...]
 
@@ -288,6 +322,9 @@ class FixedSample(Record):
     head_ns: NonNegative
     bytes: NonNegative
     storage_bytes: NonNegative
+    mode_asked: IoMode
+    mode_proven: ProvenMode
+    throttled: bool
     warmup: bool
 
 
@@ -295,6 +332,7 @@ class FixedProfileResult(Record):
     """Result of a FixedProfileUnit."""
 
     kind: Literal["profile-fixed"]
+    readings: tuple[Reading, ...]
     samples: tuple[FixedSample, ...]
 
 
@@ -311,7 +349,9 @@ class LayerTrace(Record):
 
 
 class RequestSample(Record):
-    """One request. ``planned_bytes``: what it had to read (shards and embedding pages)."""
+    """One request. ``planned_bytes``: what it had to read (shards and embedding pages).
+
+    ``mode_asked``: by the unit; ``mode_proven``: by the kernel's count of this request's bytes."""
 
     row: NonNegative
     warmup: bool
@@ -319,6 +359,8 @@ class RequestSample(Record):
     stall_ns: NonNegative
     planned_bytes: NonNegative
     storage_bytes: NonNegative
+    mode_asked: IoMode
+    mode_proven: ProvenMode
     logits: tuple[float, ...]
     trace: tuple[LayerTrace, ...]
     verdict: Verdict
@@ -340,13 +382,15 @@ class MemoryParts(Record):
 
 
 class ExecuteResult(Record):
-    """Result of an ExecuteUnit. ``io_mode_proven``: "direct" only when every byte came from storage."""
+    """Result of an ExecuteUnit. ``io_mode``: in use, which is not the one asked where storage refused it.
+    ``io_mode_proven``: of all requests together; "direct" only when every byte came from storage."""
 
     kind: Literal["execute"]
     plan_digest: Digest
     request_kind: RequestKind
     io_mode: IoMode
-    io_mode_proven: Literal["direct", "buffered-cold", "cached", "mixed"]
+    io_mode_proven: ProvenMode
+    readings: tuple[Reading, ...]
     requests: tuple[RequestSample, ...]
     memory: MemoryParts
     before: Sensors

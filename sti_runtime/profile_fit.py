@@ -49,13 +49,13 @@ def fit_profile(
     """Fit one profile. ``widths`` and ``fidelities``: what the bundle needs measured; ``io``: reads while
     nothing is computed, ``beside``: reads while a layer is.
 
-    Only valid IO samples and samples that are not warm-ups count. What is too few, missing or fits
-    badly is named in ``unfit``.
+    Only valid IO samples count, and samples that are neither warm-ups nor throttled. What is too few,
+    missing or fits badly is named in ``unfit``.
     Raises: InputError when a kind has no usable sample at all, or a sample has an unknown fidelity.
     """
     unfit: list[str] = []
     io_fit = _io_time(list(io), list(beside), unfit)
-    rows = [sample for sample in compute if not sample.warmup]
+    rows = [sample for sample in compute if not (sample.warmup or sample.throttled)]
     if not rows:
         raise _no_samples("compute")
     unknown = sorted({row.fidelity for row in rows} - set(FIDELITIES))
@@ -254,7 +254,7 @@ def _note_missing(what: str, key: str, samples: dict[int, int], wanted: set[int]
 
 
 def _fixed_times(samples: Sequence[FixedSample], unfit: list[str]) -> dict[str, FixedTime]:
-    rows = [sample for sample in samples if not sample.warmup]
+    rows = [sample for sample in samples if not (sample.warmup or sample.throttled)]
     if not rows:
         raise _no_samples("fixed-cost")
     stored = [row for row in rows if row.storage_bytes >= row.bytes]
@@ -275,7 +275,7 @@ def _fixed_times(samples: Sequence[FixedSample], unfit: list[str]) -> dict[str, 
     }
 
 
-def _no_samples(kind: str, detail: str = "all are warm-ups or none were taken") -> InputError:
+def _no_samples(kind: str, detail: str = "all are warm-ups or throttled, or none were taken") -> InputError:
     return InputError(
         f"No usable {kind} samples for a device profile: {detail}.",
         "Profile the device again; its journal says why samples were refused.",

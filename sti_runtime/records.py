@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from sti_runtime.errors import FormatError
+from sti_runtime.errors import FormatError, StifarmError
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal."""
@@ -41,6 +42,18 @@ def sha256_hex(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _newer(problems: list[ErrorDetails]) -> ErrorDetails | None:
+    """The first ``version`` above the known one, if no other ``format`` stands beside it."""
+    strange = {problem["loc"][:-1] for problem in problems if problem["loc"][-1:] == ("format",)}
+    for problem in problems:
+        place, name = problem["loc"][:-1], problem["loc"][-1:]
+        if name == ("version",) and problem["type"] == "literal_error" and place not in strange:
+            stated = problem["input"]
+            if type(stated) is int and stated > int(problem["ctx"]["expected"]):
+                return problem
+    return None
+
+
 class Record(BaseModel):
     """Base of every stored or transmitted structure."""
 
@@ -56,11 +69,18 @@ class Record(BaseModel):
         return sha256_hex(self.to_json())
 
     @classmethod
-    def from_json(cls, data: bytes, *, source: str, cap_bytes: int = DEFAULT_CAP_BYTES) -> Self:
+    def from_json(
+        cls,
+        data: bytes,
+        *,
+        source: str,
+        cap_bytes: int = DEFAULT_CAP_BYTES,
+        newer: type[StifarmError] = FormatError,
+    ) -> Self:
         """Parse and validate one record.
 
         Raises: FormatError naming ``source``, the field and the cause; also when ``data`` is
-        longer than ``cap_bytes``.
+        longer than ``cap_bytes``. ``newer``, whatever else is wrong, when it is of a newer version.
         """
         if len(data) > cap_bytes:
             raise FormatError(
@@ -70,12 +90,27 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
+            problems = error.errors(include_url=False)
+            version = _newer(problems)
+            if version is not None:
+                raise cls._newer_version(version, source, newer) from error
+            first = problems[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
             raise FormatError(
                 f"{source}: not a valid {cls.__name__}: {where}: {first['msg']}.",
                 "It is damaged, edited or written by another version; make it again.",
             ) from error
+
+    @classmethod
+    def _newer_version(cls, problem: ErrorDetails, source: str, newer: type[StifarmError]) -> StifarmError:
+        """The error for a newer version of this record, ``newer``, or of one inside it."""
+        inside, own = problem["loc"][:-1], cls.model_fields.get("format")
+        named = cls.__name__ if own is None else str(get_args(own.annotation)[0]).removeprefix("stifarm-")
+        return (FormatError if inside else newer)(
+            f"{source}: {inside[-1] if inside else named} version {problem['input']}, "
+            f"this stifarm knows {problem['ctx']['expected']}.",
+            "Update the agent or stifarm, whichever says this, or make it again with this version.",
+        )
 
     @classmethod
     def read(cls, path: Path, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> Self:

@@ -105,7 +105,7 @@ def start_agent(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def call_agent(*arguments: object, timeout_s: float = 60, **options: Any) -> tuple[int, dict[str, Any]]:
+def call_agent(*arguments: object, timeout_s: float = 300, **options: Any) -> tuple[int, dict[str, Any]]:
     """Run one verb to its end; returns its exit code and what it printed."""
     process = start_agent(*arguments, **options)
     output, errors = process.communicate(timeout=timeout_s)

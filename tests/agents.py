@@ -9,8 +9,10 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,7 +60,7 @@ class Agent:
             **options,
         )
 
-    def call(self, *arguments: object, timeout_s: float = 120, **options: Any) -> tuple[int, dict[str, Any]]:
+    def call(self, *arguments: object, timeout_s: float = 300, **options: Any) -> tuple[int, dict[str, Any]]:
         """Run one verb to its end; its exit code and what it printed."""
         process = self.start(*arguments, **options)
         try:
@@ -72,6 +74,15 @@ class Agent:
     def in_environment(self, **variables: str) -> Agent:
         """The same with more environment variables."""
         return replace(self, environment={**self.environment, **variables})
+
+
+def abandon(started: subprocess.Popen[bytes], limit_s: float = 120) -> None:
+    """Send SIGTERM until the agent has gone: two that come together count as one."""
+    deadline = time.monotonic() + limit_s
+    while started.poll() is None:
+        assert time.monotonic() < deadline, f"the agent still runs after {limit_s} s of signals"
+        started.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
 
 
 def agent_called(name: str) -> Agent:

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from sqlalchemy import select
 
 from db.models import AttemptRow, JobRow, JournalRecordRow
@@ -23,6 +25,7 @@ from orchestrator.demo.demo_task import TASK, generate, tokenizer_json, vocabula
 from orchestrator.dispatch import Request, run_job
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.fleet import ReadyDevice
+from orchestrator.interrupts import lost_interrupts_return
 from orchestrator.library import (
     KnownBundle,
     Splits,
@@ -40,8 +43,10 @@ from sti_runtime.journal_format import parse_lines
 from sti_runtime.messages import JournalRecord, ProbeUnit
 from sti_runtime.model import HeadConfig, ModelConfig, all_submodels
 from sti_runtime.model_store import Model, make_model
+from sti_runtime.storage import Storage, StorageCounter, anonymous_pages
 from tests.agent_data import REPO
 from tests.bundles import random_tensors
+from tests.machine import Machine
 
 DESK = "{name: desk, transport: local, threads: 1, labels: {kind: computer}}"
 BOARD = (
@@ -135,6 +140,23 @@ class InProcess:
             yield item, function(item)
 
 
+def require_storage(root: Path) -> None:
+    """Skips where no read can be proven to come from storage (a tmpfs): no device there has a profile."""
+    path, size_bytes = root / "storage-probe", 1 << 16
+    path.write_bytes(bytes(size_bytes))
+    counter = StorageCounter()
+    counter.join()
+    with Storage(root, {path.name: size_bytes}, "direct") as storage:
+        storage.evict()
+        before = counter.read()
+        storage.read(path.name, 0, [anonymous_pages(size_bytes)])
+        after = counter.read()
+    counter.close()
+    path.unlink()
+    if before is None or after is None or after - before < size_bytes:
+        pytest.skip(f"{root}: reads here cannot be proven to come from storage, so no device can be profiled")
+
+
 def score(farm: Farm, bundle: KnownBundle) -> int:
     """The importance profile of the bundle on the task; how many shards were scored now."""
     return score_importance(farm, InProcess(), bundle, TASK.name, rows=ROWS, workers=1).scored
@@ -152,6 +174,11 @@ def make_ready(farm: Farm, worker: HostWorker, work: Work, name: str) -> ReadyDe
 # ------------------------------------------------------------------ a job that takes a while
 
 
+def machine_of(root: Path) -> Machine:
+    """The machine that the jobs of ``probe_request`` wait for: the test's own, whatever else runs here."""
+    return Machine(root / "machine.lock")
+
+
 def probe_request(farm: Farm, worker: HostWorker, units: int, *, again: int = 0) -> Request:
     """A job of probe units on the first device; to verify a slowed one takes a bundle."""
     device = farm.inventory.devices[0]
@@ -164,7 +191,7 @@ def probe_request(farm: Farm, worker: HostWorker, units: int, *, again: int = 0)
         device=device.name,
         device_id=ready.device_id,
         agent_digest=ready.facts.agent_digest,
-        target=ready.target,
+        target=replace(ready.target, machine_lock=str(machine_of(farm.settings.home.parent).path)),
         kind="probe",
         bundle=None,
         task_data=None,
@@ -193,12 +220,20 @@ def _control(root: Path, units: int) -> None:
 # ------------------------------------------------------------------ looking
 
 
-def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
         time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def job_folders(root: Path, device: str, kind: str) -> list[Path]:
@@ -251,4 +286,5 @@ def job_states(farm: Farm) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    _control(Path(sys.argv[1]), int(sys.argv[2]))
+    with lost_interrupts_return():
+        _control(Path(sys.argv[1]), int(sys.argv[2]))

@@ -9,10 +9,10 @@
 void write_error(Text *out, const StiError *error) {
   json_open(out, '{');
   json_key(out, "error"), json_open(out, '{');
-  json_key(out, "remedy"), json_text(out, error->remedy);
-  if (error->code == STI_INFEASIBLE) json_key(out, "smallest_target_ns"), json_int(out, error->smallest_target_ns);
-  json_key(out, "type"), json_text(out, sti_error_name(error->code));
-  json_key(out, "what"), json_text(out, error->what);
+  json_text_field(out, "remedy", error->remedy);
+  if (error->code == STI_INFEASIBLE) json_int_field(out, "smallest_target_ns", error->smallest_target_ns);
+  json_text_field(out, "type", sti_error_name(error->code));
+  json_text_field(out, "what", error->what);
   json_close(out, '}');
   json_close(out, '}');
 }

@@ -5,13 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "incoming.h"
 
 enum { CHECK_THREADS = 4, ALONE_BYTES = 8 << 20 };
@@ -100,10 +100,9 @@ static void drop_cached(const char *folder, const Layout *layout) {
 }
 
 static int thread_count(const Layout *layout) {
-  cpu_set_t set;
-  int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 2;
+  int cpus = cpus_allowed(NULL, 0);
   if (layout_bytes(layout) < ALONE_BYTES) return 1;
-  return cpus < CHECK_THREADS ? cpus : CHECK_THREADS;
+  return cpus == 0 ? 2 : cpus < CHECK_THREADS ? cpus : CHECK_THREADS;
 }
 
 StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, ChunkSet *damaged, StiError *error) {

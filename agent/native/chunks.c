@@ -125,13 +125,13 @@ static StiCode take_in(ChunkWriter *writer, const Pack *pack, ChunkSet *rejected
 static void write_accepted(Text *out, const Layout *layout, const Pack *pack, const ChunkSet *rejected,
                            const ChunkSet *done) {
   json_open(out, '{');
-  json_key(out, "accepted"), json_int(out, pack->count - rejected->count);
-  json_key(out, "digest"), json_text(out, layout->digest);
+  json_int_field(out, "accepted", pack->count - rejected->count);
+  json_text_field(out, "digest", layout->digest);
   json_key(out, "rejected"), json_open(out, '[');
   for (int32_t i = 0; i < pack->count; i++)
     if (rejected->has[pack->chunks[i]]) json_int(out, pack->chunks[i]);
   json_close(out, ']');
-  json_key(out, "remaining"), json_int(out, layout->chunk_count - done->count);
+  json_int_field(out, "remaining", layout->chunk_count - done->count);
   json_close(out, '}');
 }
 
@@ -210,9 +210,9 @@ static StiCode move_bundle(const Spool *spool, const char *digest, const char *f
 
 static void write_committed(Text *out, int64_t bytes, const char *digest, const char *state) {
   json_open(out, '{');
-  json_key(out, "bytes"), json_int(out, bytes);
-  json_key(out, "digest"), json_text(out, digest);
-  json_key(out, "state"), json_text(out, state);
+  json_int_field(out, "bytes", bytes);
+  json_text_field(out, "digest", digest);
+  json_text_field(out, "state", state);
   json_close(out, '}');
 }
 
@@ -278,8 +278,8 @@ static void write_verified(Text *out, const Layout *layout, const ChunkSet *dama
   for (int32_t i = 0; i < layout->chunk_count; i++)
     if (damaged->has[i]) json_int(out, i);
   json_close(out, ']');
-  json_key(out, "digest"), json_text(out, layout->digest);
-  json_key(out, "state"), json_text(out, damaged->count > 0 ? "damaged" : "intact");
+  json_text_field(out, "digest", layout->digest);
+  json_text_field(out, "state", damaged->count > 0 ? "damaged" : "intact");
   json_close(out, '}');
 }
 

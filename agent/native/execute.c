@@ -13,6 +13,8 @@
 const char *const io_mode_names[] = {"direct", "buffered", NULL};
 const char *const request_kind_names[] = {"spawn-cold", "cold", "warm", "cached", NULL};
 
+const char *const proven_mode_names[] = {"direct", "buffered-cold", "cached", "mixed", "unknown", NULL};
+
 const char *io_mode_name(IoMode io_mode) { return io_mode_names[io_mode]; }
 
 /* ------------------------------------------------------------------ memory of the process */
@@ -58,6 +60,9 @@ static StiCode keep_outcome(const Outcome *outcome, int64_t row, bool warmup, Ar
                      .stall_ns = outcome->stall_ns,
                      .planned_bytes = outcome->planned_bytes,
                      .storage_bytes = outcome->storage_bytes > 0 ? outcome->storage_bytes : 0,
+                     .mode_proven = proven_mode(outcome->planned_bytes,
+                                                outcome->io_not_accounted ? -1 : outcome->storage_bytes,
+                                                outcome->io_mode),
                      .logits = arena_alloc(arena, logits + 1),
                      .logit_count = outcome->logit_count,
                      .trace = arena_alloc(arena, trace + 1),
@@ -84,35 +89,41 @@ StiCode execute_request(Context *context, const Unit *unit, int index, Arena *ar
   STI_TRY(context_request(context, row, &request, error));
   if (unit->request_kind != REQUEST_CACHED) STI_TRY(executor_evict(executor, unit->io_mode, error));
   STI_TRY(executor_run(executor, &unit->plan, &request, unit->request_kind, unit->io_mode, outcome, error));
-  return keep_outcome(outcome, row, index < unit->warmups, arena, sample, error);
+  STI_TRY(keep_outcome(outcome, row, index < unit->warmups, arena, sample, error));
+  sample->mode_asked = unit->io_mode;
+  return STI_OK;
 }
 
-static StiCode in_process(Context *context, const Unit *unit, Arena *arena, Sample *samples, IoMode *io_mode,
-                          Memory *memory, StiError *error) {
+typedef struct { Sample *samples; IoMode io_mode; Memory memory; Sensors before, after; Watch watch; } Executed;
+
+static StiCode in_process(Context *context, const Unit *unit, Arena *arena, Executed *executed, StiError *error) {
   Executor *executor;
   STI_TRY(context_executor(context, &executor, error));
   executor_reset(executor);
   reset_process_peak();
   for (int i = 0; i < unit->row_count; i++) {
     Outcome outcome;
+    Sample *sample = &executed->samples[i];
     STI_TRY(unit_stopped());
-    STI_TRY(execute_request(context, unit, i, arena, &samples[i], &outcome, error));
-    *io_mode = outcome.io_mode;
+    STI_TRY(execute_request(context, unit, i, arena, sample, &outcome, error));
+    STI_TRY(watch_sampled(&executed->watch, i + 1, &sample->throttled, error));
+    executed->io_mode = outcome.io_mode;
   }
-  *memory = memory_now(executor);
+  executed->memory = memory_now(executor);
   return STI_OK;
 }
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Each request in a process of its own; memory is the largest of any of them, part by part. */
-static StiCode spawned(Context *context, const Unit *unit, Arena *arena, Sample *samples, IoMode *io_mode, Memory *memory,
-                       StiError *error) {
-  *memory = (Memory){0};
+static StiCode spawned(Context *context, const Unit *unit, Arena *arena, Executed *executed, StiError *error) {
+  Memory *memory = &executed->memory;
   for (int i = 0; i < unit->row_count; i++) {
     Memory used;
+    Sample *sample = &executed->samples[i];
     STI_TRY(unit_stopped());
-    STI_TRY(run_spawned(context, unit, i, arena, &samples[i], &used, io_mode, error));
+    STI_TRY(run_spawned(context, unit, i, arena, sample, &used, &executed->io_mode, error));
+    STI_TRY(watch_sampled(&executed->watch, i + 1, &sample->throttled, error));
     memory->parts.resident = larger(memory->parts.resident, used.parts.resident);
     memory->parts.preload = larger(memory->parts.preload, used.parts.preload);
     memory->parts.working = larger(memory->parts.working, used.parts.working);
@@ -122,27 +133,29 @@ static StiCode spawned(Context *context, const Unit *unit, Arena *arena, Sample 
   return STI_OK;
 }
 
-const char *io_mode_proven(const Sample *samples, int count, IoMode io_mode) {
-  bool all_read = true, none_read = true;
-  for (int i = 0; i < count; i++) {
-    all_read &= samples[i].storage_bytes >= samples[i].planned_bytes;
-    none_read &= samples[i].storage_bytes == 0;
-  }
-  if (all_read) return io_mode == IO_DIRECT ? "direct" : "buffered-cold";
-  return none_read ? "cached" : "mixed";
+ProvenMode proven_mode(int64_t planned_bytes, int64_t storage_bytes, IoMode in_use) {
+  if (storage_bytes < 0) return PROVEN_UNKNOWN;
+  if (storage_bytes >= planned_bytes) return in_use == IO_DIRECT ? PROVEN_DIRECT : PROVEN_BUFFERED_COLD;
+  return storage_bytes > 0 ? PROVEN_MIXED : PROVEN_CACHED;
+}
+
+ProvenMode proven_of_all(const Sample *samples, int count) {
+  for (int i = 1; i < count; i++)
+    if (samples[i].mode_proven != samples[0].mode_proven) return PROVEN_MIXED;
+  return samples[0].mode_proven;
 }
 
 /* ------------------------------------------------------------------ JSON */
 
 static void write_trace(Text *out, const LayerTrace *trace) {
   json_open(out, '{');
-  json_key(out, "bytes"), json_int(out, trace->bytes);
-  json_key(out, "compute_end_ns"), json_int(out, trace->compute_end_ns);
-  json_key(out, "compute_start_ns"), json_int(out, trace->compute_start_ns);
-  json_key(out, "decompress_ns"), json_int(out, trace->decompress_ns);
-  json_key(out, "io_end_ns"), json_int(out, trace->io_end_ns);
-  json_key(out, "io_start_ns"), json_int(out, trace->io_start_ns);
-  json_key(out, "stall_ns"), json_int(out, trace->stall_ns);
+  json_int_field(out, "bytes", trace->bytes);
+  json_int_field(out, "compute_end_ns", trace->compute_end_ns);
+  json_int_field(out, "compute_start_ns", trace->compute_start_ns);
+  json_int_field(out, "decompress_ns", trace->decompress_ns);
+  json_int_field(out, "io_end_ns", trace->io_end_ns);
+  json_int_field(out, "io_start_ns", trace->io_start_ns);
+  json_int_field(out, "stall_ns", trace->stall_ns);
   json_close(out, '}');
 }
 
@@ -155,39 +168,39 @@ static void write_verdict(Text *out, const Sample *sample) {
   if (sample->not_from_storage) json_text(out, "not-from-storage");
   if (sample->throttled) json_text(out, "throttled");
   json_close(out, ']');
-  json_key(out, "valid"), json_bool(out, valid);
+  json_bool_field(out, "valid", valid);
   json_close(out, '}');
 }
 
 void write_sample(Text *out, const Sample *sample) {
   json_open(out, '{');
-  json_key(out, "latency_ns"), json_int(out, sample->latency_ns);
+  json_int_field(out, "latency_ns", sample->latency_ns);
   json_key(out, "logits"), json_open(out, '[');
   for (int i = 0; i < sample->logit_count; i++) json_number(out, (double)sample->logits[i]);
   json_close(out, ']');
-  json_key(out, "planned_bytes"), json_int(out, sample->planned_bytes);
-  json_key(out, "row"), json_int(out, sample->row);
-  json_key(out, "stall_ns"), json_int(out, sample->stall_ns);
-  json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
+  json_text_field(out, "mode_asked", io_mode_name(sample->mode_asked));
+  json_text_field(out, "mode_proven", proven_mode_names[sample->mode_proven]);
+  json_int_field(out, "planned_bytes", sample->planned_bytes);
+  json_int_field(out, "row", sample->row);
+  json_int_field(out, "stall_ns", sample->stall_ns);
+  json_int_field(out, "storage_bytes", sample->storage_bytes);
   json_key(out, "trace"), json_open(out, '[');
   for (int i = 0; i < sample->layer_count; i++) write_trace(out, &sample->trace[i]);
   json_close(out, ']');
   json_key(out, "verdict"), write_verdict(out, sample);
-  json_key(out, "warmup"), json_bool(out, sample->warmup);
+  json_bool_field(out, "warmup", sample->warmup);
   json_close(out, '}');
 }
 
 void write_memory(Text *out, const Memory *memory) {
   json_open(out, '{');
-  json_key(out, "activations"), json_int(out, memory->parts.activations);
-  json_key(out, "preload"), json_int(out, memory->parts.preload);
+  json_int_field(out, "activations", memory->parts.activations);
+  json_int_field(out, "preload", memory->parts.preload);
   write_maybe(out, "process_peak_bytes", memory->process_peak_bytes > 0, memory->process_peak_bytes);
-  json_key(out, "resident"), json_int(out, memory->parts.resident);
-  json_key(out, "working"), json_int(out, memory->parts.working);
+  json_int_field(out, "resident", memory->parts.resident);
+  json_int_field(out, "working", memory->parts.working);
   json_close(out, '}');
 }
-
-typedef struct { Sample *samples; IoMode io_mode; Memory memory; Sensors before, after; } Executed;
 
 static void write_executed(Text *out, const Unit *unit, const GateVerdict *gates, int gate_count,
                            const Executed *executed) {
@@ -197,13 +210,13 @@ static void write_executed(Text *out, const Unit *unit, const GateVerdict *gates
   json_key(out, "after"), sensors_write(out, &executed->after);
   json_key(out, "before"), sensors_write(out, &executed->before);
   json_key(out, "gates"), gates_write(out, gates, gate_count);
-  json_key(out, "io_mode"), json_text(out, io_mode_name(executed->io_mode));
-  json_key(out, "io_mode_proven");
-  json_text(out, io_mode_proven(executed->samples, unit->row_count, executed->io_mode));
-  json_key(out, "kind"), json_text(out, "execute");
+  json_text_field(out, "io_mode", io_mode_name(executed->io_mode));
+  json_text_field(out, "io_mode_proven", proven_mode_names[proven_of_all(executed->samples, unit->row_count)]);
+  json_text_field(out, "kind", "execute");
   json_key(out, "memory"), write_memory(out, &executed->memory);
-  json_key(out, "plan_digest"), json_text(out, digest);
-  json_key(out, "request_kind"), json_text(out, request_kind_names[unit->request_kind]);
+  json_text_field(out, "plan_digest", digest);
+  json_key(out, "readings"), watch_write(out, &executed->watch);
+  json_text_field(out, "request_kind", request_kind_names[unit->request_kind]);
   json_key(out, "requests"), json_open(out, '[');
   for (int i = 0; i < unit->row_count; i++) write_sample(out, &executed->samples[i]);
   json_close(out, ']');
@@ -212,17 +225,16 @@ static void write_executed(Text *out, const Unit *unit, const GateVerdict *gates
 
 static StiCode execute_into(Context *context, const Unit *unit, const GateVerdict *gates, int gate_count, Arena *arena,
                             Text *result, StiError *error) {
+  const Job *job = context->job;
   Executed *executed = arena_alloc(arena, sizeof *executed);
   if (executed == NULL) return sti_out_of_memory(error);
   executed->samples = arena_alloc(arena, (size_t)unit->row_count * sizeof *executed->samples);
   if (executed->samples == NULL) return sti_out_of_memory(error);
   bool spawn = unit->request_kind == REQUEST_SPAWN_COLD;
   sensors_read(context->spool, &executed->before);
-  STI_TRY((spawn ? spawned : in_process)(context, unit, arena, executed->samples, &executed->io_mode, &executed->memory,
-                                         error));
+  STI_TRY(watch_begin(&executed->watch, job->cpus, job->cpu_count, &job->gates, arena, error));
+  STI_TRY((spawn ? spawned : in_process)(context, unit, arena, executed, error));
   sensors_read(context->spool, &executed->after);
-  for (int i = 0; i < unit->row_count; i++) /* held below its full clock before or after */
-    executed->samples[i].throttled = executed->before.throttled || executed->after.throttled;
   write_executed(result, unit, gates, gate_count, executed);
   return STI_OK;
 }

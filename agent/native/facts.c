@@ -182,14 +182,14 @@ static StiCode write_storage(Text *out, const char *spool, const char *direct_io
   write_text(out, "block_device", block || mounted, block ? device : source);
   write_text(out, "direct_io", true, direct_io);
   write_text(out, "filesystem", mounted, filesystem);
-  json_key(out, "free_bytes"), json_int(out, (int64_t)stat.f_bavail * (int64_t)stat.f_frsize);
+  json_int_field(out, "free_bytes", (int64_t)stat.f_bavail * (int64_t)stat.f_frsize);
   write_text(out, "path", true, spool);
   json_key(out, "rotational");
   if (rotation_known)
     json_bool(out, rotational != 0);
   else
     json_null(out);
-  json_key(out, "total_bytes"), json_int(out, (int64_t)stat.f_blocks * (int64_t)stat.f_frsize);
+  json_int_field(out, "total_bytes", (int64_t)stat.f_blocks * (int64_t)stat.f_frsize);
   json_close(out, '}');
   return STI_OK;
 }
@@ -230,7 +230,7 @@ static void write_zones(Text *out) {
   json_open(out, '[');
   for (int i = 0; i < count; i++) {
     json_open(out, '{');
-    json_key(out, "name"), json_text(out, zones[i].name);
+    json_text_field(out, "name", zones[i].name);
     write_maybe(out, "temperature_milli_c", zones[i].has_temperature, zones[i].temperature_milli_c);
     json_close(out, '}');
   }
@@ -286,11 +286,11 @@ static StiCode write_facts(Text *out, const Spool *spool, const char *cpuinfo, c
   bool build_known = os_build(build, sizeof build), memory_known = meminfo_bytes("MemTotal", &memory);
 
   json_open(out, '{');
-  json_key(out, "agent"), json_text(out, agent_version());
-  json_key(out, "agent_digest"), json_text(out, agent_digest());
-  json_key(out, "architecture"), json_text(out, system_.machine);
-  json_key(out, "battery"), json_bool(out, has_battery());
-  json_key(out, "boot_id"), json_text(out, boot);
+  json_text_field(out, "agent", agent_version());
+  json_text_field(out, "agent_digest", agent_digest());
+  json_text_field(out, "architecture", system_.machine);
+  json_bool_field(out, "battery", has_battery());
+  json_text_field(out, "boot_id", boot);
   json_key(out, "cpu_features"), json_open(out, '[');
   for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)
     if (has_word(flags, features[i])) json_text(out, features[i]);
@@ -298,31 +298,31 @@ static StiCode write_facts(Text *out, const Spool *spool, const char *cpuinfo, c
   write_text(out, "cpu_model", model_known, model);
   write_cpus(out);
   write_clocks(out, "current_khz", "scaling_cur_freq", cpuinfo);
-  json_key(out, "emulated_spool"), json_bool(out, mark[0] != '\0');
+  json_bool_field(out, "emulated_spool", mark[0] != '\0');
   json_key(out, "engines"), json_open(out, '[');
   json_text(out, "native"), json_text(out, "native-int8");
   json_close(out, ']');
-  json_key(out, "format"), json_text(out, "stifarm-facts");
+  json_text_field(out, "format", "stifarm-facts");
   json_key(out, "governors"), write_governors(out);
   json_key(out, "gpus"), write_gpus(out);
-  json_key(out, "identity"), json_text(out, identity);
-  json_key(out, "identity_source"), json_text(out, source);
+  json_text_field(out, "identity", identity);
+  json_text_field(out, "identity_source", source);
   write_text(out, "kernel", true, kernel);
-  json_key(out, "libc"), json_text(out, libc_name());
+  json_text_field(out, "libc", libc_name());
   write_clocks(out, "max_khz", "cpuinfo_max_freq", NULL);
   write_maybe(out, "memory_bytes", memory_known, memory);
   write_clocks(out, "min_khz", "cpuinfo_min_freq", NULL);
   json_key(out, "notes"), write_notes(out, virtual_, direct_io);
   write_text(out, "os_build", build_known, build);
-  json_key(out, "protocol"), json_int(out, PROTOCOL_VERSION);
+  json_int_field(out, "protocol", PROTOCOL_VERSION);
   json_key(out, "python"), json_null(out);
   json_key(out, "storage");
   STI_TRY(write_storage(out, spool->root, direct_io, error));
   json_key(out, "thermal_zones"), write_zones(out);
   json_key(out, "torch"), json_null(out);
-  json_key(out, "version"), json_int(out, 1);
-  json_key(out, "virtual_machine"), json_bool(out, virtual_);
-  json_key(out, "wall_ns"), json_int(out, wall_ns());
+  json_int_field(out, "version", 1);
+  json_bool_field(out, "virtual_machine", virtual_);
+  json_int_field(out, "wall_ns", wall_ns());
   json_close(out, '}');
   return out->failed ? sti_out_of_memory(error) : STI_OK;
 }

@@ -95,14 +95,15 @@ static void refusal(const Fence *fence, const Lease *lease, bool takeover, char 
 
 /* ------------------------------------------------------------------ the file */
 
+static const StoredFormat stored = {"Fence", "stifarm-fence", 1, false, STI_FORMAT};
+
 static StiCode parse_fence(Arena *arena, const char *data, size_t length, const char *path, Fence *fence,
                            StiError *error) {
   JsonValue *value;
   Fields fields;
   STI_TRY(json_parse(arena, data, length, path, &value, error));
-  fields_begin(&fields, value, path, "Fence", "", error);
+  fields_begin_stored(&fields, value, &stored, path, "", error);
   fence->counters = field_object(&fields, "counters");
-  field_format(&fields, "stifarm-fence", 1);
   fence->owner = field_text(&fields, "owner", 1, STORE_CHARS);
   STI_TRY(fields_end(&fields));
   for (size_t i = 0; i < fence->counters->object.count; i++) {
@@ -143,9 +144,9 @@ static StiCode write_fence(Arena *arena, const Spool *spool, const Fence *fence,
   spool_path(spool, path, "fence.json");
   json_open(&text, '{');
   json_key(&text, "counters"), json_canonical(&text, &counters);
-  json_key(&text, "format"), json_text(&text, "stifarm-fence");
-  json_key(&text, "owner"), json_text(&text, lease->store);
-  json_key(&text, "version"), json_int(&text, 1);
+  json_text_field(&text, "format", stored.format);
+  json_text_field(&text, "owner", lease->store);
+  json_int_field(&text, "version", stored.version);
   json_close(&text, '}');
   StiCode code = text.failed ? sti_out_of_memory(error) : write_atomic(path, text.data, text.length, error);
   text_free(&text);

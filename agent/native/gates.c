@@ -78,9 +78,9 @@ void gates_write(Text *out, const GateVerdict *verdicts, int count) {
   json_open(out, '[');
   for (int i = 0; i < count; i++) {
     json_open(out, '{');
-    json_key(out, "detail"), json_text(out, verdicts[i].detail);
-    json_key(out, "gate"), json_text(out, verdicts[i].gate);
-    json_key(out, "verdict"), json_text(out, states[verdicts[i].state]);
+    json_text_field(out, "detail", verdicts[i].detail);
+    json_text_field(out, "gate", verdicts[i].gate);
+    json_text_field(out, "verdict", states[verdicts[i].state]);
     json_close(out, '}');
   }
   json_close(out, ']');

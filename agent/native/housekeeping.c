@@ -30,9 +30,9 @@ StiCode verb_has_task(int argc, char **argv, Text *out, int *exit_code, StiError
   spool_path(&spool, task, "tasks/%s.safetensors", digest);
   spool_path(&spool, partial, "tasks/%s.partial", digest);
   json_open(out, '{');
-  json_key(out, "digest"), json_text(out, digest);
-  json_key(out, "partial_bytes"), json_int(out, file_bytes(partial));
-  json_key(out, "present"), json_bool(out, is_file(task));
+  json_text_field(out, "digest", digest);
+  json_int_field(out, "partial_bytes", file_bytes(partial));
+  json_bool_field(out, "present", is_file(task));
   json_close(out, '}');
   return STI_OK;
 }
@@ -97,8 +97,8 @@ StiCode verb_accept_task(int argc, char **argv, Text *out, int *exit_code, StiEr
   lock_release(&lock);
   if (code != STI_OK) return code;
   json_open(out, '{');
-  json_key(out, "digest"), json_text(out, arguments.words[0]);
-  json_key(out, "state"), json_text(out, state);
+  json_text_field(out, "digest", arguments.words[0]);
+  json_text_field(out, "state", state);
   json_close(out, '}');
   return STI_OK;
 }
@@ -247,7 +247,7 @@ StiCode verb_forget(int argc, char **argv, Text *out, int *exit_code, StiError *
     rmdir(parent); /* refused while it holds other attempts */
   }
   json_open(out, '{');
-  json_key(out, "removed"), json_bool(out, present);
+  json_bool_field(out, "removed", present);
   json_close(out, '}');
   return STI_OK;
 }

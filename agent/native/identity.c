@@ -176,9 +176,9 @@ StiCode verb_version(int argc, char **argv, Text *out, int *exit_code, StiError 
   STI_TRY(arguments_read(argc, argv, 0, 0, &arguments, error));
   STI_TRY(agent_digest_known(error));
   json_open(out, '{');
-  json_key(out, "agent"), json_text(out, agent_version());
-  json_key(out, "agent_digest"), json_text(out, agent_digest());
-  json_key(out, "protocol"), json_int(out, PROTOCOL_VERSION);
+  json_text_field(out, "agent", agent_version());
+  json_text_field(out, "agent_digest", agent_digest());
+  json_int_field(out, "protocol", PROTOCOL_VERSION);
   json_close(out, '}');
   return STI_OK;
 }

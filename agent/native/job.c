@@ -2,6 +2,7 @@
 #include "job.h"
 
 #include "../../sti_runtime/native/records.h"
+#include "../../sti_runtime/native/threads.h"
 
 #include <string.h>
 
@@ -123,24 +124,8 @@ static const char *field_job_id(Fields *fields) {
   return id;
 }
 
-/* A job of a later version is refused as such, whatever else it says. */
-static StiCode check_version(const JsonValue *value, const char *source, StiError *error) {
-  for (size_t i = 0; value->kind == JSON_OBJECT && i < value->object.count; i++) {
-    const JsonMember *member = &value->object.members[i];
-    const JsonValue *version = member->value;
-    bool newer = (version->kind == JSON_INT && version->integer > JOB_VERSION) ||
-                 (version->kind == JSON_BIG && version->text.data[0] != '-');
-    if (!newer || member->key_length != 7 || memcmp(member->key, "version", 7) != 0) continue;
-    char stated[24];
-    if (version->kind == JSON_INT)
-      snprintf(stated, sizeof stated, "%lld", (long long)version->integer);
-    else
-      snprintf(stated, sizeof stated, "%.20s", version->text.data);
-    return sti_fail(error, STI_REFUSED, "Update the agent on the device.",
-                    "%s: job version %s, this agent knows %d.", source, stated, JOB_VERSION);
-  }
-  return STI_OK;
-}
+/* A job of a later version is refused as such. */
+static const StoredFormat stored = {"Job", "stifarm-job", 1, false, STI_REFUSED};
 
 /* The members that are parsed once all fields are known to be there. */
 typedef struct {
@@ -164,18 +149,16 @@ StiCode job_parse(Arena *arena, const char *data, size_t length, const char *sou
   JsonValue *value;
   bool canonical;
   STI_TRY(record_parse(arena, data, length, JOB_CAP_BYTES, source, "Job", &value, &canonical, error));
-  STI_TRY(check_version(value, source, error));
   *job = (Job){0};
   Fields fields;
   Parts parts = {0};
-  fields_begin(&fields, value, source, "Job", "", error);
+  fields_begin_stored(&fields, value, &stored, source, "", error);
   job->attempt = field_int(&fields, "attempt", 1, INT_MOST);
   field_copy_digest_or_null(&fields, "bundle", job->bundle);
-  field_small_ints(&fields, arena, "cpus", 0, 0, &job->cpus, &job->cpu_count);
+  field_small_ints(&fields, arena, "cpus", 0, 0, CPU_NUMBERS - 1, &job->cpus, &job->cpu_count);
   job->device = field_text(&fields, "device", 1, 200);
   if (!field_is_null(&fields, "emulation")) parts.emulation = field_value(&fields, "emulation");
   job->engine = (EngineName)field_choice(&fields, "engine", engine_names);
-  field_choice(&fields, "format", (const char *const[]){"stifarm-job", NULL});
   parts.gates = field_value(&fields, "gates");
   job->id = field_job_id(&fields);
   parts.lease = field_value(&fields, "lease");
@@ -184,7 +167,6 @@ StiCode job_parse(Arena *arena, const char *data, size_t length, const char *sou
   field_copy_digest_or_null(&fields, "task_data", job->task_data);
   job->threads = field_int(&fields, "threads", 1, JOB_THREAD_CAP);
   parts.units = field_array(&fields, "units", 1, MOST_UNITS);
-  field_literal(&fields, "version", (const int[]){JOB_VERSION}, 1);
   STI_TRY(fields_end(&fields));
   return parse_parts(arena, &parts, source, job, error);
 }
@@ -277,7 +259,7 @@ void job_write(Text *out, const Job *job) {
   if (job->emulated) write_emulation(out, &job->emulation);
   else json_null(out);
   json_text_field(out, "engine", engine_names[job->engine]);
-  json_text_field(out, "format", "stifarm-job");
+  json_text_field(out, "format", stored.format);
   json_key(out, "gates");
   write_gates(out, &job->gates);
   json_text_field(out, "id", job->id);
@@ -291,6 +273,6 @@ void job_write(Text *out, const Job *job) {
   json_open(out, '[');
   for (int32_t i = 0; i < job->unit_count; i++) write_unit(out, &job->units[i]);
   json_close(out, ']');
-  json_int_field(out, "version", JOB_VERSION);
+  json_int_field(out, "version", stored.version);
   json_close(out, '}');
 }

@@ -231,10 +231,10 @@ void journal_close(Journal *journal) {
 
 static void write_body(Text *body, const Journal *journal, const Text *payload) {
   json_open(body, '{');
-  json_key(body, "boot_id"), json_text(body, journal->boot);
+  json_text_field(body, "boot_id", journal->boot);
   json_key(body, "payload"), text_append(body, payload->data, payload->length);
-  json_key(body, "seq"), json_int(body, journal->state.next_seq);
-  json_key(body, "wall_ns"), json_int(body, wall_ns());
+  json_int_field(body, "seq", journal->state.next_seq);
+  json_int_field(body, "wall_ns", wall_ns());
   json_close(body, '}');
 }
 

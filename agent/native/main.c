@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -56,6 +57,8 @@ static int run_verb(int argc, char **argv, Text *out) {
 
 int main(int argc, char **argv) {
   Text out = {0};
+  const char *sysfs = getenv("STIFARM_SYSFS");
+  if (sysfs != NULL && *sysfs) kernel_roots.sys = sysfs;
   signals_ignore_writes();
   if (argc == 3 && strcmp(argv[1], "spawned") == 0) return spawned_main(argv[2]);
   if (argc > 1 && asks_for_help(argv[1])) {

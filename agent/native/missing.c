@@ -242,12 +242,12 @@ static void write_report(Text *out, const Announcement *announced, bool complete
   }
   json_close(&missing, ']');
   json_open(out, '{');
-  json_key(out, "complete"), json_bool(out, complete);
-  json_key(out, "copied"), json_int(out, copied);
-  json_key(out, "digest"), json_text(out, layout->digest);
+  json_bool_field(out, "complete", complete);
+  json_int_field(out, "copied", copied);
+  json_text_field(out, "digest", layout->digest);
   json_key(out, "missing"), text_append(out, missing.data, missing.length);
-  json_key(out, "missing_bytes"), json_int(out, missing_bytes);
-  json_key(out, "total"), json_int(out, layout->chunk_count);
+  json_int_field(out, "missing_bytes", missing_bytes);
+  json_int_field(out, "total", layout->chunk_count);
   json_close(out, '}');
   out->failed |= missing.failed;
   text_free(&missing);

@@ -17,9 +17,10 @@
 #include "../../sti_runtime/native/planner.h"
 #include "../../sti_runtime/native/quantity.h"
 #include "answers.h"
+#include "unit_kinds.h"
 #include "verbs.h"
 
-enum { RECORD_CAP_BYTES = 16 << 20, PATH_CHARS = 4096 };
+enum { FILE_CAP_BYTES = 16 << 20, PATH_CHARS = 4096 };
 
 /* ------------------------------------------------------------------ fit */
 
@@ -28,7 +29,6 @@ enum { RECORD_CAP_BYTES = 16 << 20, PATH_CHARS = 4096 };
 enum { RESULT_IO, RESULT_COMPUTE, RESULT_FIXED, RESULT_IGNORED, LIST_BESIDE = RESULT_IGNORED, LISTS };
 static const char *const result_kinds[] = {"profile-io", "profile-compute", "profile-fixed", "probe", "execute",
                                            "evaluate", NULL};
-static const char *const io_modes[] = {"direct", "buffered", NULL};
 
 /* *reads: of compute results, those beside; else NULL. */
 static StiCode read_result(const JsonValue *value, size_t number, const char *source, int *kind,
@@ -40,8 +40,9 @@ static StiCode read_result(const JsonValue *value, size_t number, const char *so
   *samples = *reads = NULL;
   *kind = field_choice(&fields, "kind", result_kinds);
   if (fields.code != STI_OK || *kind >= RESULT_IGNORED) return fields.code;
-  if (*kind != RESULT_FIXED) field_choice(&fields, "io_mode", io_modes);
+  if (*kind != RESULT_FIXED) field_choice(&fields, "io_mode", io_mode_names);
   if (*kind == RESULT_COMPUTE) *reads = field_array(&fields, "reads", 0, SIZE_MAX);
+  field_array(&fields, "readings", 0, SIZE_MAX);
   *samples = field_array(&fields, "samples", 0, SIZE_MAX);
   return fields_end(&fields);
 }
@@ -51,6 +52,9 @@ static void read_io_sample(Fields *fields, IoSample *sample) {
   sample->bytes = field_int(fields, "bytes", 1, INT64_MAX);
   sample->storage_bytes = field_int(fields, "storage_bytes", 0, INT64_MAX);
   sample->duration_ns = field_int(fields, "duration_ns", 0, INT64_MAX);
+  sample->mode_asked = field_choice(fields, "mode_asked", io_mode_names);
+  sample->mode_proven = field_choice(fields, "mode_proven", proven_mode_names);
+  sample->throttled = field_bool(fields, "throttled");
   sample->valid = field_bool(fields, "valid");
 }
 
@@ -59,6 +63,7 @@ static void read_compute_sample(Fields *fields, ComputeSample *sample) {
   sample->fidelity = field_int(fields, "fidelity", 1, INT64_MAX);
   sample->decompress_ns = field_int(fields, "decompress_ns", 0, INT64_MAX);
   sample->compute_ns = field_int(fields, "compute_ns", 0, INT64_MAX);
+  sample->throttled = field_bool(fields, "throttled");
   sample->warmup = field_bool(fields, "warmup");
 }
 
@@ -68,6 +73,9 @@ static void read_fixed_sample(Fields *fields, FixedSample *sample) {
   sample->head_ns = field_int(fields, "head_ns", 0, INT64_MAX);
   sample->bytes = field_int(fields, "bytes", 0, INT64_MAX);
   sample->storage_bytes = field_int(fields, "storage_bytes", 0, INT64_MAX);
+  sample->mode_asked = field_choice(fields, "mode_asked", io_mode_names);
+  sample->mode_proven = field_choice(fields, "mode_proven", proven_mode_names);
+  sample->throttled = field_bool(fields, "throttled");
   sample->warmup = field_bool(fields, "warmup");
 }
 
@@ -169,7 +177,7 @@ StiCode verb_fit(int argc, char **argv, Text *out, int *exit_code, StiError *err
   Arena arena = {0};
   const char *data;
   size_t length;
-  StiCode code = read_file(&arena, argv[1], RECORD_CAP_BYTES, &data, &length, error);
+  StiCode code = read_file(&arena, argv[1], FILE_CAP_BYTES, &data, &length, error);
   if (code == STI_OK) code = fit_document(&arena, data, length, argv[1], out, error);
   arena_free(&arena);
   return code;
@@ -202,7 +210,7 @@ static StiCode read_bundle(Arena *arena, const char *path, Manifest *manifest, S
 static StiCode read_importance(Arena *arena, const char *path, ImportanceProfile *importance, StiError *error) {
   const char *data;
   size_t length;
-  STI_TRY(read_file(arena, path, RECORD_CAP_BYTES, &data, &length, error));
+  STI_TRY(read_file(arena, path, FILE_CAP_BYTES, &data, &length, error));
   return importance_parse(arena, data, length, path, importance, error);
 }
 
@@ -223,7 +231,7 @@ static StiCode plan_file(Arena *arena, PlanOptions *options, Text *out, StiError
   DeviceProfile profile;
   const char *data;
   size_t length;
-  STI_TRY(read_file(arena, options->profile, RECORD_CAP_BYTES, &data, &length, error));
+  STI_TRY(read_file(arena, options->profile, FILE_CAP_BYTES, &data, &length, error));
   STI_TRY(profile_parse(arena, data, length, options->profile, &profile, error));
   return write_plan(arena, &options->request, &profile, out, error);
 }

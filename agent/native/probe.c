@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../sti_runtime/native/storage.h"
+#include "../../sti_runtime/native/threads.h"
 #include "spool.h"
 #include "unit_kinds.h"
 
@@ -227,11 +227,7 @@ static void spin(int64_t until_ns) {
 /* The caller may be pinned to one CPU as a compute thread; its helpers are not to share that one. */
 static void *spin_helper(void *argument) {
   const Spin *task = argument;
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  for (int i = 0; i < task->job->cpu_count; i++)
-    if (task->job->cpus[i] < CPU_SETSIZE) CPU_SET(task->job->cpus[i], &cpus);
-  if (task->job->cpu_count > 0) sched_setaffinity(0, sizeof cpus, &cpus);
+  if (task->job->cpu_count > 0) cpus_pin(task->job->cpus, task->job->cpu_count);
   spin(task->until_ns);
   return NULL;
 }
@@ -353,7 +349,7 @@ StiCode run_probe(Context *context, Text *result, StiError *error) {
   sensors_read(context->spool, &sensors);
   if (context->job->emulated) STI_TRY(verify(context, &found, error));
   json_open(result, '{');
-  json_key(result, "kind"), json_text(result, "probe");
+  json_text_field(result, "kind", "probe");
   json_key(result, "sensors"), sensors_write(result, &sensors);
   json_key(result, "verified");
   if (context->job->emulated)

@@ -43,8 +43,8 @@ StiCode write_pid(const char *folder, StiError *error) {
   STI_TRY(boot_id(boot, error));
   path_below(path, folder, PID_FILE);
   json_open(&text, '{');
-  json_key(&text, "boot_id"), json_text(&text, boot);
-  json_key(&text, "pid"), json_int(&text, getpid());
+  json_text_field(&text, "boot_id", boot);
+  json_int_field(&text, "pid", getpid());
   json_key(&text, "start_ticks");
   if (start_ticks(getpid(), &ticks))
     json_int(&text, ticks);
@@ -115,9 +115,9 @@ static StiCode count_units(const char *path, int64_t *units, StiError *error) {
 
 static void write_status(Text *out, const char *state, int64_t pid, int64_t units, const JournalState *journal) {
   json_open(out, '{');
-  json_key(out, "done"), json_int(out, journal->done.count);
-  json_key(out, "failed"), json_int(out, journal->failed.count);
-  json_key(out, "journal_bytes"), json_int(out, journal->good_bytes);
+  json_int_field(out, "done", journal->done.count);
+  json_int_field(out, "failed", journal->failed.count);
+  json_int_field(out, "journal_bytes", journal->good_bytes);
   json_key(out, "pid");
   if (pid)
     json_int(out, pid);
@@ -128,8 +128,8 @@ static void write_status(Text *out, const char *state, int64_t pid, int64_t unit
     json_text(out, journal->refused);
   else
     json_null(out);
-  json_key(out, "state"), json_text(out, state);
-  json_key(out, "units"), json_int(out, units);
+  json_text_field(out, "state", state);
+  json_int_field(out, "units", units);
   json_close(out, '}');
 }
 

@@ -66,19 +66,26 @@ static StiCode too_many(int64_t repeats, StiError *error) {
                   "The samples of %" PRId64 " repeats are more than a record may hold.", repeats);
 }
 
+static StiCode begin_watch(const Context *context, Arena *arena, Watch *watch, StiError *error) {
+  const Job *job = context->job;
+  return watch_begin(watch, job->cpus, job->cpu_count, &job->gates, arena, error);
+}
+
 /* ------------------------------------------------------------------ reads */
 
-static IoSample sample_of(const LayerLoad *load) {
+static IoSample sample_of(const LayerLoad *load, IoMode in_use) {
   return (IoSample){.versions = load->count,
                     .bytes = load->bytes,
                     .storage_bytes = load->storage_bytes > 0 ? load->storage_bytes : 0,
                     .duration_ns = load->duration_ns,
+                    .mode_asked = asked_mode,
+                    .mode_proven = proven_mode(load->bytes, load->storage_bytes, in_use),
                     .valid = load->storage_bytes >= load->bytes};
 }
 
 /* One cold read of a layer of some kind. fidelity 0: mixed at random from the unit's. */
 static StiCode read_layer(Executor *executor, const Manifest *manifest, const Unit *unit, int64_t width, int64_t fidelity,
-                          uint64_t *random, PlannedShard *shards, IoSample *sample, StiError *error) {
+                          uint64_t *random, PlannedShard *shards, IoMode io_mode, IoSample *sample, StiError *error) {
   int32_t source_layer = (int32_t)random_below(random, manifest->model.layers);
   for (int32_t slice = 0; slice < width; slice++) {
     int64_t drawn = unit->fidelities[random_below(random, unit->fidelity_count)];
@@ -87,7 +94,7 @@ static StiCode read_layer(Executor *executor, const Manifest *manifest, const Un
   LayerLoad load;
   STI_TRY(executor_evict(executor, asked_mode, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)width, asked_mode, &load, error));
-  *sample = sample_of(&load);
+  *sample = sample_of(&load, io_mode);
   executor_drop_layer(executor, &load);
   return STI_OK;
 }
@@ -108,6 +115,8 @@ StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *
   found->count = 0;
   found->samples = arena_alloc(arena, (size_t)(kinds * unit->repeats) * sizeof *found->samples + 1);
   if (found->samples == NULL) return sti_out_of_memory(error);
+  STI_TRY(executor_io_mode(executor, asked_mode, &found->io_mode, error));
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int64_t repeat = -1; repeat < unit->repeats; repeat++) { /* the first round only touches memory and code */
     for (int32_t w = 0; w < unit->width_count; w++) {
       if (unit->widths[w] > manifest->model.heads)
@@ -118,13 +127,17 @@ StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *
         IoSample sample;
         int64_t fidelity = f < unit->fidelity_count ? unit->fidelities[f] : 0;
         STI_TRY(unit_stopped());
-        STI_TRY(read_layer(executor, manifest, unit, unit->widths[w], fidelity, &random, shards, &sample, error));
+        STI_TRY(read_layer(executor, manifest, unit, unit->widths[w], fidelity, &random, shards, found->io_mode, &sample,
+                           error));
+        int64_t after = (int64_t)found->count + (repeat >= 0);
+        STI_TRY(watch_sampled(&found->watch, after, &sample.throttled, error));
+        sample.valid &= !sample.throttled;
         if (repeat >= 0) found->samples[found->count++] = sample;
       }
     }
   }
   executor_reset(executor);
-  return executor_io_mode(executor, asked_mode, &found->io_mode, error);
+  return STI_OK;
 }
 
 /* ------------------------------------------------------------------ compute, reads beside */
@@ -134,6 +147,7 @@ typedef struct {
   Executor *executor;
   const Manifest *manifest;
   int64_t width, fidelity;
+  IoMode io_mode;       /* in use */
   PlannedShard *shards; /* [width] */
   int32_t layer;        /* the next to be read */
   pthread_t thread;
@@ -151,7 +165,7 @@ static StiCode read_beside(Beside *beside, IoSample *sample) {
   STI_TRY(uniform_layer(beside->manifest, beside->layer, beside->width, beside->fidelity, beside->shards, &beside->error));
   STI_TRY(executor_evict(beside->executor, asked_mode, &beside->error));
   STI_TRY(executor_load_layer(beside->executor, beside->shards, (int32_t)beside->width, asked_mode, &load, &beside->error));
-  *sample = sample_of(&load);
+  *sample = sample_of(&load, beside->io_mode);
   executor_drop_layer(beside->executor, &load);
   beside->layer = (beside->layer + 1) % beside->manifest->model.layers;
   return STI_OK;
@@ -217,11 +231,13 @@ static StiCode beside_end(Beside *beside, StiError *error) {
   return beside->code;
 }
 
-/* One fidelity: the layer computed again and again while others are read. samples [warmups + repeats]. */
+/* One fidelity: the layer computed again and again while others are read. Its samples, warmups + repeats, are those
+ * from `first` on. */
 static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fidelity, const PlannedShard *shards,
-                                Beside *beside, ComputeSample *samples, StiError *error) {
+                                Beside *beside, ComputeSamples *found, int64_t first, StiError *error) {
   Executor *executor;
   LayerLoad load;
+  bool throttled = false;
   STI_TRY(context_executor(context, &executor, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)unit->widths[0], asked_mode, &load, error));
   StiCode code = beside_begin(beside, error);
@@ -230,12 +246,15 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
       LayerTimes times;
       beside_next(beside);
       executor_compute_layer(executor, shards[0].source_layer, &load, &times);
-      samples[repeat] = (ComputeSample){.width = unit->widths[0],
-                                        .fidelity = fidelity,
-                                        .decompress_ns = times.decompress_ns,
-                                        .compute_ns = times.compute_ns,
-                                        .warmup = repeat < unit->warmups};
-      code = unit_stopped();
+      ComputeSample *sample = &found->samples[first + repeat];
+      *sample = (ComputeSample){.width = unit->widths[0],
+                                .fidelity = fidelity,
+                                .decompress_ns = times.decompress_ns,
+                                .compute_ns = times.compute_ns,
+                                .warmup = repeat < unit->warmups};
+      code = watch_sampled(&found->watch, first + repeat + 1, &sample->throttled, error);
+      throttled |= sample->throttled;
+      if (code == STI_OK) code = unit_stopped();
     }
     while (code == STI_OK && !beside_has_read(beside)) {
       LayerTimes ignored;
@@ -243,6 +262,10 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
       code = unit_stopped();
     }
     StiCode read = beside_end(beside, error);
+    for (size_t i = 0; i < beside->read_count && throttled; i++) { /* which of them it was cannot be told */
+      beside->reads[i].throttled = true;
+      beside->reads[i].valid = false;
+    }
     if (code == STI_OK) code = read;
   }
   executor_drop_layer(executor, &load);
@@ -272,20 +295,23 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
   if (found->samples == NULL || found->reads == NULL) return sti_out_of_memory(error);
   STI_TRY(context_request(context, 0, &request, error));
   STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error)); /* gives a real hidden state to work on */
+  STI_TRY(executor_io_mode(executor, asked_mode, &found->io_mode, error));
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int32_t i = 0; i < unit->fidelity_count; i++) {
     int64_t fidelity = unit->fidelities[i];
     Beside beside = {.executor = executor,
                      .manifest = manifest,
                      .width = width,
                      .fidelity = fidelity,
+                     .io_mode = found->io_mode,
                      .shards = read,
                      .reads = found->reads + found->read_count};
     STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
-    STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found->samples + i * each, error));
+    STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found, i * each, error));
     found->read_count += beside.read_count;
   }
   executor_reset(executor);
-  return executor_io_mode(executor, asked_mode, &found->io_mode, error);
+  return STI_OK;
 }
 
 /* ------------------------------------------------------------------ fixed parts */
@@ -296,6 +322,7 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
   found->count = (size_t)unit->row_count;
   found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
   if (found->samples == NULL) return sti_out_of_memory(error);
+  STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int32_t i = 0; i < unit->row_count; i++) {
     Request request;
     Outcome outcome;
@@ -303,12 +330,16 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
     STI_TRY(context_request(context, unit->rows[i], &request, error));
     STI_TRY(executor_evict(executor, asked_mode, error));
     STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error));
+    int64_t counted = outcome.io_not_accounted ? -1 : outcome.storage_bytes;
     found->samples[i] = (FixedSample){.embed_io_ns = outcome.embed_io_ns,
                                       .embed_compute_ns = outcome.embed_compute_ns,
                                       .head_ns = outcome.head_ns,
                                       .bytes = outcome.planned_bytes,
                                       .storage_bytes = outcome.storage_bytes,
+                                      .mode_asked = asked_mode,
+                                      .mode_proven = proven_mode(outcome.planned_bytes, counted, outcome.io_mode),
                                       .warmup = i < unit->warmups};
+    STI_TRY(watch_sampled(&found->watch, i + 1, &found->samples[i].throttled, error));
   }
   return STI_OK;
 }
@@ -322,7 +353,10 @@ static void write_reads(Text *out, const char *key, const IoSample *samples, siz
     json_open(out, '{');
     json_int_field(out, "bytes", sample->bytes);
     json_int_field(out, "duration_ns", sample->duration_ns);
+    json_text_field(out, "mode_asked", io_mode_names[sample->mode_asked]);
+    json_text_field(out, "mode_proven", proven_mode_names[sample->mode_proven]);
     json_int_field(out, "storage_bytes", sample->storage_bytes);
+    json_bool_field(out, "throttled", sample->throttled);
     json_bool_field(out, "valid", sample->valid);
     json_int_field(out, "versions", sample->versions);
     json_close(out, '}');
@@ -342,16 +376,18 @@ static void write_compute(Text *out, const ComputeSamples *found) {
   json_open(out, '{');
   json_text_field(out, "io_mode", io_mode_name(found->io_mode));
   json_text_field(out, "kind", "profile-compute");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   write_reads(out, "reads", found->reads, found->read_count);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const ComputeSample *sample = &found->samples[i];
     json_open(out, '{');
-    json_key(out, "compute_ns"), json_int(out, sample->compute_ns);
-    json_key(out, "decompress_ns"), json_int(out, sample->decompress_ns);
-    json_key(out, "fidelity"), json_int(out, sample->fidelity);
-    json_key(out, "warmup"), json_bool(out, sample->warmup);
-    json_key(out, "width"), json_int(out, sample->width);
+    json_int_field(out, "compute_ns", sample->compute_ns);
+    json_int_field(out, "decompress_ns", sample->decompress_ns);
+    json_int_field(out, "fidelity", sample->fidelity);
+    json_bool_field(out, "throttled", sample->throttled);
+    json_bool_field(out, "warmup", sample->warmup);
+    json_int_field(out, "width", sample->width);
     json_close(out, '}');
   }
   json_close(out, ']');
@@ -360,17 +396,21 @@ static void write_compute(Text *out, const ComputeSamples *found) {
 
 static void write_fixed(Text *out, const FixedSamples *found) {
   json_open(out, '{');
-  json_key(out, "kind"), json_text(out, "profile-fixed");
+  json_text_field(out, "kind", "profile-fixed");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const FixedSample *sample = &found->samples[i];
     json_open(out, '{');
-    json_key(out, "bytes"), json_int(out, sample->bytes);
-    json_key(out, "embed_compute_ns"), json_int(out, sample->embed_compute_ns);
-    json_key(out, "embed_io_ns"), json_int(out, sample->embed_io_ns);
-    json_key(out, "head_ns"), json_int(out, sample->head_ns);
-    json_key(out, "storage_bytes"), json_int(out, sample->storage_bytes);
-    json_key(out, "warmup"), json_bool(out, sample->warmup);
+    json_int_field(out, "bytes", sample->bytes);
+    json_int_field(out, "embed_compute_ns", sample->embed_compute_ns);
+    json_int_field(out, "embed_io_ns", sample->embed_io_ns);
+    json_int_field(out, "head_ns", sample->head_ns);
+    json_text_field(out, "mode_asked", io_mode_names[sample->mode_asked]);
+    json_text_field(out, "mode_proven", proven_mode_names[sample->mode_proven]);
+    json_int_field(out, "storage_bytes", sample->storage_bytes);
+    json_bool_field(out, "throttled", sample->throttled);
+    json_bool_field(out, "warmup", sample->warmup);
     json_close(out, '}');
   }
   json_close(out, ']');

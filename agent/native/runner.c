@@ -3,23 +3,23 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "agent_log.h"
 #include "arguments.h"
 #include "job_records.h"
 #include "locks.h"
+#include "open_unit.h"
 #include "process.h"
 #include "signals.h"
 #include "units.h"
 #include "verbs.h"
 
-enum { CPU_NUMBERS = 65536 };
 static const double run_lock_wait_s = 5; /* longer than `collect` holds the lock; a running job is not waited for */
 static const double gate_poll_s = 2;
 
@@ -28,6 +28,8 @@ typedef struct {
   Path folder; /* jobs/<id>/<attempt> */
   Job job;
   Journal journal;
+  UnitNote note;
+  bool note_failed; /* the note cannot be written: no failure of the unit, the run ends */
   Context *context;
 } Run;
 
@@ -61,8 +63,11 @@ static StiCode run_open(Run *run, const Unit *unit, const GateVerdict *verdicts,
                         StiError *error) {
   log_info("Unit %" PRId64 " (%s) begins", unit->number, unit_kind_names[unit->kind]);
   log_verdicts(unit, verdicts, count);
+  StiCode code = unit_note_begin(&run->note, unit, error);
+  run->note_failed = code != STI_OK;
+  if (run->note_failed) return code;
   unit_begin();
-  StiCode code = run_unit(run->context, unit, verdicts, count, result, error);
+  code = run_unit(run->context, unit, verdicts, count, result, error);
   unit_end();
   return code;
 }
@@ -95,11 +100,12 @@ static StiCode run_gated(Run *run, const Unit *unit, Text *result, StiError *err
 }
 
 /* Run one unit and journal its result or failure; a result that cannot be a record becomes a failure.
- * Errors: STI_STOPPED when a signal came first; journal_append's for what storage refuses. */
+ * Errors: STI_STOPPED when a signal came first; journal_append's and unit_note_begin's for what storage refuses. */
 static StiCode attempt_unit(Run *run, const Unit *unit, StiError *error) {
   Text result = {0};
   StiError failure = {0};
-  StiCode code = run_gated(run, unit, &result, &failure);
+  StiCode code = unit_note_verdict(&run->note, unit, &failure);
+  if (code == STI_OK) code = run_gated(run, unit, &result, &failure);
   bool appending = code == STI_OK;
   if (appending) code = append_result(&run->journal, unit, &result, &failure);
   text_free(&result);
@@ -107,7 +113,7 @@ static StiCode attempt_unit(Run *run, const Unit *unit, StiError *error) {
     log_warning("Unit %" PRId64 " abandoned at the second signal; it runs again on resume", unit->number);
   if (code == STI_OK || code == STI_STOPPED) return code;
   failure.code = code;
-  if (!appending || code == STI_FORMAT || code == STI_RESOURCE)
+  if (!run->note_failed && (!appending || code == STI_FORMAT || code == STI_RESOURCE))
     return append_failure(&run->journal, unit, &failure, error);
   *error = failure;
   return code;
@@ -149,6 +155,14 @@ static StiCode run_units(Run *run, StiError *error) {
   return append_end(&run->journal, reason[0] ? refused : NULL, error);
 }
 
+/* run_units with the note of the running unit, removed however it ends. */
+static StiCode run_noting(Run *run, StiError *error) {
+  STI_TRY(unit_note_open(run->folder, &run->note, error));
+  StiCode code = run_units(run, error);
+  unit_note_remove(&run->note);
+  return code;
+}
+
 static void conclude(const Run *run, Ending *ending) {
   const JournalState *state = &run->journal.state;
   *ending = (Ending){.done = state->done.count, .failed = state->failed.count};
@@ -174,7 +188,7 @@ static StiCode run_journal(Run *run, Ending *ending, StiError *error) {
       return sti_fail(error, STI_REFUSED, "A new lease needs a new attempt number.",
                       "%s: was begun under another lease.", run->journal.path);
     STI_TRY(write_pid(run->folder, error));
-    StiCode code = run_units(run, error);
+    StiCode code = run_noting(run, error);
     remove_pid(run->folder);
     if (code != STI_OK && code != STI_STOPPED) return code;
   }
@@ -193,21 +207,6 @@ static StiCode run_held(Run *run, Ending *ending, StiError *error) {
 
 /* ------------------------------------------------------------------ admission */
 
-/* Pin the process to the job's CPUs before it starts threads. Returns 0 or errno. */
-static int pin(const Job *job) {
-  int32_t highest = 0;
-  for (int32_t i = 0; i < job->cpu_count; i++) highest = job->cpus[i] > highest ? job->cpus[i] : highest;
-  if (highest >= CPU_NUMBERS) return EINVAL;
-  cpu_set_t *set = CPU_ALLOC((size_t)highest + 1);
-  size_t bytes = CPU_ALLOC_SIZE((size_t)highest + 1);
-  if (set == NULL) return ENOMEM;
-  CPU_ZERO_S(bytes, set);
-  for (int32_t i = 0; i < job->cpu_count; i++) CPU_SET_S((size_t)job->cpus[i], bytes, set);
-  int problem = sched_setaffinity(0, bytes, set) == 0 ? 0 : errno;
-  CPU_FREE(set);
-  return problem;
-}
-
 /* STI_REFUSED unless this is the job's device, with its engine and CPUs. */
 static StiCode check_device(const Run *run, StiError *error) {
   const Job *job = &run->job;
@@ -220,7 +219,7 @@ static StiCode check_device(const Run *run, StiError *error) {
   if (job->engine != ENGINE_NATIVE && job->engine != ENGINE_NATIVE_INT8)
     return sti_fail(error, STI_REFUSED, "Deploy the engine's own agent.",
                     "The job wants engine '%s', this agent has 'native' and 'native-int8'.", engine_names[job->engine]);
-  int problem = job->cpu_count > 0 ? pin(job) : 0;
+  int problem = job->cpu_count > 0 ? cpus_pin(job->cpus, job->cpu_count) : 0; /* before it starts threads */
   if (problem == 0) return STI_OK;
   Text cpus = {0};
   for (int32_t i = 0; i < job->cpu_count; i++) text_printf(&cpus, "%s%" PRId32, i ? ", " : "", job->cpus[i]);
@@ -362,9 +361,9 @@ StiCode verb_run(int argc, char **argv, Text *out, int *exit_code, StiError *err
   if (code != STI_OK) return code;
   *exit_code = ending.exit_code;
   json_open(out, '{');
-  json_key(out, "done"), json_int(out, ending.done);
-  json_key(out, "failed"), json_int(out, ending.failed);
-  json_key(out, "state"), json_text(out, ending.state);
+  json_int_field(out, "done", ending.done);
+  json_int_field(out, "failed", ending.failed);
+  json_text_field(out, "state", ending.state);
   json_close(out, '}');
   return STI_OK;
 }

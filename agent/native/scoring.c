@@ -93,15 +93,15 @@ static void write_scored(Text *out, const Plan *plan, const Scored *scored, doub
   for (int64_t row = 0; row < scored->rows; row++)
     correct += argmax(scored->logits + row * scored->classes, scored->classes) == scored->labels[row];
   json_open(out, '{');
-  json_key(out, "content_digest"), json_text(out, digest);
-  json_key(out, "correct"), json_int(out, correct);
-  json_key(out, "kind"), json_text(out, "evaluate");
+  json_text_field(out, "content_digest", digest);
+  json_int_field(out, "correct", correct);
+  json_text_field(out, "kind", "evaluate");
   json_key(out, "loss"), json_number(out, loss);
   json_key(out, "predictions"), json_open(out, '[');
   for (int64_t row = 0; row < scored->rows; row++)
     json_int(out, argmax(scored->logits + row * scored->classes, scored->classes));
   json_close(out, ']');
-  json_key(out, "rows"), json_int(out, scored->rows);
+  json_int_field(out, "rows", scored->rows);
   json_close(out, '}');
 }
 

@@ -3,21 +3,26 @@
 
 #include <ctype.h>
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "kernel_files.h"
 
 _Static_assert((int)ZONE_NAME == (int)ENTRY_NAME, "a zone without a type is named after its folder");
 
-enum { COLDEST_MILLI_C = -40000, HOTTEST_MILLI_C = 150000, CPU_NUMBERS = 65536 };
+enum { COLDEST_MILLI_C = -40000, HOTTEST_MILLI_C = 150000 };
 
 /* ------------------------------------------------------------------ temperature */
 
 /* Source: Documentation/driver-api/thermal/sysfs-api.rst. Zones without a sensor read 0 or INT_MIN. */
+bool zone_temperature(const char *folder, int64_t *milli_c) {
+  return kernel_int(milli_c, "%s/class/thermal/%s/temp", kernel_roots.sys, folder) && *milli_c != 0 &&
+         *milli_c >= COLDEST_MILLI_C && *milli_c <= HOTTEST_MILLI_C;
+}
+
 int thermal_zones(Zone *zones, int cap) {
   char folder[4096];
   EntryName names[ENTRIES];
@@ -28,8 +33,7 @@ int thermal_zones(Zone *zones, int cap) {
     int64_t value = 0;
     if (!kernel_text(zone->name, sizeof zone->name, "%s/%s/type", folder, names[i]) || !zone->name[0])
       memcpy(zone->name, names[i], sizeof names[i]);
-    zone->has_temperature = kernel_int(&value, "%s/%s/temp", folder, names[i]) && value != 0 &&
-                            value >= COLDEST_MILLI_C && value <= HOTTEST_MILLI_C;
+    zone->has_temperature = zone_temperature(names[i], &value);
     zone->temperature_milli_c = value;
   }
   return count;
@@ -46,18 +50,27 @@ static void read_temperature(Sensors *sensors) {
   }
 }
 
-/* Whether a cooling device holds the CPU below its full clock. */
-static void read_throttled(Sensors *sensors) {
+int cpu_coolers(EntryName *coolers, int cap) {
   char folder[4096], type[128];
   EntryName names[ENTRIES];
   snprintf(folder, sizeof folder, "%s/class/thermal", kernel_roots.sys);
-  int count = list_entries(folder, "cooling_device", true, names, ENTRIES);
-  for (int i = 0; i < count; i++) {
-    int64_t state;
+  int count = list_entries(folder, "cooling_device", true, names, ENTRIES), found = 0;
+  for (int i = 0; i < count && found < cap; i++) {
     if (!kernel_text(type, sizeof type, "%s/%s/type", folder, names[i])) continue;
     for (char *c = type; *c; c++) *c = (char)tolower((unsigned char)*c);
     bool of_cpu = strstr(type, "cpufreq") || strstr(type, "cpu-") || strstr(type, "processor");
-    if (!of_cpu || !kernel_int(&state, "%s/%s/cur_state", folder, names[i])) continue;
+    if (of_cpu) memcpy(coolers[found++], names[i], sizeof names[i]);
+  }
+  return found;
+}
+
+/* Whether a cooling device holds the CPU below its full clock. */
+static void read_throttled(Sensors *sensors) {
+  EntryName coolers[ENTRIES];
+  int count = cpu_coolers(coolers, ENTRIES);
+  for (int i = 0; i < count; i++) {
+    int64_t state;
+    if (!kernel_int(&state, "%s/class/thermal/%s/cur_state", kernel_roots.sys, coolers[i])) continue;
     sensors->has_throttled = true;
     sensors->throttled |= state > 0;
   }
@@ -91,12 +104,7 @@ int online_cpus(int64_t *cpus, int cap) {
   int count = 0;
   if (kernel_text(text, sizeof text, "%s/devices/system/cpu/online", kernel_roots.sys))
     count = parse_cpu_list(text, cpus, cap);
-  if (count > 0) return count;
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE && count < cap; cpu++)
-    if (CPU_ISSET(cpu, &allowed)) cpus[count++] = cpu;
-  return count;
+  return count > 0 ? count : cpus_allowed(cpus, cap);
 }
 
 int cpu_clocks(const char *file, int64_t *khz, int cap) {
@@ -134,12 +142,13 @@ static void read_time_in_state(Sensors *sensors) {
 
 /* ------------------------------------------------------------------ load, memory, storage, battery */
 
-static void read_load(Sensors *sensors) {
+bool load_milli(int64_t *milli) {
   char text[128], *end;
-  if (!kernel_text(text, sizeof text, "%s/loadavg", kernel_roots.proc)) return;
+  if (!kernel_text(text, sizeof text, "%s/loadavg", kernel_roots.proc)) return false;
   double load = strtod(text, &end);
-  sensors->has_load = end != text && (*end == '\0' || isspace((unsigned char)*end)) && fabs(load) < 1e12;
-  if (sensors->has_load) sensors->load_milli = llrint(1000 * load);
+  bool known = end != text && (*end == '\0' || isspace((unsigned char)*end)) && fabs(load) < 1e12;
+  if (known) *milli = llrint(1000 * load);
+  return known;
 }
 
 bool meminfo_bytes(const char *name, int64_t *bytes) {
@@ -185,7 +194,7 @@ void sensors_read(const char *spool, Sensors *sensors) {
   read_temperature(sensors);
   sensors->cpu_count = cpu_clocks("scaling_cur_freq", sensors->cpu_khz, SENSOR_CPUS);
   read_time_in_state(sensors);
-  read_load(sensors);
+  sensors->has_load = load_milli(&sensors->load_milli);
   sensors->has_memory = meminfo_bytes("MemAvailable", &sensors->available_memory_bytes);
   read_free(spool, sensors);
   sensors->has_battery = find_battery(true, &sensors->battery_percent);
@@ -210,7 +219,7 @@ void write_maybe(Text *out, const char *key, bool known, int64_t value) {
 
 static void write_clock_times(Text *out, const ClockTimes *times) {
   json_open(out, '{');
-  json_key(out, "cpu"), json_int(out, times->cpu);
+  json_int_field(out, "cpu", times->cpu);
   json_key(out, "khz"), write_ints(out, times->khz, times->count);
   json_key(out, "ms"), write_ints(out, times->ms, times->count);
   json_close(out, '}');
@@ -233,6 +242,6 @@ void sensors_write(Text *out, const Sensors *sensors) {
   json_open(out, '[');
   for (int i = 0; i < sensors->policy_count; i++) write_clock_times(out, &sensors->time_in_state[i]);
   json_close(out, ']');
-  json_key(out, "wall_ns"), json_int(out, sensors->wall_ns);
+  json_int_field(out, "wall_ns", sensors->wall_ns);
   json_close(out, '}');
 }

@@ -3,6 +3,7 @@
 #define AGENT_SENSORS_H
 
 #include "job.h"
+#include "kernel_files.h"
 
 enum { SENSOR_CPUS = 1024, SENSOR_POLICIES = 16, SENSOR_STATES = 64, ZONE_NAME = 80 };
 
@@ -30,9 +31,12 @@ void sensors_write(Text *out, const Sensors *sensors); /* canonical JSON */
 
 typedef struct { char name[ZONE_NAME]; bool has_temperature; int64_t temperature_milli_c; } Zone;
 int thermal_zones(Zone *zones, int cap);                       /* zones that read nonsense have no temperature */
+bool zone_temperature(const char *folder, int64_t *milli_c);   /* of one zone, by its folder's name */
+int cpu_coolers(EntryName *coolers, int cap);                  /* folders of cooling devices that slow the CPU */
 int parse_cpu_list(const char *text, int64_t *cpus, int cap);  /* "0-3,6"; 0 when malformed */
 int online_cpus(int64_t *cpus, int cap);                       /* those of this process where the list is unreadable */
 int cpu_clocks(const char *file, int64_t *khz, int cap);       /* a cpufreq file of each online CPU; 0 unless all read */
+bool load_milli(int64_t *milli);                               /* one-minute load */
 bool meminfo_bytes(const char *name, int64_t *bytes);
 bool has_battery(void);                                        /* readable or not */
 void write_ints(Text *out, const int64_t *values, int count);  /* JSON array */

@@ -102,16 +102,16 @@ static void write_answer(Text *out, const Session *session, const Question *ques
   char digest[65];
   plan_digest(plan, digest);
   json_open(out, '{');
-  json_key(out, "plan_digest"), json_text(out, digest);
-  json_key(out, "plan_ns"), json_int(out, replanned ? session->plan_ns : 0);
-  json_key(out, "predicted_median_ns"), json_int(out, plan->predicted.median_latency_ns);
-  json_key(out, "predicted_ns"), json_int(out, plan->predicted.latency_ns);
-  json_key(out, "preload_bytes"), json_int(out, question->preload_bytes);
-  json_key(out, "replanned"), json_bool(out, replanned);
+  json_text_field(out, "plan_digest", digest);
+  json_int_field(out, "plan_ns", replanned ? session->plan_ns : 0);
+  json_int_field(out, "predicted_median_ns", plan->predicted.median_latency_ns);
+  json_int_field(out, "predicted_ns", plan->predicted.latency_ns);
+  json_int_field(out, "preload_bytes", question->preload_bytes);
+  json_bool_field(out, "replanned", replanned);
   json_key(out, "sample"), write_sample(out, sample);
-  json_key(out, "target_ns"), json_int(out, question->target_ns);
-  json_key(out, "within_target"), json_bool(out, sample->latency_ns <= question->target_ns);
-  json_key(out, "working_bytes"), json_int(out, question->working_bytes);
+  json_int_field(out, "target_ns", question->target_ns);
+  json_bool_field(out, "within_target", sample->latency_ns <= question->target_ns);
+  json_int_field(out, "working_bytes", question->working_bytes);
   json_close(out, '}');
 }
 
@@ -169,9 +169,9 @@ static StiCode serve(Session *session, Standalone *standalone, Text *out, StiErr
   STI_TRY(context_manifest(standalone->context, &session->manifest, error));
   STI_TRY(answer_lines(answer_line, session, error));
   json_open(out, '{');
-  json_key(out, "failed"), json_int(out, session->failed);
-  json_key(out, "replans"), json_int(out, session->replans);
-  json_key(out, "requests"), json_int(out, session->requests);
+  json_int_field(out, "failed", session->failed);
+  json_int_field(out, "replans", session->replans);
+  json_int_field(out, "requests", session->requests);
   json_close(out, '}');
   return STI_OK;
 }

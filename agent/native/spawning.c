@@ -5,25 +5,21 @@
  * child's times are the parent's.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "child.h"
 #include "kernel_files.h"
+#include "signals.h"
 #include "unit_kinds.h"
 
-enum { REPLY_CAP_BYTES = 16 << 20, WORDS_CAP_BYTES = 4096, WORDS_SHOWN_BYTES = 500, POLL_MS = 200 };
-static const int64_t timeout_ns = 600000000000;
+enum { LIMIT_S = 600, WORDS_SHOWN_BYTES = 500 };
 static const char reply_source[] = "the answer of a request's process";
-extern char **environ;
 
 typedef struct { Sample sample; Memory memory; IoMode io_mode; } Reply;
 
@@ -31,10 +27,10 @@ typedef struct { Sample sample; Memory memory; IoMode io_mode; } Reply;
 
 static void write_reply(Text *out, const Reply *reply) {
   json_open(out, '{');
-  json_key(out, "io_mode"), json_text(out, io_mode_name(reply->io_mode));
+  json_text_field(out, "io_mode", io_mode_name(reply->io_mode));
   json_key(out, "memory"), write_memory(out, &reply->memory);
   json_key(out, "sample"), write_sample(out, &reply->sample);
-  json_key(out, "started_ns"), json_int(out, reply->sample.started_ns);
+  json_int_field(out, "started_ns", reply->sample.started_ns);
   json_close(out, '}');
 }
 
@@ -83,8 +79,8 @@ int spawned_main(const char *spool) {
   if (code != STI_OK) {
     text_clear(&out);
     json_open(&out, '{');
-    json_key(&out, "remedy"), json_text(&out, error.remedy);
-    json_key(&out, "what"), json_text(&out, error.what);
+    json_text_field(&out, "remedy", error.remedy);
+    json_text_field(&out, "what", error.what);
     json_close(&out, '}');
   }
   bool written = !out.failed && fwrite(out.data, 1, out.length, stdout) == out.length && fflush(stdout) == 0;
@@ -134,6 +130,8 @@ static StiCode read_sample(Arena *arena, const JsonValue *value, Sample *sample,
   fields_begin(&fields, value, reply_source, "RequestSample", "sample", error);
   sample->latency_ns = field_int(&fields, "latency_ns", 0, INT64_MAX / 2);
   const JsonValue *logits = field_array(&fields, "logits", 0, INT_MAX);
+  sample->mode_asked = (IoMode)field_choice(&fields, "mode_asked", io_mode_names);
+  sample->mode_proven = (ProvenMode)field_choice(&fields, "mode_proven", proven_mode_names);
   sample->planned_bytes = field_int(&fields, "planned_bytes", 0, INT64_MAX);
   sample->row = field_int(&fields, "row", 0, INT64_MAX);
   sample->stall_ns = field_int(&fields, "stall_ns", 0, INT64_MAX);
@@ -183,7 +181,8 @@ static StiCode read_reply(Arena *arena, const Text *text, Reply *reply, StiError
 }
 
 /* The child's own words, where it had any: a record on standard output, else what it left on standard error. */
-static StiCode spawn_failure(Arena *arena, int status, const Text *out, const Text *words, StiError *error) {
+static StiCode spawn_failure(Arena *arena, const Said *said, StiError *error) {
+  const Text *out = &said->out, *words = &said->words;
   StiError ignored = {0};
   JsonValue *value;
   Fields fields;
@@ -196,114 +195,33 @@ static StiCode spawn_failure(Arena *arena, int status, const Text *out, const Te
   char tail[WORDS_SHOWN_BYTES + 1];
   snprintf(tail, sizeof tail, "%s", words->length > 0 ? words->data + skip : "");
   make_utf8(tail);
-  if (WIFSIGNALED(status))
+  if (WIFSIGNALED(said->status))
     return sti_fail(error, STI_SPAWNED, "See agent.log; signal 9 without a reason is the kernel short of memory.",
-                    "A request's process was ended by signal %d: %s", WTERMSIG(status), tail);
+                    "A request's process was ended by signal %d: %s", WTERMSIG(said->status), tail);
   return sti_fail(error, STI_SPAWNED, "See agent.log.", "A request's process ended with code %d: %s",
-                  WEXITSTATUS(status), tail);
+                  WEXITSTATUS(said->status), tail);
 }
 
 /* ------------------------------------------------------------------ parent: the process */
 
-typedef struct {
-  pid_t pid;
-  int input, output, words; /* our ends of its standard streams; -1: closed */
-} Child;
-
-static void close_end(int *fd) {
-  if (*fd >= 0) close(*fd);
-  *fd = -1;
-}
-
-typedef struct { const char *program; char self[PATH_MAX]; char *argv[5]; } Command;
+typedef struct { char self[PATH_MAX]; char *argv[5]; } SpawnedArguments;
 
 /* What to execute: this very executable; under user-mode emulation by the emulator that STIFARM_EMULATOR names. */
-static int make_command(const char *spool, Command *command) {
+static int make_command(const char *spool, SpawnedArguments *arguments, Command *command) {
   char *emulator = getenv("STIFARM_EMULATOR");
   bool emulated = emulator != NULL && *emulator;
-  ssize_t length = readlink("/proc/self/exe", command->self, sizeof command->self - 1);
+  ssize_t length = readlink("/proc/self/exe", arguments->self, sizeof arguments->self - 1);
   if (length < 0) return errno;
-  command->self[length] = '\0';
-  command->program = emulated ? emulator : "/proc/self/exe"; /* which the link names also after it was replaced */
+  arguments->self[length] = '\0';
   int count = 0;
-  if (emulated) command->argv[count++] = emulator;
-  command->argv[count++] = command->self;
-  command->argv[count++] = (char *)"spawned";
-  command->argv[count++] = (char *)(uintptr_t)spool;
-  command->argv[count] = NULL;
+  if (emulated) arguments->argv[count++] = emulator;
+  arguments->argv[count++] = arguments->self;
+  arguments->argv[count++] = (char *)"spawned";
+  arguments->argv[count++] = (char *)(uintptr_t)spool;
+  arguments->argv[count] = NULL;
+  command->program = emulated ? emulator : "/proc/self/exe"; /* which the link names also after it was replaced */
+  command->argv = arguments->argv;
   return 0;
-}
-
-/* Start the child with pipes to its standard streams. Returns an errno. */
-static int start_child(const char *spool, int pipes[3][2], pid_t *pid) {
-  Command command;
-  posix_spawn_file_actions_t actions;
-  int problem = make_command(spool, &command);
-  if (problem != 0) return problem;
-  posix_spawn_file_actions_init(&actions);
-  for (int stream = 0; stream < 3 && problem == 0; stream++)
-    problem = posix_spawn_file_actions_adddup2(&actions, pipes[stream][stream == 0 ? 0 : 1], stream);
-  if (problem == 0) problem = posix_spawn(pid, command.program, &actions, NULL, command.argv, environ);
-  posix_spawn_file_actions_destroy(&actions);
-  return problem;
-}
-
-static int open_child(const char *spool, Child *child) {
-  int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, problem = 0;
-  for (int stream = 0; stream < 3 && problem == 0; stream++)
-    if (pipe2(pipes[stream], O_CLOEXEC) != 0) problem = errno;
-  if (problem == 0) problem = start_child(spool, pipes, &child->pid);
-  for (int stream = 0; stream < 3; stream++) {
-    close_end(&pipes[stream][stream == 0 ? 0 : 1]);
-    if (problem != 0) close_end(&pipes[stream][stream == 0 ? 1 : 0]);
-  }
-  *child = (Child){.pid = child->pid, .input = pipes[0][1], .output = pipes[1][0], .words = pipes[2][0]};
-  if (problem == 0) fcntl(child->input, F_SETFL, O_NONBLOCK);
-  return problem;
-}
-
-/* Take what there is to read; the end of the stream closes it. More than the cap is dropped. */
-static void take(int *fd, Text *text, size_t cap) {
-  char block[16384];
-  ssize_t got = read(*fd, block, sizeof block);
-  if (got < 0 && errno == EINTR) return;
-  if (got <= 0) close_end(fd);
-  else if (text->length < cap) text_append(text, block, (size_t)got);
-}
-
-/* Give the job, take both streams until they end. STI_STOPPED, or STI_SPAWNED when the time is up. */
-static StiCode converse(Child *child, const Text *job, Text *out, Text *words, StiError *error) {
-  int64_t deadline_ns = monotonic_ns() + timeout_ns;
-  size_t given = 0;
-  while (child->output >= 0 || child->words >= 0) {
-    struct pollfd ends[3] = {{child->input, POLLOUT, 0}, {child->output, POLLIN, 0}, {child->words, POLLIN, 0}};
-    int ready = poll(ends, 3, POLL_MS);
-    STI_TRY(unit_stopped());
-    if (monotonic_ns() > deadline_ns)
-      return sti_fail(error, STI_SPAWNED, "See agent.log.", "A request's process had not ended after %" PRId64 " s.",
-                      timeout_ns / 1000000000);
-    if (ready <= 0) continue;
-    if (ends[0].revents != 0) {
-      ssize_t sent = write(child->input, job->data + given, job->length - given);
-      if (sent > 0) given += (size_t)sent;
-      if (given == job->length || (sent < 0 && errno != EAGAIN && errno != EINTR)) close_end(&child->input);
-    }
-    if (ends[1].revents != 0) take(&child->output, out, REPLY_CAP_BYTES);
-    if (ends[2].revents != 0) take(&child->words, words, WORDS_CAP_BYTES);
-  }
-  return STI_OK;
-}
-
-/* Converse with the child to its end; *status is its exit status. A child that does not end by itself is killed. */
-static StiCode run_child(Child *child, const Text *job, Text *out, Text *words, int *status, StiError *error) {
-  StiCode code = converse(child, job, out, words, error);
-  close_end(&child->input);
-  close_end(&child->output);
-  close_end(&child->words);
-  if (code != STI_OK) kill(child->pid, SIGKILL);
-  while (waitpid(child->pid, status, 0) < 0 && errno == EINTR) {
-  }
-  return code;
 }
 
 /* ------------------------------------------------------------------ parent: one request */
@@ -330,31 +248,28 @@ static void write_alone(Text *out, const Job *job, const Unit *unit, int index) 
   job_write(out, &one);
 }
 
-static StiCode converse_once(Context *context, const Text *job, Arena *arena, Text *out, Text *words, Reply *reply,
-                             StiError *error) {
-  Child child;
-  int status;
-  int problem = open_child(context->spool, &child);
+static StiCode run_once(Context *context, const Text *job, Arena *arena, Said *said, Reply *reply, StiError *error) {
+  SpawnedArguments arguments;
+  Command command;
+  int problem = make_command(context->spool, &arguments, &command);
   if (problem != 0)
-    return sti_fail_errno(error, STI_SPAWNED, problem, "Close other programs on the device.",
-                          "A request's process could not be started");
-  STI_TRY(run_child(&child, job, out, words, &status, error));
-  if (out->failed || words->failed) return sti_out_of_memory(error);
-  if (status != 0) return spawn_failure(arena, status, out, words, error);
-  return read_reply(arena, out, reply, error);
+    return sti_fail_errno(error, STI_SPAWNED, problem, "Mount /proc.", "This executable cannot be found");
+  STI_TRY(child_run(&command, job, LIMIT_S, unit_abandoned, said, error));
+  if (said->status != 0) return spawn_failure(arena, said, error);
+  return read_reply(arena, &said->out, reply, error);
 }
 
 StiCode run_spawned(Context *context, const Unit *unit, int index, Arena *arena, Sample *sample, Memory *memory,
                     IoMode *io_mode, StiError *error) {
-  Text job = {0}, out = {0}, words = {0};
+  Text job = {0};
+  Said said = {0};
   Reply reply = {0};
   write_alone(&job, context->job, unit, index);
   int64_t started_ns = monotonic_ns();
-  StiCode code = job.failed ? sti_out_of_memory(error)
-                            : converse_once(context, &job, arena, &out, &words, &reply, error);
+  StiCode code = job.failed ? sti_out_of_memory(error) : run_once(context, &job, arena, &said, &reply, error);
   text_free(&job);
-  text_free(&out);
-  text_free(&words);
+  text_free(&said.out);
+  text_free(&said.words);
   if (code != STI_OK) return code;
   int64_t ready_ns = reply.sample.started_ns - started_ns;
   *sample = reply.sample;

@@ -8,11 +8,11 @@
 
 #include <inttypes.h>
 #include <limits.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "sensors.h"
 #include "unit_kinds.h"
 #include "verbs.h"
@@ -57,7 +57,8 @@ static StiCode parse_cpus(const char *text, Options *options, StiError *error) {
   options->cpu_count = parse_cpu_list(text, cpus, STANDALONE_CPUS);
   for (int i = 0; i < options->cpu_count; i++) options->cpus[i] = (int32_t)cpus[i];
   if (options->cpu_count > 0) return STI_OK;
-  return sti_fail(error, STI_INPUT, "Write it like 0,1 or 4-7.", "--cpus: '%.40s' is no list of CPUs.", text);
+  return sti_fail(error, STI_INPUT, "Write it like 0,1 or 4-7.",
+                  "--cpus: '%.40s' is no list of CPUs; their numbers are below %d.", text, CPU_NUMBERS);
 }
 
 /* Options of every verb; *known: whether it was one. */
@@ -132,17 +133,12 @@ StiCode options_parse(int argc, char **argv, unsigned takes, Options *options, S
 
 /* As many threads as the process may use CPUs. */
 static int64_t usable_cpus(const Options *options) {
-  cpu_set_t allowed;
-  if (options->cpu_count > 0) return options->cpu_count;
-  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) > 0 ? CPU_COUNT(&allowed) : 1;
+  int allowed = options->cpu_count > 0 ? options->cpu_count : cpus_allowed(NULL, 0);
+  return allowed > 0 ? allowed : 1;
 }
 
 static StiCode pin(const Options *options, StiError *error) {
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  for (int i = 0; i < options->cpu_count; i++)
-    if (options->cpus[i] < CPU_SETSIZE) CPU_SET(options->cpus[i], &cpus);
-  if (options->cpu_count == 0 || sched_setaffinity(0, sizeof cpus, &cpus) == 0) return STI_OK;
+  if (options->cpu_count == 0 || cpus_pin(options->cpus, options->cpu_count) == 0) return STI_OK;
   return sti_fail(error, STI_INPUT, "Name CPUs that are online.", "--cpus: this process cannot be pinned to them.");
 }
 
@@ -202,13 +198,13 @@ static void write_request(Text *out, const Sample *sample, const FixedParts *par
     layers_ns += sample->trace[i].compute_end_ns - sample->trace[i].compute_start_ns;
   }
   json_open(out, '{');
-  json_key(out, "decompress_ns"), json_int(out, decompress_ns);
-  json_key(out, "embed_compute_ns"), json_int(out, parts->embed_compute_ns);
-  json_key(out, "embed_io_ns"), json_int(out, parts->embed_io_ns);
-  json_key(out, "head_ns"), json_int(out, parts->head_ns);
-  json_key(out, "layers_ns"), json_int(out, layers_ns);
+  json_int_field(out, "decompress_ns", decompress_ns);
+  json_int_field(out, "embed_compute_ns", parts->embed_compute_ns);
+  json_int_field(out, "embed_io_ns", parts->embed_io_ns);
+  json_int_field(out, "head_ns", parts->head_ns);
+  json_int_field(out, "layers_ns", layers_ns);
   json_key(out, "sample"), write_sample(out, sample);
-  json_key(out, "started_ns"), json_int(out, sample->started_ns);
+  json_int_field(out, "started_ns", sample->started_ns);
   json_close(out, '}');
 }
 
@@ -218,28 +214,27 @@ static void write_inference(Text *out, const Options *options, const Standalone 
   plan_digest(plan, digest);
   plan_content_digest(plan, content);
   json_open(out, '{');
-  json_key(out, "content_digest"), json_text(out, content);
-  json_key(out, "engine"), json_text(out, engine_names[standalone->job.engine]);
-  json_key(out, "io_mode"), json_text(out, io_mode_name(inference->io_mode));
-  json_key(out, "io_mode_proven");
-  json_text(out, io_mode_proven(inference->samples, (int)options->repeat, inference->io_mode));
-  json_key(out, "isa"), json_text(out, isa_name(engine_isa(standalone->context->engine)));
-  json_key(out, "loaded_ns"), json_int(out, loaded_ns);
+  json_text_field(out, "content_digest", content);
+  json_text_field(out, "engine", engine_names[standalone->job.engine]);
+  json_text_field(out, "io_mode", io_mode_name(inference->io_mode));
+  json_text_field(out, "io_mode_proven", proven_mode_names[proven_of_all(inference->samples, (int)options->repeat)]);
+  json_text_field(out, "isa", isa_name(engine_isa(standalone->context->engine)));
+  json_int_field(out, "loaded_ns", loaded_ns);
   json_key(out, "memory"), write_memory(out, &inference->memory);
-  json_key(out, "opened_ns"), json_int(out, inference->opened_ns);
-  json_key(out, "plan_digest"), json_text(out, digest);
+  json_int_field(out, "opened_ns", inference->opened_ns);
+  json_text_field(out, "plan_digest", digest);
   json_key(out, "predicted"), json_open(out, '{');
-  json_key(out, "latency_ns"), json_int(out, plan->predicted.latency_ns);
-  json_key(out, "median_latency_ns"), json_int(out, plan->predicted.median_latency_ns);
-  json_key(out, "stall_ns"), json_int(out, plan->predicted.stall_ns);
+  json_int_field(out, "latency_ns", plan->predicted.latency_ns);
+  json_int_field(out, "median_latency_ns", plan->predicted.median_latency_ns);
+  json_int_field(out, "stall_ns", plan->predicted.stall_ns);
   json_close(out, '}');
-  json_key(out, "queue_depth"), json_int(out, standalone->job.queue_depth);
-  json_key(out, "request_kind"), json_text(out, request_kind_names[options->kind]);
+  json_int_field(out, "queue_depth", standalone->job.queue_depth);
+  json_text_field(out, "request_kind", request_kind_names[options->kind]);
   json_key(out, "requests"), json_open(out, '[');
   for (int64_t i = 0; i < options->repeat; i++) write_request(out, &inference->samples[i], &inference->parts[i]);
   json_close(out, ']');
-  json_key(out, "target_ns"), json_int(out, plan->target_ns);
-  json_key(out, "threads"), json_int(out, standalone->job.threads);
+  json_int_field(out, "target_ns", plan->target_ns);
+  json_int_field(out, "threads", standalone->job.threads);
   json_close(out, '}');
 }
 

@@ -43,11 +43,11 @@ static StiCode parse_tensor(const JsonValue *value, const char *path, const char
   field_choice(&fields, "dtype", types);
   const JsonValue *shape = field_array(&fields, "shape", 1, 2);
   STI_TRY(fields_end(&fields));
-  int64_t elements = 1;
+  int64_t elements = 1, room = data_bytes / 4; /* elements the file has room for: 4 · elements cannot overflow */
   tensor->rank = (int)shape->array.count;
   for (int i = 0; i < tensor->rank; i++) {
     const JsonValue *side = &shape->array.items[i];
-    if (side->kind != JSON_INT || side->integer < 1 || side->integer > INT32_MAX || side->integer > data_bytes / elements)
+    if (side->kind != JSON_INT || side->integer < 1 || side->integer > INT32_MAX || side->integer > room / elements)
       return sti_fail(error, STI_FORMAT, again, "%s: %s has a shape that does not fit the file.", path, name);
     tensor->shape[i] = side->integer;
     elements *= side->integer;
@@ -76,7 +76,7 @@ static bool without_holes(const Tensor tensors[TENSORS], int64_t data_bytes) {
 
 /* The metadata's one key holds the JSON of a TaskDataInfo. */
 static StiCode parse_info(Arena *arena, const JsonValue *metadata, const char *path, TaskData *data, StiError *error) {
-  static const char *const formats[] = {"stifarm-task-data", NULL};
+  static const StoredFormat stored = {"TaskDataInfo", "stifarm-task-data", 1, false, STI_FORMAT};
   const JsonValue *text = NULL;
   if (metadata != NULL && metadata->kind == JSON_OBJECT)
     for (size_t i = 0; i < metadata->object.count; i++)
@@ -86,13 +86,11 @@ static StiCode parse_info(Arena *arena, const JsonValue *metadata, const char *p
   JsonValue *info;
   STI_TRY(json_parse(arena, text->text.data, text->text.length, path, &info, error));
   Fields fields;
-  fields_begin(&fields, info, path, "TaskDataInfo", "", error);
-  field_choice(&fields, "format", formats);
+  fields_begin_stored(&fields, info, &stored, path, "", error);
   const JsonValue *labels = field_array(&fields, "labels", 2, INT32_MAX);
   field_text(&fields, "split", 0, SIZE_MAX);
   field_text(&fields, "task", 0, SIZE_MAX);
   if (!field_is_null(&fields, "tokenizer")) field_digest(&fields, "tokenizer");
-  field_int(&fields, "version", 1, 1);
   STI_TRY(fields_end(&fields));
   for (size_t i = 0; i < labels->array.count; i++)
     if (labels->array.items[i].kind != JSON_STRING)

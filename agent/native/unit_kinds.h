@@ -4,6 +4,14 @@
 
 #include "../../sti_runtime/native/planner.h"
 #include "context.h"
+#include "watch.h"
+
+/* Where the bytes of a sample came from, by the kernel's count: all from storage, past the page cache or through it;
+ * none; some; it does not count. */
+typedef enum { PROVEN_DIRECT, PROVEN_BUFFERED_COLD, PROVEN_CACHED, PROVEN_MIXED, PROVEN_UNKNOWN } ProvenMode;
+extern const char *const proven_mode_names[]; /* "direct", …, NULL */
+/* storage_bytes: −1 when the kernel does not count. in_use: not the mode asked for where storage refused that. */
+ProvenMode proven_mode(int64_t planned_bytes, int64_t storage_bytes, IoMode in_use);
 
 /* ------------------------------------------------------------------ probe.c */
 
@@ -11,13 +19,14 @@ StiCode run_probe(Context *context, Text *result, StiError *error);
 
 /* ------------------------------------------------------------------ profiling.c: samples lie in the arena */
 
-typedef struct { IoSample *samples; size_t count; IoMode io_mode; } IoSamples;
+typedef struct { IoSample *samples; size_t count; IoMode io_mode; Watch watch; } IoSamples;
 typedef struct {
   ComputeSample *samples; size_t count;
-  IoSample *reads; size_t read_count; /* beside, those at which a layer was computed */
+  IoSample *reads; size_t read_count; /* beside, all while a layer was computed */
   IoMode io_mode;
+  Watch watch;
 } ComputeSamples;
-typedef struct { FixedSample *samples; size_t count; } FixedSamples;
+typedef struct { FixedSample *samples; size_t count; Watch watch; } FixedSamples;
 StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *found, StiError *error);
 StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, ComputeSamples *found, StiError *error);
 StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSamples *found, StiError *error);
@@ -34,6 +43,8 @@ typedef struct {
   bool warmup;
   int64_t started_ns; /* of CLOCK_MONOTONIC */
   int64_t latency_ns, stall_ns, planned_bytes, storage_bytes;
+  IoMode mode_asked;
+  ProvenMode mode_proven;
   float *logits;     /* [logit_count] */
   int logit_count;
   LayerTrace *trace; /* [layer_count] */
@@ -51,8 +62,8 @@ StiCode run_execute(Context *context, const Unit *unit, const GateVerdict *gates
 StiCode run_evaluate(Context *context, const Unit *unit, Text *result, StiError *error);
 
 Memory memory_now(const Executor *executor);
-/* Where the bytes of all requests came from, by the kernel's count. */
-const char *io_mode_proven(const Sample *samples, int count, IoMode io_mode);
+/* What is proven of all requests together: what is proven of each, or mixed. */
+ProvenMode proven_of_all(const Sample *samples, int count);
 void write_sample(Text *out, const Sample *sample);
 void write_memory(Text *out, const Memory *memory);
 const char *io_mode_name(IoMode io_mode);

@@ -6,14 +6,11 @@ from sqlalchemy import ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, DeviceId, Id, JournalId, Sha, Word, one_of
-from db.models.samples import IO_MODES
+from db.models.samples import IO_MODES, PROVEN_MODES
 
 REQUEST_KINDS = ("spawn-cold", "cold", "warm", "cached")
 """spawn-cold: new process. cold: process ready, buffers empty. warm: preload buffer filled.
 cached: page cache warm, never compared with the others."""
-
-PROVEN_MODES = ("direct", "buffered-cold", "cached", "mixed")
-"""What the bytes the kernel read from storage prove about a run's reads."""
 
 GATE_VERDICTS = ("pass", "fail", "ungated")
 """Worst of a run's gates: fail before ungated (a sensor was unreadable) before pass."""
@@ -22,7 +19,9 @@ GATE_VERDICTS = ("pass", "fail", "ungated")
 class RunRow(Base):
     """One executed unit with all its provenance; its requests are in ``requests``.
 
-    ``emulation_json`` is the nominal slowing, ``verified_json`` what the last probe before it measured.
+    ``io_mode`` is the one in use, which is not the one asked for where storage refused that.
+    ``readings_json``: the sensors between the requests. ``emulation_json`` is the nominal slowing,
+    ``verified_json`` what the last probe before it measured.
     """
 
     __tablename__ = "runs"
@@ -67,6 +66,7 @@ class RunRow(Base):
     load_after_milli: Mapped[int | None]
     gate_verdict: Mapped[Word]
     gates_json: Mapped[str]
+    readings_json: Mapped[str]
     emulated: Mapped[bool]
     io_mechanism: Mapped[str | None] = mapped_column(String(32))
     cpu_mechanism: Mapped[str | None] = mapped_column(String(32))
@@ -83,7 +83,11 @@ class RequestRow(Base):
     """One request. ``valid`` false: kept, and left out of statistics; ``reasons_json`` says why."""
 
     __tablename__ = "requests"
-    __table_args__ = (UniqueConstraint("run_id", "ordinal"),)
+    __table_args__ = (
+        UniqueConstraint("run_id", "ordinal"),
+        one_of("mode_asked", IO_MODES),
+        one_of("mode_proven", PROVEN_MODES),
+    )
 
     id: Mapped[Id]
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
@@ -97,6 +101,8 @@ class RequestRow(Base):
     stall_ns: Mapped[int]
     planned_bytes: Mapped[int]
     storage_bytes: Mapped[int]
+    mode_asked: Mapped[Word]
+    mode_proven: Mapped[Word]
     logits_json: Mapped[str]
     trace_json: Mapped[str]
 

@@ -10,6 +10,10 @@ from db.models.base import Base, DeviceId, Id, JournalId, Sha, Word, one_of
 IO_MODES = ("direct", "buffered")
 """direct: O_DIRECT. buffered: through the page cache, dropped before a cold read."""
 
+PROVEN_MODES = ("direct", "buffered-cold", "cached", "mixed", "unknown")
+"""What the bytes the kernel read from storage prove: all came from there, past the page cache or through it;
+none did; some did; the kernel does not count."""
+
 
 class _Sample:
     """Columns of every profile sample. ``valid`` with ``reasons_json``: why not, as a list of words."""
@@ -34,9 +38,16 @@ class IoSampleRow(_Sample, Base):
     ``beside_compute``: a layer was being computed meanwhile."""
 
     __tablename__ = "io_samples"
-    __table_args__ = (UniqueConstraint("journal_id", "ordinal"), one_of("io_mode", IO_MODES))
+    __table_args__ = (
+        UniqueConstraint("journal_id", "ordinal"),
+        one_of("io_mode", IO_MODES),
+        one_of("mode_asked", IO_MODES),
+        one_of("mode_proven", PROVEN_MODES),
+    )
 
     io_mode: Mapped[Word]
+    mode_asked: Mapped[Word]
+    mode_proven: Mapped[Word]
     beside_compute: Mapped[bool]
     versions: Mapped[int]
     read_bytes: Mapped[int]
@@ -60,8 +71,14 @@ class FixedSampleRow(_Sample, Base):
     """One request's fixed parts: embedding reads and arithmetic, the head."""
 
     __tablename__ = "fixed_samples"
-    __table_args__ = (UniqueConstraint("journal_id", "ordinal"),)
+    __table_args__ = (
+        UniqueConstraint("journal_id", "ordinal"),
+        one_of("mode_asked", IO_MODES),
+        one_of("mode_proven", PROVEN_MODES),
+    )
 
+    mode_asked: Mapped[Word]
+    mode_proven: Mapped[Word]
     embed_io_ns: Mapped[int]
     embed_compute_ns: Mapped[int]
     head_ns: Mapped[int]

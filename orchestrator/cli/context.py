@@ -104,7 +104,7 @@ def build_agents(worker: Worker, devices: Sequence[Device]) -> None:
     """
     needed: set[str] = set()
     for device in devices:
-        if device.engine != "torch":
+        if device.native:
             with suppress(StifarmError):
                 needed.add(worker.architecture(device.name))
     for architecture in sorted(needed):

@@ -212,7 +212,7 @@ def _device_findings(farm: Farm, session: Session, device: Device) -> list[Findi
             ),
         )
     ]
-    if facts.torch is None and device.engine == "torch":
+    if facts.torch is None and not device.native:
         found.append(
             Finding(device.name, "problem", "no PyTorch for the torch engine", "Install torch there.")
         )

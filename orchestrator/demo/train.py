@@ -23,6 +23,7 @@ from orchestrator.demo.demo_task import (
     tokenizer_json,
     vocabulary_digest,
 )
+from orchestrator.interrupts import lost_interrupts_return
 from sti_runtime.elastic import make_elastic
 from sti_runtime.errors import StifarmError
 from sti_runtime.model import elastic_submodels
@@ -122,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workspace", type=Path, help="folder for resumable state")
     options = parser.parse_args(arguments)
     try:
-        train(options.out, options.workspace)
+        with lost_interrupts_return():
+            train(options.out, options.workspace)
     except StifarmError as error:
         _say(str(error))
         return error.exit_code

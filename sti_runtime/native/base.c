@@ -88,14 +88,26 @@ StiCode sti_out_of_memory(StiError *error) {
 
 /* ------------------------------------------------------------------ memory */
 
-/* Under the address sanitizer what is not handed out may not be touched, as with malloc. */
+/* Under the address sanitizer, gcc's or clang's, what is not handed out may not be touched, as with malloc. */
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
+#define ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADDRESS_SANITIZER 1
+#endif
+#endif
+
+#if defined(ADDRESS_SANITIZER)
+/* Of sanitizer/asan_interface.h, which not every compiler brings. */
+void __asan_poison_memory_region(void const volatile *address, size_t bytes);
+void __asan_unpoison_memory_region(void const volatile *address, size_t bytes);
 enum { GUARD_BYTES = 16 };
+static void poison(void *memory, size_t bytes) { __asan_poison_memory_region(memory, bytes); }
+static void unpoison(void *memory, size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
 #else
 enum { GUARD_BYTES = 0 };
-#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address))
-#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address))
+static void poison(void *memory, size_t bytes) { (void)memory, (void)bytes; }
+static void unpoison(void *memory, size_t bytes) { (void)memory, (void)bytes; }
 #endif
 
 enum { FIRST_CHUNK = 64 << 10, LAST_CHUNK = 4 << 20, ARENA_ALIGNMENT = 16 };
@@ -125,7 +137,7 @@ static ArenaChunk *add_chunk(Arena *arena, size_t bytes) {
   if (chunk == NULL) return NULL;
   *chunk = (ArenaChunk){.next = arena->chunks, .bytes = size, .used = sizeof(ArenaChunk)};
   arena->chunks = chunk;
-  ASAN_POISON_MEMORY_REGION(chunk + 1, size - sizeof *chunk);
+  poison(chunk + 1, size - sizeof *chunk);
   return chunk;
 }
 
@@ -137,7 +149,7 @@ void *arena_alloc(Arena *arena, size_t bytes) {
   if (chunk == NULL || chunk->bytes - chunk->used < size) chunk = add_chunk(arena, size);
   if (chunk == NULL) return NULL;
   void *memory = (char *)chunk + chunk->used;
-  ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+  unpoison(memory, bytes);
   chunk->used += size;
   arena->used_bytes += size;
   return memory;
@@ -152,7 +164,7 @@ char *arena_text(Arena *arena, const char *text, size_t length) {
 void arena_free(Arena *arena) {
   for (ArenaChunk *chunk = arena->chunks, *next; chunk != NULL; chunk = next) {
     next = chunk->next;
-    ASAN_UNPOISON_MEMORY_REGION(chunk, chunk->bytes);
+    unpoison(chunk, chunk->bytes);
     pages_free(chunk, chunk->bytes);
   }
   arena->chunks = NULL;

@@ -61,7 +61,7 @@ static StiCode no_samples(StiError *error, const char *kind, const char *detail)
                   "No usable %s samples for a device profile: %s.", kind, detail);
 }
 
-static const char *const none_taken = "all are warm-ups or none were taken";
+static const char *const none_taken = "all are warm-ups or throttled, or none were taken";
 
 __attribute__((format(printf, 4, 5)))
 static StiCode note_unfit(Arena *arena, DeviceProfile *profile, StiError *error, const char *format, ...) {
@@ -321,7 +321,7 @@ static StiCode fit_layers(Arena *arena, const ProfileSamples *samples, DevicePro
   if (!rows || !by_width || !by_fidelity || !profile->compute || !profile->decompress || !widths || !fidelities)
     return sti_out_of_memory(error);
   for (size_t i = 0; i < samples->compute_count; i++)
-    if (!samples->compute[i].warmup) rows[n++] = samples->compute[i];
+    if (!samples->compute[i].warmup && !samples->compute[i].throttled) rows[n++] = samples->compute[i];
   if (n == 0) return no_samples(error, "compute", none_taken);
 
   for (size_t i = 0; i < n; i++) {
@@ -370,7 +370,7 @@ static StiCode fit_fixed(Arena *arena, const ProfileSamples *samples, DeviceProf
   if (!rows || !values) return sti_out_of_memory(error);
   for (size_t i = 0; i < samples->fixed_count; i++) {
     const FixedSample *sample = &samples->fixed[i];
-    if (sample->warmup) continue;
+    if (sample->warmup || sample->throttled) continue;
     rows[n++] = *sample;
     stored += sample->storage_bytes >= sample->bytes;
   }

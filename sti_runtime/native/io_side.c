@@ -1,12 +1,13 @@
 /* io_side.c: reads issued in plan order by queue_depth threads. */
 #include "io_side.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "threads.h"
 
 enum {
   BORDER_BYTES = 1 << 20, /* a layer's reads begin when less than this is in flight of others */
@@ -147,12 +148,7 @@ static void issue(IoSide *side, StiError *error) {
 /* ------------------------------------------------------------------ threads */
 
 static void choose_cpus(const IoSide *side) {
-  cpu_set_t set;
-  if (side->cpus == NULL) return;
-  CPU_ZERO(&set);
-  for (int i = 0; i < side->cpu_count; i++)
-    if (side->cpus[i] >= 0 && side->cpus[i] < CPU_SETSIZE) CPU_SET((size_t)side->cpus[i], &set);
-  sched_setaffinity(0, sizeof set, &set); /* a hint: where it is refused the threads run where they may */
+  if (side->cpus != NULL) cpus_pin(side->cpus, side->cpu_count); /* a hint: where it is refused they run where they may */
 }
 
 /* linux/sched/types.h, which C libraries do not agree on */

@@ -59,6 +59,20 @@ void fields_begin(Fields *fields, const JsonValue *object, const char *source, c
 /* The same for item `index` of the array at `path`. */
 void fields_begin_item(Fields *fields, const JsonValue *object, const char *source, const char *what, const char *path,
                        int64_t index, StiError *error);
+
+/* A stored format: the type it is read as, its "format" and the "version" known here. */
+typedef struct {
+  const char *what;   /* "Plan" */
+  const char *format; /* "stifarm-plan" */
+  int version;
+  bool exact;         /* its version is an integer: what field_literal takes besides is refused */
+  StiCode newer;      /* the error that a later version is */
+} StoredFormat;
+
+/* fields_begin for a stored record, and its fields "format" and "version". A later version is the problem, with both
+ * numbers, whatever else may have changed in it. */
+void fields_begin_stored(Fields *fields, const JsonValue *object, const StoredFormat *stored, const char *source,
+                         const char *path, StiError *error);
 const JsonValue *field_value(Fields *fields, const char *name); /* any kind, NULL (and an error) if missing */
 /* After a problem the rest give the least there is: 0, false, "", an array or object without members. */
 int64_t field_int(Fields *fields, const char *name, int64_t least, int64_t most);
@@ -69,7 +83,6 @@ const char *field_digest(Fields *fields, const char *name);
 int field_choice(Fields *fields, const char *name, const char *const *choices); /* index in a NULL-ended list */
 /* One of `count` integers. As pydantic's Literal takes them: 4.0 is 4, true is 1; the value becomes that integer. */
 int64_t field_literal(Fields *fields, const char *name, const int *allowed, int count);
-void field_format(Fields *fields, const char *format, int version); /* the fields "format" and "version" */
 const JsonValue *field_array(Fields *fields, const char *name, size_t least, size_t most);
 /* Item `index` of the array that `name` is. */
 int64_t field_item_int(Fields *fields, const char *name, const JsonValue *array, size_t index, int64_t least,

@@ -208,9 +208,31 @@ int64_t field_literal(Fields *fields, const char *name, const int *allowed, int 
   return 0;
 }
 
-void field_format(Fields *fields, const char *format, int version) {
-  field_choice(fields, "format", (const char *const[]){format, NULL});
-  field_literal(fields, "version", &version, 1);
+static const JsonValue *member_named(const JsonValue *object, const char *name) {
+  for (size_t i = 0; i < object->object.count; i++)
+    if (strcmp(object->object.members[i].key, name) == 0) return object->object.members[i].value;
+  return NULL;
+}
+
+/* The version that an object of this format states, 0 for one of another format or without a version. */
+static int64_t stated_version(const JsonValue *object, const char *wanted) {
+  if (object == NULL || object->kind != JSON_OBJECT) return 0;
+  const JsonValue *format = member_named(object, "format"), *version = member_named(object, "version");
+  bool ours = format != NULL && format->kind == JSON_STRING && strcmp(format->text.data, wanted) == 0;
+  return ours && version != NULL && version->kind == JSON_INT ? version->integer : 0;
+}
+
+void fields_begin_stored(Fields *fields, const JsonValue *object, const StoredFormat *stored, const char *source,
+                         const char *path, StiError *error) {
+  int64_t version = stated_version(object, stored->format);
+  fields_begin(fields, object, source, stored->what, path, error);
+  if (version > stored->version)
+    fields->code = sti_fail(error, stored->newer, "Update the agent on the device, or make it again with this version.",
+                            "%s: %s version %lld, this agent knows %d.", source, stored->format + strlen("stifarm-"),
+                            (long long)version, stored->version);
+  field_choice(fields, "format", (const char *const[]){stored->format, NULL});
+  if (stored->exact) field_int(fields, "version", stored->version, stored->version);
+  else field_literal(fields, "version", &stored->version, 1);
 }
 
 static const JsonValue *field_of_kind(Fields *fields, const char *name, const JsonValue *empty) {

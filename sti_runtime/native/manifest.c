@@ -242,6 +242,9 @@ static void check_whole(Fields *fields, Arena *arena, const Manifest *manifest) 
   }
 }
 
+/* Exact: no other spelling is canonical. */
+static const StoredFormat stored = {"Manifest", "stifarm-bundle", 1, true, STI_FORMAT};
+
 StiCode manifest_parse(Arena *arena, const char *data, size_t length, const char *source, Manifest *manifest,
                        StiError *error) {
   JsonValue *value;
@@ -250,10 +253,9 @@ StiCode manifest_parse(Arena *arena, const char *data, size_t length, const char
   *manifest = (Manifest){0};
   Fields fields;
   Parts parts;
-  fields_begin(&fields, value, source, "Manifest", "", error);
+  fields_begin_stored(&fields, value, &stored, source, "", error);
   parts.embeddings = field_array(&fields, "embeddings", 0, INT32_MAX);
   parts.files = field_array(&fields, "files", 0, INT32_MAX);
-  field_choice(&fields, "format", (const char *const[]){"stifarm-bundle", NULL});
   const JsonValue *model = field_value(&fields, "model");
   field_copy_digest(&fields, "model_digest", manifest->model_digest);
   const JsonValue *quantizer = field_value(&fields, "quantizer");
@@ -261,7 +263,6 @@ StiCode manifest_parse(Arena *arena, const char *data, size_t length, const char
   parts.resident = field_array(&fields, "resident", 0, INT32_MAX);
   parts.submodels = field_array(&fields, "submodels", 1, INT32_MAX);
   manifest->untrained = field_bool(&fields, "untrained");
-  field_int(&fields, "version", 1, 1);
   STI_TRY(fields_end(&fields));
   STI_TRY(model_parse(model, source, "model", &manifest->model, error));
   STI_TRY(parse_quantizer(quantizer, source, error));

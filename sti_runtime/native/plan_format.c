@@ -16,6 +16,7 @@ const char *const policy_names[POLICY_COUNT + 1] = {
     [POLICY_COUNT] = NULL,
 };
 
+static const StoredFormat stored = {"Plan", "stifarm-plan", 1, false, STI_FORMAT};
 static const char *const planners[] = {"paper", "baseline", NULL};
 static const char *const modes[] = {"pipeline", "load-exec", NULL};
 
@@ -115,11 +116,10 @@ StiCode plan_parse(Arena *arena, const JsonValue *value, const char *source, con
                    StiError *error) {
   Fields fields;
   *plan = (Plan){0};
-  fields_begin(&fields, value, source, "Plan", path, error);
+  fields_begin_stored(&fields, value, &stored, source, path, error);
   field_copy_digest(&fields, "bundle", plan->bundle);
   field_copy_digest(&fields, "device_profile", plan->device_profile);
   field_texts(&fields, arena, "flags", &plan->flags, &plan->flag_count);
-  field_format(&fields, "stifarm-plan", 1);
   field_copy_digest_or_null(&fields, "importance", plan->importance);
   plan->load_exec = field_choice(&fields, "mode", modes) == 1;
   plan->baseline = field_choice(&fields, "planner", planners) == 1;
@@ -201,7 +201,7 @@ void plan_write(Text *out, const Plan *plan) {
   json_open(out, '[');
   for (int32_t i = 0; i < plan->flag_count; i++) json_text(out, plan->flags[i]);
   json_close(out, ']');
-  json_text_field(out, "format", "stifarm-plan");
+  json_text_field(out, "format", stored.format);
   json_key(out, "importance");
   if (plan->importance[0] == '\0') json_null(out);
   else json_text(out, plan->importance);
@@ -218,7 +218,7 @@ void plan_write(Text *out, const Plan *plan) {
   json_key(out, "submodel");
   submodel_write(out, &plan->submodel);
   json_int_field(out, "target_ns", plan->target_ns);
-  json_int_field(out, "version", 1);
+  json_int_field(out, "version", stored.version);
   json_bool_field(out, "within_target", plan->within_target);
   json_int_field(out, "working_bytes", plan->working_bytes);
   json_close(out, '}');

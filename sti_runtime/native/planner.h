@@ -9,9 +9,18 @@
 
 /* ------------------------------------------------------------------ fit */
 
-typedef struct { int64_t versions, bytes, storage_bytes, duration_ns; bool valid; } IoSample;
-typedef struct { int64_t width, fidelity, decompress_ns, compute_ns; bool warmup; } ComputeSample;
-typedef struct { int64_t embed_io_ns, embed_compute_ns, head_ns, bytes, storage_bytes; bool warmup; } FixedSample;
+/* As in a journal's unit results; mode_asked and mode_proven: an IoMode and a ProvenMode, which no fit looks at. */
+typedef struct {
+  int64_t versions, bytes, storage_bytes, duration_ns;
+  int mode_asked, mode_proven;
+  bool throttled, valid;
+} IoSample;
+typedef struct { int64_t width, fidelity, decompress_ns, compute_ns; bool throttled, warmup; } ComputeSample;
+typedef struct {
+  int64_t embed_io_ns, embed_compute_ns, head_ns, bytes, storage_bytes;
+  int mode_asked, mode_proven;
+  bool throttled, warmup;
+} FixedSample;
 
 typedef struct {
   IoSample *io; size_t io_count;         /* while nothing was computed */

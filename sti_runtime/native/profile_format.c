@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const StoredFormat stored_device = {"DeviceProfile", "stifarm-device-profile", 1, false, STI_FORMAT};
+static const StoredFormat stored_importance = {"ImportanceProfile", "stifarm-importance", 1, false, STI_FORMAT};
+
 /* ------------------------------------------------------------------ device profile: reading */
 
 static StiCode parse_io(const JsonValue *value, const char *source, IoFit *io, StiError *error) {
@@ -57,14 +60,13 @@ StiCode profile_parse(Arena *arena, const char *data, size_t length, const char 
   STI_TRY(record_parse(arena, data, length, RECORD_MOST_BYTES, source, "DeviceProfile", &value, &canonical, error));
   *profile = (DeviceProfile){0};
   Fields fields;
-  fields_begin(&fields, value, source, "DeviceProfile", "", error);
+  fields_begin_stored(&fields, value, &stored_device, source, "", error);
   field_copy_digest(&fields, "bundle", profile->bundle);
   const JsonValue *compute = field_array(&fields, "compute", 1, INT32_MAX);
   const JsonValue *decompress = field_array(&fields, "decompress", 1, INT32_MAX);
   profile->emulated = field_bool(&fields, "emulated");
   profile->engine = field_text(&fields, "engine", 0, SIZE_MAX);
   const JsonValue *fixed_median = field_value(&fields, "fixed_median"), *fixed_p95 = field_value(&fields, "fixed_p95");
-  field_format(&fields, "stifarm-device-profile", 1);
   const JsonValue *io = field_value(&fields, "io");
   profile->queue_depth = field_int(&fields, "queue_depth", 1, INT_MOST);
   profile->sequence_length = field_int(&fields, "sequence_length", 1, INT_MOST);
@@ -130,7 +132,7 @@ void profile_write(Text *out, const DeviceProfile *profile) {
   json_text_field(out, "engine", profile->engine);
   write_fixed(out, "fixed_median", &profile->fixed_median);
   write_fixed(out, "fixed_p95", &profile->fixed_p95);
-  json_text_field(out, "format", "stifarm-device-profile");
+  json_text_field(out, "format", stored_device.format);
   json_key(out, "io");
   json_open(out, '{');
   json_int_field(out, "alpha_ns", profile->io.alpha_ns);
@@ -148,7 +150,7 @@ void profile_write(Text *out, const DeviceProfile *profile) {
   json_open(out, '[');
   for (int32_t i = 0; i < profile->unfit_count; i++) json_text(out, profile->unfit[i]);
   json_close(out, ']');
-  json_int_field(out, "version", 1);
+  json_int_field(out, "version", stored_device.version);
   json_close(out, '}');
 }
 
@@ -196,10 +198,9 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
   STI_TRY(record_parse(arena, data, length, RECORD_MOST_BYTES, source, "ImportanceProfile", &value, &canonical, error));
   *profile = (ImportanceProfile){0};
   Fields fields;
-  fields_begin(&fields, value, source, "ImportanceProfile", "", error);
+  fields_begin_stored(&fields, value, &stored_importance, source, "", error);
   const JsonValue *base = field_value(&fields, "base");
   field_literal(&fields, "base_fidelity", sti_fidelities, STI_FIDELITIES - 1);
-  field_format(&fields, "stifarm-importance", 1);
   profile->layers = (int32_t)field_int(&fields, "layers", 1, INT32_MAX);
   field_choice(&fields, "method", (const char *const[]){"exhaustive", NULL});
   field_copy_digest(&fields, "model_digest", profile->model_digest);

@@ -33,13 +33,13 @@ void field_ints(Fields *fields, Arena *arena, const char *name, size_t least_ite
 }
 
 void field_small_ints(Fields *fields, Arena *arena, const char *name, size_t least_items, int32_t least,
-                      int32_t **items, int32_t *count) {
+                      int32_t most, int32_t **items, int32_t *count) {
   const JsonValue *array = field_array(fields, name, least_items, INT32_MAX);
   *count = (int32_t)array->array.count;
   *items = new_array(arena, array->array.count, sizeof **items);
   if (*items == NULL) fields_out_of_memory(fields);
   for (size_t i = 0; fields->code == STI_OK && i < array->array.count; i++)
-    (*items)[i] = (int32_t)field_item_int(fields, name, array, i, least, INT32_MAX);
+    (*items)[i] = (int32_t)field_item_int(fields, name, array, i, least, most);
 }
 
 void field_texts(Fields *fields, Arena *arena, const char *name, const char ***items, int32_t *count) {
@@ -124,7 +124,7 @@ StiCode submodel_parse(Arena *arena, const JsonValue *value, const char *source,
                        StiError *error) {
   Fields fields;
   fields_begin(&fields, value, source, "Submodel", path, error);
-  field_small_ints(&fields, arena, "kept", 1, 0, &submodel->kept, &submodel->depth);
+  field_small_ints(&fields, arena, "kept", 1, 0, INT32_MAX, &submodel->kept, &submodel->depth);
   submodel->width = (int32_t)field_int(&fields, "width", 1, INT32_MAX);
   return fields_end(&fields);
 }
@@ -135,7 +135,6 @@ void submodel_write(Text *out, const Submodel *submodel) {
   json_open(out, '[');
   for (int32_t i = 0; i < submodel->depth; i++) json_int(out, submodel->kept[i]);
   json_close(out, ']');
-  json_key(out, "width");
-  json_int(out, submodel->width);
+  json_int_field(out, "width", submodel->width);
   json_close(out, '}');
 }

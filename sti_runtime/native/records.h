@@ -30,7 +30,7 @@ StiCode record_parse(Arena *arena, const char *data, size_t length, size_t cap_b
 void field_ints(Fields *fields, Arena *arena, const char *name, size_t least_items, int64_t least, int64_t most,
                 int64_t **items, int32_t *count);
 void field_small_ints(Fields *fields, Arena *arena, const char *name, size_t least_items, int32_t least,
-                      int32_t **items, int32_t *count);
+                      int32_t most, int32_t **items, int32_t *count);
 void field_texts(Fields *fields, Arena *arena, const char *name, const char ***items, int32_t *count);
 void fields_out_of_memory(Fields *fields);
 void field_copy_digest(Fields *fields, const char *name, char digest[65]); /* "" after a problem */

@@ -1,8 +1,8 @@
 #include "threads.h"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -28,9 +28,38 @@ struct Pool {
   const int32_t *cpus; /* [cpu_count] */
   int cpu_count;
   bool caller_pinned;
-  cpu_set_t caller_cpus; /* before it was pinned */
+  CpuMask caller_cpus;   /* before it was pinned */
   Worker workers[];      /* [threads − 1] */
 };
+
+/* ------------------------------------------------------------------ CPUs */
+
+static int mask_of(const int32_t *cpus, int cpu_count, CpuMask *mask) {
+  CPU_ZERO_S(sizeof *mask, mask->parts);
+  for (int i = 0; i < cpu_count; i++) {
+    if (cpus[i] < 0 || cpus[i] >= CPU_NUMBERS) return EINVAL;
+    CPU_SET_S((size_t)cpus[i], sizeof *mask, mask->parts);
+  }
+  return 0;
+}
+
+int cpus_allowed(int64_t *cpus, int cap) {
+  CpuMask mask;
+  int count = 0;
+  CPU_ZERO_S(sizeof mask, mask.parts);
+  if (sched_getaffinity(0, sizeof mask, mask.parts) != 0) return 0;
+  if (cpus == NULL) return CPU_COUNT_S(sizeof mask, mask.parts);
+  for (int64_t cpu = 0; cpu < CPU_NUMBERS && count < cap; cpu++)
+    if (CPU_ISSET_S((size_t)cpu, sizeof mask, mask.parts)) cpus[count++] = cpu;
+  return count;
+}
+
+int cpus_pin(const int32_t *cpus, int cpu_count) {
+  CpuMask mask;
+  int problem = mask_of(cpus, cpu_count, &mask);
+  if (problem) return problem;
+  return sched_setaffinity(0, sizeof mask, mask.parts) == 0 ? 0 : errno;
+}
 
 /* ------------------------------------------------------------------ waiting */
 
@@ -97,36 +126,28 @@ static void *worker_main(void *argument) {
 
 /* ------------------------------------------------------------------ life */
 
-static cpu_set_t cpu_of(const Pool *pool, int thread) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET((size_t)pool->cpus[thread % pool->cpu_count], &set);
-  return set;
-}
-
 void pool_pin_caller(Pool *pool) {
   if (!pool->cpu_count || pool->caller_pinned) return;
-  cpu_set_t set = cpu_of(pool, 0);
-  pool->caller_pinned = !sched_getaffinity(0, sizeof pool->caller_cpus, &pool->caller_cpus) &&
-                        !sched_setaffinity(0, sizeof set, &set);
+  pool->caller_pinned = !sched_getaffinity(0, sizeof pool->caller_cpus, pool->caller_cpus.parts) &&
+                        !cpus_pin(&pool->cpus[0], 1);
 }
 
 void pool_unpin_caller(Pool *pool) {
-  if (pool->caller_pinned) sched_setaffinity(0, sizeof pool->caller_cpus, &pool->caller_cpus);
+  if (pool->caller_pinned) sched_setaffinity(0, sizeof pool->caller_cpus, pool->caller_cpus.parts);
   pool->caller_pinned = false;
 }
 
 /* Pins the workers, and proves that the caller can be. */
 static StiCode pin(Pool *pool, StiError *error) {
   if (!pool->cpu_count) return STI_OK;
-  bool pinned = true;
-  for (int i = 0; i < pool->cpu_count; i++) pinned = pinned && pool->cpus[i] >= 0 && pool->cpus[i] < CPU_SETSIZE;
-  for (int i = 0; pinned && i < pool->threads - 1; i++) {
-    cpu_set_t set = cpu_of(pool, i + 1);
-    pinned = !pthread_setaffinity_np(pool->workers[i].thread, sizeof set, &set);
+  int problem = 0;
+  for (int i = 0; !problem && i < pool->threads - 1; i++) {
+    CpuMask mask;
+    problem = mask_of(&pool->cpus[(i + 1) % pool->cpu_count], 1, &mask);
+    if (!problem) problem = pthread_setaffinity_np(pool->workers[i].thread, sizeof mask, mask.parts);
   }
-  if (pinned) pool_pin_caller(pool);
-  pinned = pinned && pool->caller_pinned;
+  if (!problem) pool_pin_caller(pool);
+  bool pinned = pool->caller_pinned;
   pool_unpin_caller(pool);
   if (pinned) return STI_OK;
   return sti_fail(error, STI_INPUT, "Name CPUs that are there, online and allowed, or none.",

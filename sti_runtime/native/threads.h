@@ -8,6 +8,21 @@
 
 #include "base.h"
 
+#include <sched.h>
+
+/* ------------------------------------------------------------------ CPUs */
+
+enum { CPU_NUMBERS = 4096 }; /* every CPU's number is below (sti_runtime/messages.py) */
+/* A set of CPUs; one cpu_set_t ends at CPU_SETSIZE. */
+typedef struct { cpu_set_t parts[CPU_NUMBERS / CPU_SETSIZE]; } CpuMask;
+
+/* Numbers of the CPUs the calling thread may run on, ascending: cpus [cap], NULL: only counted. 0: not known. */
+int cpus_allowed(int64_t *cpus, int cap);
+/* Let the calling thread run on these alone. Returns 0 or an errno. */
+int cpus_pin(const int32_t *cpus, int cpu_count);
+
+/* ------------------------------------------------------------------ the pool */
+
 typedef struct Pool Pool;
 
 /* cpus [cpu_count]: thread i is pinned to cpus[i mod cpu_count]; NULL: none is. The caller only between pool_pin_caller

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -184,7 +182,11 @@ def execute(number: int, plan: Plan, **changes: Any) -> ExecuteUnit:
     return unit.model_copy(update=changes)
 
 
-def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 60) -> None:
+def numbered(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    return tuple(unit.model_copy(update={"number": number}) for number, unit in enumerate(units))
+
+
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
@@ -204,18 +206,3 @@ def refusal(spool: Spool, job: Job) -> str:
 
 def units_of(records: list[JournalRecord]) -> list[int]:
     return [r.payload.unit for r in records if isinstance(r.payload, ResultRecord | FailureRecord)]
-
-
-class Machine:
-    """The machine's lock, held by the test."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-    def __enter__(self) -> Machine:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)

@@ -54,7 +54,7 @@ def private_server(binaries: Path, user: str) -> Iterator[str]:
 
     def run(*argv: str | Path) -> None:
         done = subprocess.run(
-            [*switch, *map(str, argv)], cwd=home, text=True, capture_output=True, timeout=60, check=False
+            [*switch, *map(str, argv)], cwd=home, text=True, capture_output=True, timeout=600, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{argv[0]} failed: {done.stdout}{done.stderr}")
@@ -62,7 +62,7 @@ def private_server(binaries: Path, user: str) -> Iterator[str]:
     try:
         run(binaries / "initdb", "--auth=trust", "--username=stifarm", "--encoding=UTF8", "--no-sync", data)
         options = f"-c listen_addresses='' -c unix_socket_directories='{home}' -c fsync=off"
-        run(binaries / "pg_ctl", "start", "-w", "-D", data, "-l", log, "-o", options)
+        run(binaries / "pg_ctl", "start", "-w", "-t", "300", "-D", data, "-l", log, "-o", options)
         try:
             yield f"postgresql://stifarm@/{{database}}?host={home}"
         finally:

@@ -38,6 +38,7 @@ from sti_runtime.messages import (
     Payload,
     ProbeResult,
     ProbeUnit,
+    Reading,
     RequestSample,
     ResultRecord,
     Sensors,
@@ -255,6 +256,17 @@ SENSORS = Sensors(
 )
 
 
+READING = Reading(
+    after=0,
+    clocks_khz=(2_000_000,),
+    ceilings_khz=(2_400_000,),
+    temperature_milli_c=40_000,
+    load_milli=500,
+    available_memory_bytes=10**9,
+    throttled=False,
+)
+
+
 def request(row: int, *, warmup: bool = False, latency_ns: int | None = None) -> RequestSample:
     """A valid request whose latency depends on its row."""
     latency = 2_000_000 + row * 10_000 if latency_ns is None else latency_ns
@@ -265,6 +277,8 @@ def request(row: int, *, warmup: bool = False, latency_ns: int | None = None) ->
         stall_ns=latency // 10,
         planned_bytes=8192,
         storage_bytes=8192,
+        mode_asked="direct",
+        mode_proven="direct",
         logits=(0.25, -0.5),
         trace=(
             LayerTrace(
@@ -294,6 +308,7 @@ def execute_result(
         request_kind="warm",
         io_mode="direct",
         io_mode_proven="direct",
+        readings=(READING, READING.model_copy(update={"after": len(made)})),
         requests=made,
         memory=MemoryParts(resident=10, preload=20, working=30, activations=40, process_peak_bytes=None),
         before=SENSORS,
@@ -327,22 +342,31 @@ def results(executed: Plan, *, emulated: bool = False) -> list[UnitResult]:
         section_p50_ns=None,
         section_nominal_ns=None,
     )
-    io = IoSample(versions=2, bytes=8192, storage_bytes=8192, duration_ns=100_000, valid=True)
-    compute = ComputeSample(width=2, fidelity=2, decompress_ns=20, compute_ns=100, warmup=False)
-    fixed = FixedSample(
-        embed_io_ns=10, embed_compute_ns=11, head_ns=12, bytes=4096, storage_bytes=4096, warmup=False
+    io = IoSample(
+        versions=2, bytes=8192, storage_bytes=8192, duration_ns=100_000, mode_asked="direct",
+        mode_proven="direct", throttled=False, valid=True,
+    )  # fmt: skip
+    compute = ComputeSample(
+        width=2, fidelity=2, decompress_ns=20, compute_ns=100, throttled=False, warmup=False
     )
-    short = IoSample(versions=2, bytes=8192, storage_bytes=0, duration_ns=100, valid=False)
+    fixed = FixedSample(
+        embed_io_ns=10, embed_compute_ns=11, head_ns=12, bytes=4096, storage_bytes=4096, mode_asked="direct",
+        mode_proven="direct", throttled=False, warmup=False,
+    )  # fmt: skip
+    short = io.model_copy(
+        update={"storage_bytes": 0, "duration_ns": 100, "mode_proven": "cached", "valid": False}
+    )
     return [
         ProbeResult(kind="probe", sensors=SENSORS, verified=verified if emulated else None),
-        IoProfileResult(kind="profile-io", io_mode="direct", samples=(io, io, short)),
+        IoProfileResult(kind="profile-io", io_mode="direct", readings=(READING,), samples=(io, io, short)),
         ComputeProfileResult(
             kind="profile-compute",
             io_mode="direct",
+            readings=(READING,),
             samples=(compute.model_copy(update={"warmup": True}), compute, compute),
             reads=(io.model_copy(update={"duration_ns": 150_000}), short),
         ),
-        FixedProfileResult(kind="profile-fixed", samples=(fixed, fixed)),
+        FixedProfileResult(kind="profile-fixed", readings=(), samples=(fixed, fixed)),
         execute_result(executed),
         evaluate_result(executed),
     ]

@@ -82,6 +82,7 @@ def test_every_kind_of_unit(agent: Agent, spool: Spool, content: Content) -> Non
     assert io.io_mode == "direct"
     assert [s.versions for s in io.samples].count(3) == len(io.samples) // 2 == (2 + 1) * 2
     assert all(s.valid and s.storage_bytes == s.bytes > 0 and s.duration_ns > 0 for s in io.samples)
+    assert {(s.mode_asked, s.mode_proven) for s in io.samples} == {("direct", "direct")}
 
     compute = result_of(ComputeProfileResult, found[2])
     assert [(s.width, s.fidelity, s.warmup) for s in compute.samples] == [
@@ -97,8 +98,13 @@ def test_every_kind_of_unit(agent: Agent, spool: Spool, content: Content) -> Non
     fixed = result_of(FixedProfileResult, found[3])
     assert [s.warmup for s in fixed.samples] == [True] + [False] * (ROWS - 1)
     assert all(s.storage_bytes == s.bytes > 0 and s.embed_io_ns > 0 and s.head_ns > 0 for s in fixed.samples)
+    assert {(s.mode_asked, s.mode_proven) for s in fixed.samples} == {("direct", "direct")}
 
     executed = [result_of(ExecuteResult, item) for item in found[4:8]]
+    watched: list[tuple[Any, int]] = [(item, len(item.samples)) for item in (io, compute, fixed)]
+    for result, count in watched + [(item, ROWS) for item in executed]:
+        places = [reading.after for reading in result.readings]
+        assert (places[0], places[-1], places) == (0, count, sorted(places))
     proofs = [(r.request_kind, r.io_mode, r.io_mode_proven) for r in executed]
     assert proofs == [
         ("cold", "direct", "direct"),
@@ -118,6 +124,7 @@ def test_every_kind_of_unit(agent: Agent, spool: Spool, content: Content) -> Non
         assert (result.memory.process_peak_bytes is not None) == agent.native
         for sample in result.requests:
             assert sample.verdict.valid, sample.verdict
+            assert (sample.mode_asked, sample.mode_proven) == (result.io_mode, result.io_mode_proven)
             assert len(sample.trace) == plan.submodel.depth
             assert 0 <= sample.stall_ns < sample.latency_ns
             assert (sample.storage_bytes == 0) == (result.request_kind == "cached")
@@ -159,6 +166,10 @@ def test_a_request_in_a_process_of_its_own(agent: Agent, spool: Spool, content: 
     kept = result_of(ExecuteResult, warm).requests[0]
     assert [sample.warmup for sample in alone] == [True, False]
     for sample in alone:
+        assert sample.mode_asked == "direct"
+        assert sample.mode_proven == (
+            "direct" if result_of(ExecuteResult, spawned).io_mode == "direct" else "buffered-cold"
+        )
         assert sample.logits == pytest.approx(kept.logits, rel=1e-5)
         assert sample.planned_bytes == kept.planned_bytes + plan.preloaded_bytes
         # Times count from before the process was there.

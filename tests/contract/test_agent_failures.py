@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ from tests.contract.agent_world import (
     ROWS,
     TOKENS,
     Content,
-    Machine,
     a_job,
     config,
     execute,
@@ -46,12 +46,14 @@ from tests.contract.agent_world import (
     journal_of,
     journal_path,
     lines_in,
+    numbered,
     refusal,
     result_of,
     run,
     run_units,
     wait_for,
 )
+from tests.machine import Machine
 
 # ------------------------------------------------------------------ jobs that must not run
 
@@ -83,9 +85,29 @@ def test_a_newer_job_is_refused_with_both_versions(agent: Agent, spool: Spool) -
     job_path(spool, job).write_bytes(canonical_json(json.loads(job.to_json()) | {"version": 2, "new": 1}))
     code, report = run(agent, spool, job)
     assert (code, report["error"]["type"]) == (3, "RefusedError")
-    assert "job version 2" in report["error"]["what"]
-    assert "knows 1" in report["error"]["what"]
+    assert re.search(r"job\.json: job version 2, this (agent|stifarm) knows 1\.", report["error"]["what"])
     assert "Update the agent" in refusal(spool, job)
+
+
+def test_a_newer_plan_in_a_job_is_an_error_with_both_versions(
+    agent: Agent, spool: Spool, content: Content
+) -> None:
+    job = a_job(agent, spool, content, units=(execute(0, content.plan()),))
+    changed = json.loads(job.to_json())
+    changed["units"][0]["plan"] |= {"version": 2, "added": 1, "bundle": None}
+    job_path(spool, job).write_bytes(canonical_json(changed))
+    code, report = run(agent, spool, job)
+    assert (code, report["error"]["type"]) == (1, "FormatError")
+    assert re.search(r"plan version 2, this (agent|stifarm) knows 1\.", report["error"]["what"])
+    assert "Update the agent" in report["error"]["remedy"]
+
+
+def test_a_number_that_no_cpu_has_is_an_error(agent: Agent, spool: Spool) -> None:
+    job = a_job(agent, spool)
+    job_path(spool, job).write_bytes(canonical_json(json.loads(job.to_json()) | {"cpus": [0, 4096]}))
+    code, report = run(agent, spool, job)
+    assert (code, report["error"]["type"]) == (1, "FormatError")
+    assert "not a valid Job: cpus.1: " in report["error"]["what"]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"version":1}', b"\xff\xfe", b"[" * 100_000])
@@ -136,10 +158,6 @@ def test_stale_and_strange_controllers_are_kept_off(agent: Agent, spool: Spool) 
 
 def failures(found: list[Any]) -> list[str | None]:
     return [item.error if isinstance(item, FailureRecord) else None for item in found]
-
-
-def numbered(units: list[Unit]) -> tuple[Unit, ...]:
-    return tuple(unit.model_copy(update={"number": number}) for number, unit in enumerate(units))
 
 
 def test_what_cannot_be_done_is_said_in_the_journal_and_the_next_unit_runs(
@@ -286,7 +304,7 @@ def test_a_bundle_that_is_damaged_or_newer(agent: Agent, spool: Spool, content: 
         data[at] = ord("1") if data[at] != ord("1") else ord("2")
         (folder / MANIFEST_NAME).write_bytes(data)
     else:
-        digest = replace_manifest(folder, version=2)
+        digest = replace_manifest(folder, version=2, added={"of": ["a later version"]}, quantizer="other")
         plan = plan.model_copy(update={"bundle": digest})
     units = numbered([execute(0, plan), ProbeUnit(number=0, kind="probe")])
     job = a_job(agent, spool, content, units=units, bundle=digest)
@@ -295,7 +313,9 @@ def test_a_bundle_that_is_damaged_or_newer(agent: Agent, spool: Spool, content: 
     assert failure.error == DAMAGES[damage]
     assert str(folder.parent) in failure.what
     assert failure.remedy
-    assert damage != "newer" or "version" in failure.what
+    if damage == "newer":
+        assert re.search(r"manifest\.json: bundle version 2, this (agent|stifarm) knows 1\.", failure.what)
+        assert "Update the agent" in failure.remedy
 
 
 def test_storage_that_fails_in_the_middle_of_a_run(
@@ -310,14 +330,13 @@ def test_storage_that_fails_in_the_middle_of_a_run(
     with machine:
         process = agent.start("run", job_path(spool, job), "--spool", spool.root)
         wait_for(lambda: lines_in(journal) == 1, "the start record")
-    wait_for(lambda: lines_in(journal) > 2, "some results")
-    with machine:  # between two units
+        machine.let_through(lambda: lines_in(journal) > 2, "some results")
         os.truncate(region, 4096)
         before = lines_in(journal)
-    wait_for(lambda: lines_in(journal) > before + 2, "some failures")
-    with machine, region.open("r+b") as stream:
-        stream.write(whole)
-    output, errors = process.communicate(timeout=60)
+        machine.let_through(lambda: lines_in(journal) > before + 2, "some failures")
+        with region.open("r+b") as stream:
+            stream.write(whole)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     found = [record.payload for record in journal_of(spool, job)[1:-1]]
     report = json.loads(output)

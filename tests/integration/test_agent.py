@@ -69,6 +69,6 @@ def test_only_run_imports_an_engine(tmp_path: Path, arguments: tuple[str, ...]) 
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60,
+        cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()

@@ -226,7 +226,9 @@ def test_a_deploy_goes_on_after_kill_9_at_any_point(bundle: Path, tmp_path: Path
     process.wait()
     committed = (spool / "bundles" / bundle.name).exists()
     report = deploy_bundle(Counting(), str(spool), bundle)
-    assert report.already == committed
+    # The agent of the killed controller goes on: it may commit the bundle meanwhile.
+    assert report.already or not committed
+    assert not report.already or report.bytes_sent == 0
     Bundle.open(spool / "bundles" / bundle.name, verify=True)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +22,11 @@ from orchestrator.tailing import PollResult
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ProbeUnit, ResultRecord
 from tests.agent_data import OPEN_GATES
+from tests.farm_world import journal_lines, wait_for
+from tests.machine import Machine
 
 INVENTORY = "version: 1\ndevices: [{name: desk, transport: local, threads: 1, workdir: work/desk}]"
-UNITS = 600
+UNITS = 40
 
 
 class InterruptedWorker(HostWorker):
@@ -79,12 +79,23 @@ def require_once(farm: Farm) -> None:
     assert results == Counter(range(UNITS))
 
 
+def let_a_unit_through(machine: Machine, farm: Farm) -> None:
+    """Let the agent do a unit of the job, or a few, then none."""
+    jobs = farm.settings.inventory.parent / "work/desk/jobs"
+    machine.let_through(lambda: any(journal_lines(folder) > 1 for folder in jobs.glob("*/1")), "a unit")
+
+
 def test_after_ctrl_c_the_same_request_goes_on_in_the_same_attempt(farm: Farm) -> None:
     devices = farm.inventory.devices
     interrupted = InterruptedWorker(farm.settings, devices)
     request = request_of(farm, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(farm.store, interrupted, farm.owner, request)
+    with Machine(farm.settings.home / "machine.lock") as machine:
+        agent = threading.Thread(target=let_a_unit_through, args=(machine, farm))
+        agent.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_job(farm.store, interrupted, farm.owner, request)
+        agent.join()
+    assert attempts_and_results(farm)[1].total() < UNITS
     assert run_job(farm.store, HostWorker(farm.settings, devices), farm.owner, request).complete
     require_once(farm)
 
@@ -100,15 +111,13 @@ def test_after_kill_9_of_the_controller_the_same_request_goes_on_in_the_same_att
     farm: Farm, tmp_path: Path, leased_between: bool
 ) -> None:
     controller = multiprocessing.get_context("spawn").Process(target=_control, args=(tmp_path,))
-    controller.start()
-    deadline = time.monotonic() + 60
-    while attempts_and_results(farm)[1].total() < 1:
-        assert time.monotonic() < deadline
+    with Machine(farm.settings.home / "machine.lock") as machine:
+        controller.start()
+        let_a_unit_through(machine, farm)
+        wait_for(lambda: attempts_and_results(farm)[1].total() > 0, "results in the store")
         assert controller.is_alive()
-        time.sleep(0.02)
-    assert controller.pid is not None
-    os.kill(controller.pid, signal.SIGKILL)
-    controller.join()
+        controller.kill()
+        controller.join()
     worker = HostWorker(farm.settings, farm.inventory.devices)
     request = request_of(farm, worker)
     if leased_between:  # what making an emulated device ready does before every job

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cgroups import Hierarchies, apply_limits, cpu_limits, launch_prefix, system_hierarchies
-from orchestrator.emulation import TOLERANCE, GroupSite, Probe, deviations, resolve_emulation
+from orchestrator.emulation import (
+    TOLERANCE,
+    GroupSite,
+    Probe,
+    ResolvedEmulation,
+    deviations,
+    resolve_emulation,
+)
 from orchestrator.errors import StableError
 from orchestrator.inventory import Device, parse_inventory
 from orchestrator.settings import load_settings
@@ -188,20 +196,50 @@ def worker_for(device: Device, farm: Path) -> HostWorker:
     return HostWorker(load_settings(environ={}, cwd=farm), [device])
 
 
+TRIES = 8
+"""Other programs make a slowed device slower still: it is measured anew until one leaves it alone."""
+
+
+def settled(
+    device: Device, tmp_path: Path, holds: Callable[[ResolvedEmulation], bool]
+) -> tuple[HostWorker, ResolvedEmulation, Path]:
+    """The device's emulation, verified until ``holds``, or the last try's; its worker and farm.
+
+    No try may find the device faster than it says.
+    """
+    for attempt in range(TRIES):
+        farm = tmp_path / f"farm-{attempt}"
+        worker = worker_for(device, farm)
+        verified = worker.emulation("board", LEASE)
+        assert verified is not None
+        resolved = verified
+        for found, nominal in (
+            (resolved.verified.io_bytes_per_s, resolved.emulation.io_bytes_per_s),
+            (resolved.verified.cpu_share_milli, resolved.emulation.cpu_share_milli),
+        ):
+            assert nominal is None or (found is not None and found <= (1 + TOLERANCE) * nominal), resolved
+        if holds(resolved):
+            break
+        worker.close()
+    return worker, resolved, farm
+
+
+def within_bounds(resolved: ResolvedEmulation) -> bool:
+    return resolved.verified_within_bounds
+
+
 def close(measured_: int | None, nominal: int, tolerance: float = TOLERANCE) -> bool:
     return measured_ is not None and abs(measured_ - nominal) <= tolerance * nominal
 
 
 def test_the_agent_slows_reading_and_computing_without_root(tmp_path: Path) -> None:
     device = emulated("{read_bandwidth: 8MB/s, cpu_share: 0.3, mechanism: agent}")
-    worker = worker_for(device, tmp_path)
-    resolved = worker.emulation("board", LEASE)
-    assert resolved is not None
+    worker, resolved, farm = settled(device, tmp_path, within_bounds)
     assert (resolved.emulation.io_mechanism, resolved.emulation.cpu_mechanism) == ("agent", "agent")
     assert close(resolved.verified.io_bytes_per_s, 8_000_000), resolved
     assert close(resolved.verified.cpu_share_milli, 300), resolved
     assert worker.emulation("board", LEASE) == resolved
-    assert list((tmp_path / ".stifarm/devices/board/jobs").iterdir()) == []  # the probe's job is forgotten
+    assert list((farm / ".stifarm/devices/board/jobs").iterdir()) == []  # the probe's job is forgotten
 
 
 def test_a_real_device_is_not_slowed(tmp_path: Path) -> None:
@@ -223,10 +261,15 @@ def test_a_cpu_group_gives_its_share_and_is_gone_after(tmp_path: Path) -> None:
         "while time.monotonic() - wall < 1.5: pass\n"
         "print((time.process_time() - cpu) / (time.monotonic() - wall))"
     )
-    done = subprocess.run(
-        [*launch_prefix([limits]), sys.executable, "-c", code], capture_output=True, check=True
-    )
-    assert abs(float(done.stdout) - 0.25) <= 0.25 * TOLERANCE
+    for _ in range(TRIES):
+        done = subprocess.run(
+            [*launch_prefix([limits]), sys.executable, "-c", code], capture_output=True, check=True
+        )
+        share = float(done.stdout)
+        assert share <= 0.25 * (1 + TOLERANCE)
+        if share >= 0.25 * (1 - TOLERANCE):
+            break
+    assert share >= 0.25 * (1 - TOLERANCE)
     assert site.remove()
     assert not limits.folder.exists()
 
@@ -235,9 +278,11 @@ def test_a_cpu_group_gives_its_share_and_is_gone_after(tmp_path: Path) -> None:
 @needs_cpu_groups
 def test_an_agent_in_a_cpu_group_is_verified_and_leaves_no_group(tmp_path: Path) -> None:
     device = emulated("{cpu_share: 0.25}")
-    worker = worker_for(device, tmp_path)
-    resolved = worker.emulation("board", LEASE)
-    assert resolved is not None
+    worker, resolved, _ = settled(
+        device,
+        tmp_path,
+        lambda found: found.verified_within_bounds and found.emulation.cpu_mechanism != "agent",
+    )
     assert resolved.emulation.cpu_mechanism in ("cgroup-v1", "cgroup-v2"), resolved.reasons
     assert close(resolved.verified.cpu_share_milli, 250), resolved
     site = GroupSite.of(device, Path(worker.spool("board")), HERE)
@@ -250,8 +295,7 @@ def test_an_agent_in_a_cpu_group_is_verified_and_leaves_no_group(tmp_path: Path)
 @needs_io_groups
 def test_an_io_limit_is_verified_at_the_executors_read_size(tmp_path: Path) -> None:
     device = emulated("{read_bandwidth: 3MB/s}")
-    resolved = worker_for(device, tmp_path).emulation("board", LEASE)
-    assert resolved is not None
+    _, resolved, _ = settled(device, tmp_path, within_bounds)
     assert resolved.verified_within_bounds, resolved
     if resolved.emulation.io_mechanism == "agent":
         assert resolved.reasons, "the fallback has a reason"

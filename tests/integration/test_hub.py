@@ -119,27 +119,28 @@ def test_a_file_is_no_checkpoint(published: Path, tmp_path: Path) -> None:
         fetch_checkpoint(str(published / "config.json"), tmp_path)
 
 
-def closed_port() -> str:
-    """An endpoint nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    """An endpoint nobody listens on; its port is taken, so that no other program begins to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_hub_out_of_reach(tmp_path: Path) -> None:
-    endpoint = closed_port()
+def test_hub_out_of_reach(closed_port: str, tmp_path: Path) -> None:
     with pytest.raises(HubUnreachableError) as caught:
-        fetch_checkpoint("org/small", tmp_path, endpoint=endpoint)
-    assert endpoint in caught.value.what
+        fetch_checkpoint("org/small", tmp_path, endpoint=closed_port)
+    assert closed_port in caught.value.what
     assert "HF_ENDPOINT" in caught.value.remedy
     assert isinstance(caught.value, StifarmError)
 
 
 def test_hub_out_of_reach_with_a_copy_in_the_cache(
-    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hub: Hub, closed_port: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = fetch_checkpoint("org/small", tmp_path, endpoint=hub.endpoint)
     with caplog.at_level(logging.WARNING):
-        assert fetch_checkpoint("org/small", tmp_path, endpoint=closed_port()) == first
+        assert fetch_checkpoint("org/small", tmp_path, endpoint=closed_port) == first
     assert "taken from the cache" in caplog.text
 
 

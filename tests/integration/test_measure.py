@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agent.measure import Context, run_unit
 from agent.probe import typical_read_bytes
 from agent.spawning import SpawnedRequestError
 from agent.spool import Spool
 from sti_runtime.bundle import Bundle
-from sti_runtime.errors import DatasetError, FormatError, InputError
+from sti_runtime.errors import DatasetError, FormatError, InputError, ResourceError
 from sti_runtime.messages import (
     ComputeProfileResult,
     ComputeProfileUnit,
@@ -41,9 +43,10 @@ from sti_runtime.plan import Plan, merged_reads
 from sti_runtime.profile_fit import fit_profile
 from sti_runtime.storage import direct_io_works
 from sti_runtime.task_data import TaskData, TaskDataInfo, save_task_data
+from sti_runtime.torch_engine import TorchEngine
 from tests.bundles import hand_plan, make_bundle, make_request, small_config
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 CONFIG = small_config()
 WHOLE = Submodel(kept=(0, 1, 2), width=4)
@@ -216,6 +219,19 @@ def test_profile_units_give_what_a_device_profile_is_fitted_from(
     assert profile.fixed_p95.total_ns > 0
 
 
+def test_a_gpu_without_room_is_a_resource_error(runner: Runner, bundle: Bundle) -> None:
+    class FullGpu(Context):
+        @cached_property
+        def engine(self) -> TorchEngine:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    unit = EvaluateUnit(number=0, kind="evaluate", plan=four_bit_plan(bundle), batch=2)
+    context = FullGpu(job=runner.context(unit).job, spool=runner.spool)
+    with pytest.raises(ResourceError, match="CUDA out of memory") as caught:
+        run_unit(unit, context)
+    assert "smaller plan or batch" in caught.value.remedy
+
+
 def test_a_fidelity_or_width_the_bundle_lacks_is_refused(runner: Runner) -> None:
     for width, fidelity in ((2, 7), (5, 2)):
         with pytest.raises(InputError, match=r"The bundle has no slice \d at"):
@@ -269,10 +285,8 @@ def test_spawned_requests_count_from_the_start_of_their_process(
     assert sample.verdict.valid
     assert sample.logits == pytest.approx(warm.requests[0].logits, rel=1e-5)
     assert sample.planned_bytes == warm.requests[0].planned_bytes + plan.preloaded_bytes
-    # Importing the engine alone takes longer than this; the trace lies at the end of the latency.
-    assert (
-        100_000_000 < sample.trace[0].compute_start_ns < sample.trace[-1].compute_end_ns < sample.latency_ns
-    )
+    # To import the engine takes longer than this on any machine; the trace lies at the end of the latency.
+    assert 10_000_000 < sample.trace[0].compute_start_ns < sample.trace[-1].compute_end_ns < sample.latency_ns
     assert result.io_mode_proven == "direct"
 
 

@@ -32,7 +32,7 @@ from sti_runtime.storage import direct_io_works
 from sti_runtime.torch_engine import TorchEngine, best_device
 from tests.bundles import HEAD, hand_plan, make_bundle, make_request, small_config
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 CONFIG = small_config()
 WHOLE = Submodel(kept=(0, 1, 2), width=4)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,7 +22,9 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.errors import InfeasiblePlanError
 from sti_runtime.messages import Job, Lease, ProbeUnit, StartRecord
-from tests.agent_data import OPEN_GATES
+from tests.agent_data import OPEN_GATES, REPO
+from tests.farm_world import agent_pid, wait_for
+from tests.machine import Machine
 
 DEVICES = parse_inventory(
     b"version: 1\ndevices: [{name: desk, transport: local, threads: 1}]", Path("inventory.yaml")
@@ -60,13 +60,6 @@ def pool(settings: Settings) -> Iterator[RayPool]:
     os.environ.pop("RAY_AUTH_MODE")
     if before is not None:
         os.environ["RAY_AUTH_MODE"] = before
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
 
 
 def connect_with(address: str, token: str) -> subprocess.CompletedProcess[str]:
@@ -153,7 +146,7 @@ def test_the_host_worker_runs_in_its_actor(pool: RayPool, settings: Settings) ->
     worker = pool.host_worker(DEVICES)
     facts = worker.facts("desk")
     assert facts == HostWorker(settings, DEVICES).facts("desk").model_copy(
-        update={"wall_ns": facts.wall_ns, "storage": facts.storage, "thermal_zones": facts.thermal_zones}
+        update={name: getattr(facts, name) for name in ("wall_ns", "storage", "thermal_zones", "current_khz")}
     )
     assert worker.poll("desk", "no-job", 1, 0, 0.0).state == "absent"
     with pytest.raises(AttributeError):
@@ -172,31 +165,25 @@ def test_errors_of_a_device_come_through_the_actor(pool: RayPool, settings: Sett
 def test_a_job_goes_on_when_its_actor_is_killed(pool: RayPool, settings: Settings, tmp_path: Path) -> None:
     worker = pool.host_worker(DEVICES)
     local = HostWorker(settings, DEVICES)
-    job = probe_job(local.facts("desk").identity, units=200)
-    assert worker.start_job("desk", job)
-    pid = json.loads((Path(local.spool("desk")) / f"jobs/{job.id}/1/pid").read_bytes())["pid"]
-    ray.kill(worker._actor, no_restart=False)  # type: ignore[attr-defined]
+    with Machine(tmp_path / "machine.lock") as machine:  # so the job does not end before the actor does
+        job = probe_job(local.facts("desk").identity, units=20, machine_lock=str(machine.path))
+        assert worker.start_job("desk", job)
+        pid = agent_pid(Path(local.spool("desk")) / f"jobs/{job.id}/1")
+        ray.kill(worker._actor, no_restart=False)  # type: ignore[attr-defined]
+        assert worker.poll("desk", job.id, 1, 0, 0.0).state == "running"
     records, offset, state = 0, 0, "running"
     while state == "running":
         polled = worker.poll("desk", job.id, 1, offset, 5.0)
         offset, state = polled.next_offset, polled.state
         records += len(polled.records)
-    assert (state, records) == ("ended", 202)
+    assert (state, records) == ("ended", 22)
     start = local.poll("desk", job.id, 1, 0, 0.0).records
     assert sum(isinstance(record.payload, StartRecord) for record in start) == 1  # one agent, never resumed
-    assert _reaped(pid)
+    # Its journal ends a moment before it does.
+    wait_for(lambda: not psutil.pid_exists(pid), "the ended agent to leave the process table")
 
 
-def _reaped(pid: int) -> bool:
-    """Whether the ended agent leaves the process table soon: its journal ends a moment before it does."""
-    for _ in range(100):
-        if not psutil.pid_exists(pid):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def probe_job(identity: str, units: int) -> Job:
+def probe_job(identity: str, units: int, machine_lock: str) -> Job:
     return Job(
         format="stifarm-job",
         version=1,
@@ -210,7 +197,7 @@ def probe_job(identity: str, units: int) -> Job:
         threads=1,
         queue_depth=1,
         cpus=(),
-        machine_lock=None,
+        machine_lock=machine_lock,
         emulation=None,
         gates=OPEN_GATES,
         units=tuple(ProbeUnit(number=number, kind="probe") for number in range(units)),
@@ -231,6 +218,7 @@ LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from orchestrator.interrupts import lost_interrupts_return
 from orchestrator.ray_pool import RayPool
 from orchestrator.settings import load_settings
 from tests.integration.test_ray_pool import square
@@ -238,23 +226,45 @@ from tests.integration.test_ray_pool import square
 def slow(number):
     time.sleep(600)
 
-with RayPool(load_settings(environ={}, home=Path(sys.argv[1])), num_cpus=1) as pool:
+settings = load_settings(environ={}, home=Path(sys.argv[1]))
+with lost_interrupts_return(), RayPool(settings, num_cpus=1) as pool:
     print(dict(pool.map_tasks(square, [5])), flush=True)
     list(pool.map_tasks(slow, [1, 2, 3]))
 """
+
+
+def left_by(controller: int) -> list[Path]:
+    """Its pool's folders. Those of a dead one are anybody's to remove, so also another test's pool's."""
+    bases = {Path(tempfile.gettempdir()), Path("/tmp")}
+    return [folder for base in bases for folder in base.glob(f"stifarm-ray-{controller}-*")]
+
+
+def first_word(process: psutil.Process) -> str:
+    """What a process is called on its command line; empty for one that has ended."""
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def running(process: psutil.Process) -> bool:
+    """Whether this very process, not another one under its pid, still runs."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(("kill", "clean"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
 def test_nothing_of_ray_is_left_when_the_controller_goes(
     tmp_path: Path, kill: signal.Signals, clean: bool
 ) -> None:
-    repo = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "home")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=repo,
+        cwd=REPO,
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -264,15 +274,19 @@ def test_nothing_of_ray_is_left_when_the_controller_goes(
             line = process.stdout.readline()
         assert "{5: 25}" in line
         children = psutil.Process(process.pid).children(recursive=True)
-        late = {child.pid for child in children if child.cmdline()[0] in LATE}
+        late = {child.pid for child in children if first_word(child) in LATE}
         assert len(children) >= len(late) + 3
+        assert left_by(process.pid)
         process.send_signal(kill)
-        process.wait(60)
+        process.wait(120)
     # Ray's two monitoring agents notice a kill -9 late and leave by themselves within a minute.
     prompt = [child for child in children if clean or child.pid not in late]
-    wait_for(lambda: not [child for child in prompt if child.is_running() and child.status() != "zombie"])
+    wait_for(lambda: not [child for child in prompt if running(child)], "Ray's processes to end")
     assert process.returncode != 0
-    folders = list(Path(tempfile.gettempdir()).glob(f"stifarm-ray-{process.pid}-*"))
-    assert bool(folders) != clean
+    assert not clean or not left_by(process.pid)
+    for child in children:  # those that leave late would write into what is swept
+        if running(child):
+            child.kill()
+    wait_for(lambda: not [child for child in children if running(child)], "the late ones to end")
     _session_folder().rmdir()  # what every start does first: sweep folders of dead processes
-    assert not list(Path(tempfile.gettempdir()).glob(f"stifarm-ray-{process.pid}-*"))
+    wait_for(lambda: not left_by(process.pid), "its folders to be gone")  # another pool may be sweeping too

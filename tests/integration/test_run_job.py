@@ -23,15 +23,18 @@ from tests.farm_world import (
     BOARD,
     DESK,
     agent_pid,
+    alive,
     attempts_of,
     fill,
     job_folders,
     job_states,
     journal,
     journal_lines,
+    machine_of,
     make_ready,
     open_world,
     probe_request,
+    require_storage,
     score,
     start_controller,
     stored_records,
@@ -39,7 +42,7 @@ from tests.farm_world import (
     write_inventory,
 )
 
-UNITS = 1500
+UNITS = 40
 
 
 @pytest.fixture
@@ -68,6 +71,11 @@ def only_folder(root: Path, kind: str = "probe", device: str = "desk") -> Path:
     return folders[0]
 
 
+def journal_starts(folder: Path) -> int:
+    """How often an agent has begun or resumed the attempt so far."""
+    return (folder / "journal.log").read_bytes().count(b'"type":"start"')
+
+
 def check_once(farm: Farm, outcome: Outcome, folder: Path) -> list[int]:
     """Every unit once, and the store holds the device's journal record by record; the agents' starts."""
     on_device = journal(folder)
@@ -80,7 +88,8 @@ def check_once(farm: Farm, outcome: Outcome, folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_every_step_measures_once(farm: Farm, worker: HostWorker) -> None:
+def test_every_step_measures_once(farm: Farm, worker: HostWorker, tmp_path: Path) -> None:
+    require_storage(tmp_path)
     work = fill(farm)
     assert score(farm, work.bundle) == 4
     assert score(farm, work.bundle) == 0
@@ -132,11 +141,13 @@ def test_an_agent_killed_in_the_middle_is_started_again(
     request = probe_request(farm, worker, UNITS)
     outcomes: list[Outcome] = []
     driving = threading.Thread(target=lambda: outcomes.append(run(farm, worker, request)))
-    driving.start()
-    folder = only_folder(tmp_path)
-    wait_for(lambda: journal_lines(folder) > 5, "some units")
-    os.kill(agent_pid(folder), signal.SIGKILL)
-    driving.join(60)
+    with machine_of(tmp_path) as machine:
+        driving.start()
+        folder = only_folder(tmp_path)
+        machine.let_through(lambda: journal_lines(folder) > 5, "some units")
+        os.kill(agent_pid(folder), signal.SIGKILL)
+        wait_for(lambda: journal_starts(folder) == 2, "the agent to be started again")
+    driving.join()
     starts = check_once(farm, outcomes[0], folder)
     assert len(starts) == 2
     assert starts[0] == 0 < starts[1] < UNITS
@@ -145,17 +156,18 @@ def test_an_agent_killed_in_the_middle_is_started_again(
 def test_a_controller_killed_in_the_middle_is_succeeded_in_the_same_attempt(
     farm: Farm, worker: HostWorker, tmp_path: Path
 ) -> None:
-    controller = start_controller(tmp_path, UNITS)
-    folder = only_folder(tmp_path)
-    job_id = folder.parent.name
-    wait_for(lambda: journal_lines(folder) > 5, "some units")
-    wait_for(lambda: len(stored_records(farm, job_id, 1)) > 0, "a first batch in the store")
-    controller.kill()
-    controller.wait(30)
+    with machine_of(tmp_path) as machine:
+        controller = start_controller(tmp_path, UNITS)
+        folder = only_folder(tmp_path)
+        job_id = folder.parent.name
+        machine.let_through(lambda: journal_lines(folder) > 5, "some units")
+        wait_for(lambda: len(stored_records(farm, job_id, 1)) > 1, "some results in the store")
+        controller.kill()
+        controller.communicate()
     assert len(stored_records(farm, job_id, 1)) < UNITS
+    wait_for(lambda: journal_lines(folder) == UNITS + 2, "the agent to go on by itself")
     outcome = run(farm, worker, probe_request(farm, worker, UNITS))
     assert outcome.ran
-    # The agent went on while nobody listened.
     assert check_once(farm, outcome, folder) == [0]
 
 
@@ -165,14 +177,15 @@ def test_after_ctrl_c_the_same_request_goes_on_on_a_slowed_device(tmp_path: Path
     units = 4
     with open_world(tmp_path) as farm:
         fill(farm)
-    controller = start_controller(tmp_path, units)
-    folder = only_folder(tmp_path, device="board")
-    wait_for(lambda: journal_lines(folder) > 1, "a unit")
-    controller.send_signal(signal.SIGINT)
-    _, errors = controller.communicate(timeout=60)
-    assert controller.returncode != 0
-    assert "KeyboardInterrupt" in errors
-    wait_for(lambda: not (folder / "pid").exists(), "the agent to stop")
+    with machine_of(tmp_path) as machine:
+        controller = start_controller(tmp_path, units)
+        folder = only_folder(tmp_path, device="board")
+        machine.let_through(lambda: journal_lines(folder) > 1, "a unit")
+        controller.send_signal(signal.SIGINT)
+        _, errors = controller.communicate(timeout=120)
+        assert controller.returncode != 0
+        assert "KeyboardInterrupt" in errors
+        wait_for(lambda: not (folder / "pid").exists(), "the agent to stop")
     done = sum(isinstance(record.payload, ResultRecord) for record in journal(folder))
     assert 0 < done < units
     with open_world(tmp_path) as farm:
@@ -198,16 +211,17 @@ def test_a_device_that_another_controller_holds_is_named(
 
 
 def test_one_controller_of_a_home_at_a_time(farm: Farm, tmp_path: Path) -> None:
-    controller = start_controller(tmp_path, UNITS)
-    only_folder(tmp_path)
-    with (
-        pytest.raises(ControllerBusyError, match=rf"process {controller.pid}\)") as caught,
-        controlling(farm),
-    ):
-        pass
-    assert "Wait until it ends" in caught.value.remedy
-    controller.kill()
-    controller.wait(30)
+    with machine_of(tmp_path):  # so its job does not end
+        controller = start_controller(tmp_path, UNITS)
+        only_folder(tmp_path)
+        with (
+            pytest.raises(ControllerBusyError, match=rf"process {controller.pid}\)") as caught,
+            controlling(farm),
+        ):
+            pass
+        assert "Wait until it ends" in caught.value.remedy
+        controller.kill()
+        controller.communicate()
     with controlling(farm):
         pass
 
@@ -227,12 +241,15 @@ def test_another_farms_device_refuses_and_says_why(farm: Farm, worker: HostWorke
 
 
 def test_a_cleaned_device_gets_a_new_attempt(farm: Farm, worker: HostWorker, tmp_path: Path) -> None:
-    controller = start_controller(tmp_path, UNITS)
-    folder = only_folder(tmp_path)
-    wait_for(lambda: journal_lines(folder) > 5, "some units")
-    controller.kill()
-    controller.wait(30)
-    os.kill(agent_pid(folder), signal.SIGKILL)
+    with machine_of(tmp_path) as machine:
+        controller = start_controller(tmp_path, UNITS)
+        folder = only_folder(tmp_path)
+        machine.let_through(lambda: journal_lines(folder) > 5, "some units")
+        controller.kill()
+        controller.communicate()
+        agent = agent_pid(folder)
+        os.kill(agent, signal.SIGKILL)
+        wait_for(lambda: not alive(agent), "the agent's end")
     worker.clean("desk")
     lose_attempts(farm.store, "desk")
     outcome = run(farm, worker, probe_request(farm, worker, UNITS))
@@ -244,6 +261,7 @@ def test_a_cleaned_device_gets_a_new_attempt(farm: Farm, worker: HostWorker, tmp
 def test_a_failed_unit_is_named_and_the_job_can_be_tried_again(
     farm: Farm, worker: HostWorker, tmp_path: Path
 ) -> None:
+    require_storage(tmp_path)
     work = fill(farm)
     ready = make_ready(farm, worker, work, "desk")
     measure.profile_device(farm, worker, ready, work, again=False, advance=None)

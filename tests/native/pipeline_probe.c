@@ -61,11 +61,6 @@ static Request request_of(const Data *data) { return (Request){data->ids, data->
 
 /* ------------------------------------------------------------------ answers */
 
-static void integer(Text *out, const char *key, int64_t value) {
-  json_key(out, key);
-  json_int(out, value);
-}
-
 static void numbers(Text *out, const char *key, const float *values, int64_t count) {
   json_key(out, key);
   json_open(out, '[');
@@ -74,28 +69,24 @@ static void numbers(Text *out, const char *key, const float *values, int64_t cou
 }
 
 static void answer_error(Text *out, const StiError *error) {
-  json_key(out, "error");
-  json_text(out, sti_error_name(error->code));
-  json_key(out, "what");
-  json_text(out, error->what);
-  json_key(out, "remedy");
-  json_text(out, error->remedy);
+  json_text_field(out, "error", sti_error_name(error->code));
+  json_text_field(out, "what", error->what);
+  json_text_field(out, "remedy", error->remedy);
 }
 
 static void answer_outcome(Text *out, const Outcome *outcome, const Data *data, int32_t hidden) {
-  integer(out, "latency_ns", outcome->latency_ns);
-  integer(out, "stall_ns", outcome->stall_ns);
-  integer(out, "planned_bytes", outcome->planned_bytes);
-  integer(out, "storage_bytes", outcome->storage_bytes);
-  integer(out, "embed_io_ns", outcome->embed_io_ns);
-  integer(out, "embed_compute_ns", outcome->embed_compute_ns);
-  integer(out, "head_ns", outcome->head_ns);
-  integer(out, "embed_bytes", outcome->embed_bytes);
-  integer(out, "io_not_accounted", outcome->io_not_accounted);
-  integer(out, "not_from_storage", outcome->not_from_storage);
-  integer(out, "not_cached", outcome->not_cached);
-  json_key(out, "io_mode");
-  json_text(out, modes[outcome->io_mode]);
+  json_int_field(out, "latency_ns", outcome->latency_ns);
+  json_int_field(out, "stall_ns", outcome->stall_ns);
+  json_int_field(out, "planned_bytes", outcome->planned_bytes);
+  json_int_field(out, "storage_bytes", outcome->storage_bytes);
+  json_int_field(out, "embed_io_ns", outcome->embed_io_ns);
+  json_int_field(out, "embed_compute_ns", outcome->embed_compute_ns);
+  json_int_field(out, "head_ns", outcome->head_ns);
+  json_int_field(out, "embed_bytes", outcome->embed_bytes);
+  json_int_field(out, "io_not_accounted", outcome->io_not_accounted);
+  json_int_field(out, "not_from_storage", outcome->not_from_storage);
+  json_int_field(out, "not_cached", outcome->not_cached);
+  json_text_field(out, "io_mode", modes[outcome->io_mode]);
   numbers(out, "logits", outcome->logits, outcome->logit_count);
   numbers(out, "hidden", outcome->hidden, (int64_t)data->tokens * hidden);
   json_key(out, "trace");
@@ -103,38 +94,38 @@ static void answer_outcome(Text *out, const Outcome *outcome, const Data *data, 
   for (int32_t i = 0; i < outcome->layer_count; i++) {
     const LayerTrace *layer = &outcome->trace[i];
     json_open(out, '{');
-    integer(out, "io_start_ns", layer->io_start_ns);
-    integer(out, "io_end_ns", layer->io_end_ns);
-    integer(out, "bytes", layer->bytes);
-    integer(out, "compute_start_ns", layer->compute_start_ns);
-    integer(out, "compute_end_ns", layer->compute_end_ns);
-    integer(out, "decompress_ns", layer->decompress_ns);
-    integer(out, "stall_ns", layer->stall_ns);
+    json_int_field(out, "io_start_ns", layer->io_start_ns);
+    json_int_field(out, "io_end_ns", layer->io_end_ns);
+    json_int_field(out, "bytes", layer->bytes);
+    json_int_field(out, "compute_start_ns", layer->compute_start_ns);
+    json_int_field(out, "compute_end_ns", layer->compute_end_ns);
+    json_int_field(out, "decompress_ns", layer->decompress_ns);
+    json_int_field(out, "stall_ns", layer->stall_ns);
     json_close(out, '}');
   }
   json_close(out, ']');
 }
 
 static void answer_load(Text *out, const LayerLoad *load, const LayerTimes *times) {
-  integer(out, "bytes", load->bytes);
-  integer(out, "storage_bytes", load->storage_bytes);
-  integer(out, "duration_ns", load->duration_ns);
-  integer(out, "decompress_ns", times->decompress_ns);
-  integer(out, "compute_ns", times->compute_ns);
+  json_int_field(out, "bytes", load->bytes);
+  json_int_field(out, "storage_bytes", load->storage_bytes);
+  json_int_field(out, "duration_ns", load->duration_ns);
+  json_int_field(out, "decompress_ns", times->decompress_ns);
+  json_int_field(out, "compute_ns", times->compute_ns);
 }
 
 static void answer_state(Text *out, Executor *executor) {
   const MemoryParts memory = executor_memory(executor);
-  integer(out, "resident", memory.resident);
-  integer(out, "preload", memory.preload);
-  integer(out, "working", memory.working);
-  integer(out, "activations", memory.activations);
-  integer(out, "ring_in_use", executor->io.working.in_use);
-  integer(out, "ring_held", executor->io.working.held);
-  integer(out, "ring_peak", executor->io.working.peak);
-  integer(out, "ring_capacity", executor->io.working.capacity);
-  integer(out, "preload_held", executor->preload.held);
-  integer(out, "fetched", io_storage_bytes(&executor->io));
+  json_int_field(out, "resident", memory.resident);
+  json_int_field(out, "preload", memory.preload);
+  json_int_field(out, "working", memory.working);
+  json_int_field(out, "activations", memory.activations);
+  json_int_field(out, "ring_in_use", executor->io.working.in_use);
+  json_int_field(out, "ring_held", executor->io.working.held);
+  json_int_field(out, "ring_peak", executor->io.working.peak);
+  json_int_field(out, "ring_capacity", executor->io.working.capacity);
+  json_int_field(out, "preload_held", executor->preload.held);
+  json_int_field(out, "fetched", io_storage_bytes(&executor->io));
   json_key(out, "preloaded");
   json_open(out, '[');
   for (int32_t i = 0; i < executor->preload.layers * executor->preload.slices; i++) {
@@ -240,8 +231,7 @@ static StiCode command(Executor *executor, Arena *arena, char **words, Text *out
   if (strcmp(verb, "mode") == 0) {
     IoMode in_use;
     STI_TRY(executor_io_mode(executor, (IoMode)choice(words[1], modes), &in_use, error));
-    json_key(out, "io_mode");
-    json_text(out, modes[in_use]);
+    json_text_field(out, "io_mode", modes[in_use]);
     return STI_OK;
   }
   if (strcmp(verb, "evict") == 0) return executor_evict(executor, (IoMode)choice(words[1], modes), error);

@@ -88,7 +88,7 @@ class FitCase:
         compute = [sample.model_dump() for sample in self.compute]
         beside = [sample.model_dump() for sample in self.beside]
         half, some = len(compute) // 2, len(beside) // 2
-        computed = {"io_mode": "direct", "kind": "profile-compute"}
+        computed = {"io_mode": "direct", "kind": "profile-compute", "readings": []}
         return {
             "bundle": "b" * 64,
             "emulated": self.emulated,
@@ -98,9 +98,14 @@ class FitCase:
             "results": [
                 {"kind": "probe", "sensors": None, "verified": None},
                 computed | {"samples": compute[:half], "reads": beside[:some]},
-                {"io_mode": "direct", "kind": "profile-io", "samples": [s.model_dump() for s in self.io]},
+                {
+                    "io_mode": "direct",
+                    "kind": "profile-io",
+                    "readings": [],
+                    "samples": [s.model_dump() for s in self.io],
+                },
                 computed | {"samples": compute[half:], "reads": beside[some:]},
-                {"kind": "profile-fixed", "samples": [s.model_dump() for s in self.fixed]},
+                {"kind": "profile-fixed", "readings": [], "samples": [s.model_dump() for s in self.fixed]},
             ],
             "sequence_length": self.sequence_length,
             "threads": 2,
@@ -163,6 +168,9 @@ def _io(versions: int, bytes_: int, duration_ns: int, *, valid: bool = True) -> 
         bytes=min(bytes_, LARGEST),
         storage_bytes=0,
         duration_ns=min(duration_ns, LARGEST),
+        mode_asked="direct",
+        mode_proven="cached",
+        throttled=False,
         valid=valid,
     )
 
@@ -181,20 +189,36 @@ def _beside(rng: random.Random, io: Sequence[IoSample]) -> tuple[IoSample, ...]:
 
 
 def _compute(
-    width: int, fidelity: int, decompress_ns: int, compute_ns: int, *, warmup: bool = False
+    width: int,
+    fidelity: int,
+    decompress_ns: int,
+    compute_ns: int,
+    *,
+    warmup: bool = False,
+    throttled: bool = False,
 ) -> ComputeSample:
     return ComputeSample(
-        width=width, fidelity=fidelity, decompress_ns=decompress_ns, compute_ns=compute_ns, warmup=warmup
+        width=width,
+        fidelity=fidelity,
+        decompress_ns=decompress_ns,
+        compute_ns=compute_ns,
+        throttled=throttled,
+        warmup=warmup,
     )
 
 
-def _fixed(parts: Sequence[int], *, asked: int, stored: int, warmup: bool = False) -> FixedSample:
+def _fixed(
+    parts: Sequence[int], *, asked: int, stored: int, warmup: bool = False, throttled: bool = False
+) -> FixedSample:
     return FixedSample(
         embed_io_ns=parts[0],
         embed_compute_ns=parts[1],
         head_ns=parts[2],
         bytes=asked,
         storage_bytes=stored,
+        mode_asked="buffered",
+        mode_proven="unknown",
+        throttled=throttled,
         warmup=warmup,
     )
 
@@ -222,6 +246,7 @@ def _usual(rng: random.Random, widths: Sequence[int], fidelities: Sequence[int])
             width * shard_ns * fidelity * noise() // (8 * PPM),
             width * slice_ns * noise() // PPM,
             warmup=repeat == 0,
+            throttled=rng.random() < 0.05,
         )
         for width in widths
         for fidelity in fidelities
@@ -234,6 +259,7 @@ def _usual(rng: random.Random, widths: Sequence[int], fidelities: Sequence[int])
             asked=bytes_,
             stored=bytes_ if rng.random() < 0.9 else 0,
             warmup=repeat == 0,
+            throttled=rng.random() < 0.05,
         )
         for repeat in range(rng.randint(4, 14))
     )

@@ -1,6 +1,8 @@
 /* reading_program.c: the sensors and the parsers of facts over captured files, for test_reading.py.
  *
  *   sensors ROOT SPOOL            sensors of the trees ROOT/sys and ROOT/proc
+ *   watch ROOT LIMIT CPU…         a watch over those trees ("" for no limit): for each line of standard input one
+ *                                 reading and a line, 1 if the sample is throttled; at its end the readings
  *   gates LIMITS… READINGS…       verdicts: "" for null; temperature, battery, load, free space; then before's temperature
  *   model | features | clocks | os-release | build-prop | mount PATH | property NAME      of standard input
  */
@@ -12,15 +14,20 @@
 #include "../../agent/native/facts_parse.h"
 #include "../../agent/native/kernel_files.h"
 #include "../../agent/native/sensors.h"
+#include "../../agent/native/watch.h"
 
-static int print_sensors(const char *root, const char *spool) {
-  char sys[4096], proc[4096];
-  Text out = {0};
-  Sensors sensors;
+static void read_below(const char *root) {
+  static char sys[4096], proc[4096];
   snprintf(sys, sizeof sys, "%s/sys", root);
   snprintf(proc, sizeof proc, "%s/proc", root);
   kernel_roots.sys = sys;
   kernel_roots.proc = proc;
+}
+
+static int print_sensors(const char *root, const char *spool) {
+  Text out = {0};
+  Sensors sensors;
+  read_below(root);
   sensors_read(spool, &sensors);
   sensors_write(&out, &sensors);
   puts(out.data);
@@ -29,6 +36,33 @@ static int print_sensors(const char *root, const char *spool) {
 }
 
 static bool number(const char *text, int64_t *value) { return parse_int(text, value); }
+
+static int print_watch(const char *root, const char *limit, char **words, int count) {
+  Arena arena = {0};
+  Text out = {0};
+  Watch watch;
+  StiError error;
+  Gates gates = {0};
+  int32_t cpus[64];
+  char line[16];
+  bool throttled;
+  read_below(root);
+  gates.has_temperature = number(limit, &gates.max_temperature_milli_c);
+  for (int i = 0; i < count && i < 64; i++) cpus[i] = atoi(words[i]);
+  StiCode code = watch_begin(&watch, cpus, count, &gates, &arena, &error);
+  puts(code == STI_OK ? "begun" : error.what);
+  fflush(stdout);
+  for (int64_t after = 1; code == STI_OK && fgets(line, sizeof line, stdin) != NULL; after++) {
+    code = watch_sampled(&watch, after, &throttled, &error);
+    puts(code == STI_OK ? (throttled ? "1" : "0") : error.what);
+    fflush(stdout);
+  }
+  watch_write(&out, &watch);
+  puts(out.data);
+  text_free(&out);
+  arena_free(&arena);
+  return code != STI_OK;
+}
 
 static int print_gates(char **argv) {
   Gates gates = {.wait_limit_s = 3};
@@ -62,6 +96,7 @@ int main(int argc, char **argv) {
   int64_t khz[16];
   const char *what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "sensors") == 0 && argc == 4) return print_sensors(argv[2], argv[3]);
+  if (strcmp(what, "watch") == 0 && argc >= 4) return print_watch(argv[2], argv[3], argv + 4, argc - 4);
   if (strcmp(what, "gates") == 0 && argc == 11) return print_gates(argv + 2);
   size_t length = fread(input, 1, sizeof input - 1, stdin);
   if (strcmp(what, "model") == 0) print_found(parse_cpu_model(input, found, sizeof found), found);

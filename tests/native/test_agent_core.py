@@ -48,11 +48,11 @@ from tests.agent_data import (
     probes,
     push_job,
 )
-from tests.agents import Agent
+from tests.agents import Agent, abandon
 from tests.bundles import hand_plan, make_bundle, small_config
+from tests.machine import Machine
 from tests.native.core import (
     AGENT_SOURCES,
-    abandon,
     call,
     done_by_python,
     finish,
@@ -94,7 +94,7 @@ def test_version_is_the_packages_and_the_digest_the_files(agent: Agent) -> None:
 
 def test_the_usage_text_names_every_verb(agent: Agent) -> None:
     done = agent.start("--help")
-    text = done.communicate(timeout=60)[0].decode()
+    text = done.communicate(timeout=300)[0].decode()
     assert done.returncode == 0
     contract = (
         "version facts run status stop forget missing accept commit verify has-task accept-task collect"
@@ -102,10 +102,10 @@ def test_the_usage_text_names_every_verb(agent: Agent) -> None:
     for verb in (*contract.split(), "clean", "fit", "plan", "profile", "infer", "score", "session"):
         assert f"\n  {verb}" in text
         one = agent.start(verb, "--help")
-        assert one.communicate(timeout=60)[0].decode().startswith(f"usage: stifarm-agent {verb}")
+        assert one.communicate(timeout=300)[0].decode().startswith(f"usage: stifarm-agent {verb}")
         assert one.returncode == 0
     bare = agent.start()
-    assert "usage: stifarm-agent VERB" in bare.communicate(timeout=60)[1].decode()
+    assert "usage: stifarm-agent VERB" in bare.communicate(timeout=300)[1].decode()
     assert bare.returncode == 2
 
 
@@ -258,25 +258,27 @@ def test_a_fence_of_many_stores_is_kept(agent: Agent, spool: Spool) -> None:
 # ------------------------------------------------------------------ locks
 
 
-def test_either_agents_locks_keep_the_other_out(agent: Agent, spool: Spool) -> None:
+def test_either_agents_locks_keep_the_other_out(agent: Agent, spool: Spool, tmp_path: Path) -> None:
     job = native_job(spool)
     with hold(spool.run_lock, wait_s=0, what="test", label="other/3"):
         for words in (("clean",), ("verify", "0" * 64)):
             code, report = call(agent, spool, *words)
             assert (code, report["error"]["type"]) == (5, "BusyError")
             assert "in use by other/3" in report["error"]["what"]
-    slow = native_job(spool, id="slow", emulation=agent_emulation(4_000_000), units=probes(1))
-    started = agent.start("run", spool.job("slow", 1) / "job.json", "--spool", spool.root)
-    wait_for(lambda: journal_lines(spool, slow) == 1, "the start record")
-    with pytest.raises(BusyError, match="in use by slow/1"), hold(spool.run_lock, wait_s=0, what="It"):
-        pass
-    with pytest.raises(BusyError, match="is running"):
-        housekeeping.forget(spool, "slow", "1")
-    code, report = call(agent, spool, "forget", "slow", 1)
-    assert (code, report["error"]["type"]) == (5, "BusyError")
-    assert process.job_status(spool, "slow", "1")["pid"] == started.pid
-    assert process.stop_job(spool, "slow", "1") == {"signalled": started.pid}
-    assert finish(started)[0] in (0, 143)
+    machine = Machine(tmp_path / "machine.lock")
+    slow = native_job(spool, id="slow", units=probes(1), machine_lock=str(machine.path))
+    with machine:
+        started = agent.start("run", spool.job("slow", 1) / "job.json", "--spool", spool.root)
+        wait_for(lambda: journal_lines(spool, slow) == 1, "the start record")
+        with pytest.raises(BusyError, match="in use by slow/1"), hold(spool.run_lock, wait_s=0, what="It"):
+            pass
+        with pytest.raises(BusyError, match="is running"):
+            housekeeping.forget(spool, "slow", "1")
+        code, report = call(agent, spool, "forget", "slow", 1)
+        assert (code, report["error"]["type"]) == (5, "BusyError")
+        assert process.job_status(spool, "slow", "1")["pid"] == started.pid
+        assert process.stop_job(spool, "slow", "1") == {"signalled": started.pid}
+        assert finish(started)[0] == 143
     assert run(agent, spool, job)[0] == 0
 
 
@@ -340,8 +342,9 @@ def locked(path: Path) -> bool:
 def test_the_machine_is_held_in_a_unit_and_not_while_a_gate_is_shut(
     agent: Agent, spool: Spool, tmp_path: Path
 ) -> None:
-    lock = tmp_path / "machine.lock"
-    slow = native_job(spool, units=probes(1), machine_lock=str(lock), emulation=agent_emulation(4_000_000))
+    machine = Machine(tmp_path / "machine.lock")
+    lock = machine.path
+    slow = native_job(spool, units=probes(1), machine_lock=str(lock), emulation=agent_emulation(500_000))
     started = agent.start("run", spool.job(slow.id, 1) / "job.json", "--spool", spool.root)
     log = spool.job(slow.id, 1) / "agent.log"
     wait_for(lambda: log.exists() and "Unit 0 (probe) begins" in log.read_text(), "the unit to begin")
@@ -352,11 +355,11 @@ def test_the_machine_is_held_in_a_unit_and_not_while_a_gate_is_shut(
 
     gates = OPEN_GATES.model_copy(update={"min_free_bytes": 2**62, "wait_limit_s": 1000})
     shut = native_job(spool, id="shut", units=probes(1), gates=gates, machine_lock=str(lock))
-    started = agent.start("run", spool.job(shut.id, 1) / "job.json", "--spool", spool.root)
-    wait_for(lambda: journal_lines(spool, shut) == 1, "the start record")
-    wait_for(lambda: not locked(lock), "the lock to be let go")
-    time.sleep(0.2)
-    assert not locked(lock)
+    with machine:
+        started = agent.start("run", spool.job(shut.id, 1) / "job.json", "--spool", spool.root)
+        wait_for(lambda: machine.is_open_in(started.pid), "the agent to ask for the machine")
+        machine.let_through(lambda: not machine.is_open_in(started.pid), "the machine to be let go")
+    assert journal_lines(spool, shut) == 1
     started.send_signal(signal.SIGINT)
     assert finish(started) == (130, {"state": "stopped", "done": 0, "failed": 0})
 
@@ -403,7 +406,7 @@ def test_a_stale_pid_is_neither_running_nor_signalled(agent: Agent, spool: Spool
         assert call(agent, spool, "status", "probe", 1)[1]["pid"] == innocent.pid
         assert innocent.poll() is None
         assert call(agent, spool, "stop", "probe", 1) == (0, {"signalled": innocent.pid})
-        assert innocent.wait(timeout=60) == -signal.SIGTERM
+        assert innocent.wait(timeout=300) == -signal.SIGTERM
         assert call(agent, spool, "stop", "probe", 1) == (0, {"signalled": None})
 
 
@@ -631,21 +634,21 @@ def test_refusals_are_journalled_where_the_journal_is_the_leases_to_write(agent:
     assert journal_lines(spool, busy) == 1
 
 
-@pytest.mark.parametrize("cpus", [(4095,), (2**31 - 1,), (65535,)])
-def test_cpus_that_are_not_there_are_refused(agent: Agent, spool: Spool, cpus: tuple[int, ...]) -> None:
-    code, report = run(agent, spool, native_job(spool, cpus=cpus))
+def test_cpus_that_are_not_there_are_refused(agent: Agent, spool: Spool) -> None:
+    code, report = run(agent, spool, native_job(spool, cpus=(4095,)))
     assert (code, report["error"]["type"]) == (3, "RefusedError")
-    assert f"pinned to CPUs [{cpus[0]}]" in report["error"]["what"]
+    assert "pinned to CPUs [4095]" in report["error"]["what"]
 
 
-def test_a_job_on_one_cpu_is_pinned_to_it(agent: Agent, spool: Spool) -> None:
+def test_a_job_on_one_cpu_is_pinned_to_it(agent: Agent, spool: Spool, tmp_path: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
-    job = native_job(spool, cpus=(cpu,), units=probes(1), emulation=agent_emulation(4_000_000))
-    started = agent.start("run", spool.job(job.id, 1) / "job.json", "--spool", spool.root)
-    wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
-    assert os.sched_getaffinity(started.pid) == {cpu}
-    abandon(started)
-    finish(started)
+    machine = Machine(tmp_path / "machine.lock")
+    job = native_job(spool, cpus=(cpu,), units=probes(1), machine_lock=str(machine.path))
+    with machine:
+        started = agent.start("run", spool.job(job.id, 1) / "job.json", "--spool", spool.root)
+        wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
+        assert os.sched_getaffinity(started.pid) == {cpu}
+    assert finish(started)[0] == 0
 
 
 # ------------------------------------------------------------------ appending
@@ -731,23 +734,27 @@ def test_full_storage_ends_the_run_with_its_own_code_and_it_resumes(agent: Agent
 
 
 def test_killed_at_random_moments_nothing_is_lost_and_nothing_counted_twice(
-    agent: Agent, spool: Spool
+    agent: Agent, spool: Spool, tmp_path: Path
 ) -> None:
-    job = native_job(spool, units=probes(600))
+    """While a unit begins, runs or is journalled; units come one by one, so the job cannot be over."""
+    machine = Machine(tmp_path / "machine.lock")
+    job = native_job(spool, units=probes(120), machine_lock=str(machine.path))
     rng = random.Random(5)
-    for _ in range(6):
-        before = journal_lines(spool, job)
-        started = agent.start("run", spool.job("probe", 1) / "job.json", "--spool", spool.root)
-        wait_for(lambda at=before: journal_lines(spool, job) > at + 2, "some units")  # type: ignore[misc]
-        time.sleep(rng.uniform(0, 0.02))
-        started.kill()
-        started.communicate()
+    with machine:
+        for _ in range(12):
+            before = journal_lines(spool, job)
+            started = agent.start("run", spool.job("probe", 1) / "job.json", "--spool", spool.root)
+            machine.let_through(lambda at=before: journal_lines(spool, job) > at + 2, "some units")  # type: ignore[misc]
+            machine.let_one_through()
+            time.sleep(rng.uniform(0, 0.004))
+            started.kill()
+            started.communicate()
     assert call(agent, spool, "status", "probe", 1)[1]["state"] == "stopped"
-    assert run(agent, spool, job) == (0, {"state": "ended", "done": 600, "failed": 0})
+    assert run(agent, spool, job) == (0, {"state": "ended", "done": 120, "failed": 0})
     records = journal_of(spool, job)
-    assert units_done(records) == list(range(600))
+    assert units_done(records) == list(range(120))
     assert [record.seq for record in records] == list(range(len(records)))
-    assert sum(isinstance(record.payload, StartRecord) for record in records) == 7
+    assert sum(isinstance(record.payload, StartRecord) for record in records) == 13
 
 
 def test_the_log_has_a_time_on_every_line_and_hangup_is_ignored(agent: Agent, spool: Spool) -> None:
@@ -766,12 +773,11 @@ def test_the_log_has_a_time_on_every_line_and_hangup_is_ignored(agent: Agent, sp
 def test_a_job_stops_when_the_other_agent_let_a_younger_lease_in(
     agent: Agent, spool: Spool, tmp_path: Path
 ) -> None:
-    lock = tmp_path / "machine.lock"
-    job = native_job(spool, machine_lock=str(lock))
-    with hold_machine(lock, timed=True, stopping=lambda: False):
+    machine = Machine(tmp_path / "machine.lock")
+    job = native_job(spool, machine_lock=str(machine.path))
+    with machine:
         started = agent.start("run", spool.job("probe", 1) / "job.json", "--spool", spool.root)
-        wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
-        time.sleep(0.5)
+        wait_for(lambda: machine.is_open_in(started.pid), "the first unit to wait for the machine")
         admit(spool, LEASE.model_copy(update={"counter": 2}))
     code, report = finish(started)
     assert (code, report["state"]) == (3, "refused")
@@ -783,15 +789,14 @@ def test_a_job_stops_when_the_other_agent_let_a_younger_lease_in(
 
 def test_a_takeover_counts_once(agent: Agent, spool: Spool, tmp_path: Path) -> None:
     """The job took the device over; another store took it back: the job's flag opens nothing now."""
-    lock = tmp_path / "machine.lock"
+    machine = Machine(tmp_path / "machine.lock")
     lease = Lease(store="store-b", counter=5, takeover=True)
     admit(spool, LEASE)
-    native_job(spool, machine_lock=str(lock), lease=lease)
-    with hold_machine(lock, timed=True, stopping=lambda: False):
+    native_job(spool, machine_lock=str(machine.path), lease=lease)
+    with machine:
         started = agent.start("run", spool.job("probe", 1) / "job.json", "--spool", spool.root)
         wait_for(lambda: b"store-b" in spool.fence.read_bytes(), "the take-over")
-        wait_for(lambda: (spool.job("probe", 1) / "pid").exists(), "the job to run")
-        time.sleep(0.5)
+        wait_for(lambda: machine.is_open_in(started.pid), "the first unit to wait for the machine")
         admit(spool, Lease(store="store-a", counter=1, takeover=True))
     assert finish(started)[0] == 3
 

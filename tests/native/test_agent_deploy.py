@@ -29,7 +29,6 @@ from agent.locks import hold, hold_machine
 from agent.spool import Spool
 from sti_runtime.records import canonical_json, sha256_hex
 from tests.agent_data import (
-    agent_emulation,
     make_job,
     make_pack,
     manifest_of,
@@ -39,8 +38,8 @@ from tests.agent_data import (
 )
 from tests.agents import Agent, agent_called
 from tests.bundles import make_bundle, small_config
+from tests.machine import Machine
 from tests.native.core import (
-    abandon,
     call,
     done_by_python,
     finish,
@@ -513,15 +512,18 @@ def test_a_file_system_that_cannot_allocate_ahead_gets_zeros(spool: Spool, bundl
     assert call(executable, spool, "commit", bundle.name)[1]["state"] == "committed"
 
 
-def test_a_kernel_without_process_handles_stops_the_agent_too(agent: Agent, spool: Spool) -> None:
-    job = native_job(spool, units=probes(1), emulation=agent_emulation(4_000_000))
-    started = agent.start("run", spool.job(job.id, 1) / "job.json", "--spool", spool.root)
-    wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
-    pidfd_open = 434
-    options = {"preexec_fn": partial(refusing, pidfd_open, errno.ENOSYS)}
-    assert call(agent, spool, "stop", job.id, 1, **options)[1] == {"signalled": started.pid}
-    abandon(started)
-    assert finish(started)[0] == 143
+def test_a_kernel_without_process_handles_stops_the_agent_too(
+    agent: Agent, spool: Spool, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path / "machine.lock")
+    job = native_job(spool, units=probes(1), machine_lock=str(machine.path))
+    with machine:
+        started = agent.start("run", spool.job(job.id, 1) / "job.json", "--spool", spool.root)
+        wait_for(lambda: journal_lines(spool, job) == 1, "the start record")
+        pidfd_open = 434
+        options = {"preexec_fn": partial(refusing, pidfd_open, errno.ENOSYS)}
+        assert call(agent, spool, "stop", job.id, 1, **options)[1] == {"signalled": started.pid}
+        assert finish(started)[0] == 143
 
 
 # ------------------------------------------------------------------ housekeeping

@@ -78,15 +78,17 @@ def document(**changes: Any) -> dict[str, Any]:
             {
                 "io_mode": "direct",
                 "kind": "profile-io",
+                "readings": [],
                 "samples": [sample.model_dump() for sample in reference.line(5_000, 400)],
             },
             {
                 "io_mode": "direct",
                 "kind": "profile-compute",
+                "readings": [],
                 "samples": [s.model_dump() for s in reference.COMPUTE],
                 "reads": [s.model_dump() for s in reference.BESIDE],
             },
-            {"kind": "profile-fixed", "samples": [s.model_dump() for s in reference.FIXED]},
+            {"kind": "profile-fixed", "readings": [], "samples": [s.model_dump() for s in reference.FIXED]},
         ],
         "sequence_length": 32,
         "threads": 2,
@@ -145,9 +147,15 @@ def test_figures_pinned_for_other_implementations(tmp_path: Path) -> None:
         ({"threads": 0}, "threads"),
         ({"more": 1}, "more"),
         ({"results": [{"kind": "profile-magic", "samples": []}]}, "results.0"),
-        ({"results": [{"kind": "profile-fixed", "samples": [{"head_ns": 1}]}]}, "results.0.samples.0"),
+        (
+            {"results": [{"kind": "profile-fixed", "readings": [], "samples": [{"head_ns": 1}]}]},
+            "results.0.samples.0",
+        ),
         ({"results": [{"kind": "profile-fixed"}]}, "results.0"),
-        ({"results": [{"io_mode": "direct", "kind": "profile-compute", "samples": []}]}, "results.0"),
+        (
+            {"results": [{"io_mode": "direct", "kind": "profile-compute", "readings": [], "samples": []}]},
+            "results.0",
+        ),
         ({"results": [[]]}, "results.0"),
     ],
 )
@@ -164,7 +172,7 @@ def test_a_bad_line_is_answered_and_the_next_one_too() -> None:
     command = [*agent_called("x86_64").argv, "fit", "--lines"]
     good = json.dumps(document()).encode()
     lines = b"\n".join((b"{", b"", good, b"[]", good))
-    done = subprocess.run(command, input=lines, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=300, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0
     assert [answer.get("error", {}).get("type") for answer in answers] == [

@@ -136,7 +136,7 @@ def jobs(bundle: Bundle) -> list[Job]:
     busy = common | {
         "task_data": "c" * 64,
         "engine": "native-int8",
-        "cpus": (0, 3, 2**31 - 1),
+        "cpus": (0, 3, 4095),
         "machine_lock": "/run/lock/x y",
         "emulation": Emulation(
             io_bytes_per_s=10**7, io_mechanism="agent", cpu_share_milli=None, cpu_mechanism="cgroup-v2"
@@ -387,10 +387,40 @@ def test_shapes_that_no_list_can_have(ask: Ask, bundles: list[Bundle]) -> None:
         assert "layer-major" in answer.lines[0]
 
 
-def test_a_newer_job_is_refused_as_such(ask: Ask, bundles: list[Bundle]) -> None:
-    job = parsed(jobs(bundles[0]))[0]
-    documents = [canonical_json(job | {"version": version, "new": 1}) for version in (2, 10**30, -1, 1)]
-    assert [a.error for a in ask("job", documents)] == ["RefusedError"] * 2 + ["FormatError"] * 2
+@pytest.mark.parametrize("kind", ["manifest", "plan", "profile", "importance", "job"])
+def test_a_newer_version_is_said_before_what_else_is_new(
+    ask: Ask, bundles: list[Bundle], tmp_path: Path, kind: str
+) -> None:
+    """But not where the format is another, or the version is no integer below 2^63."""
+    kinds: dict[str, tuple[Record, str]] = {
+        "manifest": (bundles[0].manifest, "bundle"),
+        "plan": (plans(bundles[0])[0], "plan"),
+        "profile": (make_profile(bundle="5" * 64, layer_ns={1: 9}, decompress_ns={2: 1}), "device-profile"),
+        "importance": (make_importance(2, 2), "importance"),
+        "job": (jobs(bundles[0])[0], "job"),
+    }
+    record, name = kinds[kind]
+    document = parsed([record])[0]
+    version_error = "RefusedError" if kind == "job" else "FormatError"
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"version": 2, "new": 1}, version_error, f"{name} version 2, this (agent|stifarm) knows 1"),
+        ({"version": 2**63 - 1, "format": document["format"]}, version_error, f"version {2**63 - 1}, this "),
+        ({"version": 2, **dict.fromkeys(map(str, range(80)))}, version_error, "version 2, this "),
+        ({"version": 10**30}, "FormatError", "not a valid .*version: "),
+        ({"version": -1}, "FormatError", "not a valid .*version: "),
+        ({"version": 2, "format": "stifarm-other"}, "FormatError", "not a valid .*format: "),
+        ({"new": 1}, "FormatError", "not a valid .*new: "),
+    ]
+    documents = [canonical_json(document | changes) for changes, _, _ in cases]
+    path = tmp_path / "record.json"
+    for data, answer, (changes, error, words) in zip(documents, ask(kind, documents), cases, strict=True):
+        path.write_bytes(data)
+        with pytest.raises(StifarmError) as caught:
+            read_job(path) if kind == "job" else type(record).read(path)
+        assert (type(caught.value).__name__, answer.error) == (error, error), changes
+        for what, remedy in ((caught.value.what, caught.value.remedy), answer.lines):
+            assert re.search(words, what)
+            assert ("Update the agent" in remedy) == ("this" in words)
 
 
 def test_words(ask: Ask, bundles: list[Bundle]) -> None:

@@ -408,9 +408,10 @@ def test_reads_wait_for_the_layer_whose_bytes_they_need(probe: Probe, made: Bund
 def test_storage_does_not_wait_at_the_border_of_two_layers(
     program: Path, made: Bundle, tmp_path: Path
 ) -> None:
+    """At a rate at which a read takes much longer than a thread may have to wait for its CPU."""
     plan = hand_plan(made.manifest, WHOLE, lambda layer, index: (2, 3, 4, 5)[index])
     assert len(merged_reads(plan.streamed())) == len(plan.shards)
-    with probe_of(program, made, tmp_path, depth=3, rate=4_000_000) as probe:
+    with probe_of(program, made, tmp_path, depth=3, rate=200_000) as probe:
         trace = probe("run", plan, make_request(CONFIG), "warm", "direct")["trace"]
     for below, above in pairwise(trace):
         assert below["io_start_ns"] < above["io_start_ns"] < below["io_end_ns"] <= above["io_end_ns"]

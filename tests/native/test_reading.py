@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import pytest
 from agent import facts
 from agent.gates import check_gates, gate_error, shut
 from agent.sensors import read_sensors
+from agent.watch import Watch
 from orchestrator.toolchain import SOURCE_FOLDERS
 from sti_runtime.messages import Gates, Sensors
 from tests.native.sanitized import ENVIRONMENT, build_sanitized
 from tests.unit.test_sensors import BIG_LITTLE, JETSON, MOUNTS, PI_4, VM, write
+from tests.unit.test_watch import BOARD, CPU, HELD
 
 RUNTIME, AGENT = SOURCE_FOLDERS
-BASE = [RUNTIME / name for name in ("base.c", "digest.c", "json.c", "json_fields.c", "json_write.c")]
+BASE = [
+    RUNTIME / name for name in ("base.c", "digest.c", "json.c", "json_fields.c", "json_write.c", "threads.c")
+]
 PHONE = {
     "sys/class/thermal/thermal_zone0/temp": "41200\n",
     "sys/class/thermal/thermal_zone0/type": "cpu-0\n",
@@ -46,7 +51,8 @@ PHONE = {
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    parts = [AGENT / name for name in ("sensors.c", "gates.c", "kernel_files.c", "facts_parse.c")]
+    names = ("sensors.c", "gates.c", "kernel_files.c", "facts_parse.c", "watch.c")
+    parts = [AGENT / name for name in names]
     program = Path(__file__).with_name("reading_program.c")
     return str(build_sanitized("address,undefined", program, *parts, runtime=BASE))
 
@@ -54,7 +60,7 @@ def program() -> str:
 def said(program: str, *arguments: object, text: str | bytes = "") -> str:
     data = text.encode() if isinstance(text, str) else text
     command = [program, *map(str, arguments)]
-    done = subprocess.run(command, input=data, capture_output=True, timeout=20, check=True, env=ENVIRONMENT)
+    done = subprocess.run(command, input=data, capture_output=True, timeout=120, check=True, env=ENVIRONMENT)
     return done.stdout.decode()
 
 
@@ -87,6 +93,61 @@ def test_sensors_are_those_that_python_reads(
 
 def test_a_folder_that_is_not_there_has_no_free_bytes(program: str, tmp_path: Path) -> None:
     assert json.loads(said(program, "sensors", tmp_path, tmp_path / "absent"))["free_bytes"] is None
+
+
+def watched(
+    program: str, root: Path, limit: int | None, cpus: tuple[int, ...], moves: Sequence[dict[str, str]]
+) -> tuple[list[bool], list[Any]]:
+    """What a watch in C says of a sample after each change of the files, and its readings."""
+    words = [program, "watch", str(root), "" if limit is None else str(limit), *map(str, cpus)]
+    found = []
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        for move in moves:
+            write(root, move)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            found.append({"0\n": False, "1\n": True}[process.stdout.readline()])
+        process.stdin.close()
+        readings = json.loads(process.stdout.read())
+    assert process.returncode == 0
+    return found, readings
+
+
+MOVES: list[dict[str, str]] = [{}, *(changes for changes, _ in HELD), {}, BOARD]
+ZONES = {f"sys/class/thermal/thermal_zone{n}/temp": str(40_000 + 10 * (n % 7)) for n in range(12)}
+
+
+@pytest.mark.parametrize("limit", [60_000, None])
+@pytest.mark.parametrize("cpus", [(0, 4), (4,), (9,)])
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        {},
+        ZONES,
+        {CPU.format(0, "base_frequency"): "1000000", CPU.format(4, "scaling_governor"): "userspace"},
+        {CPU.format(0, "scaling_cur_freq"): "<unknown>", "proc/loadavg": "x"},
+        {CPU.format(0, "scaling_max_freq"): "-1", "sys/class/thermal/cooling_device0/cur_state": "1"},
+    ],
+)
+def test_a_watch_says_what_python_s_says(
+    program: str, tmp_path: Path, beginning: dict[str, str], cpus: tuple[int, ...], limit: int | None
+) -> None:
+    ours, theirs = tmp_path / "python", tmp_path / "c"
+    for root in (ours, theirs):
+        write(root, BOARD | beginning)
+    watch = Watch(cpus, limit, sys=ours / "sys", proc=ours / "proc")
+    expected = []
+    for after, move in enumerate(MOVES, 1):
+        write(ours, move)
+        expected.append(watch.sampled(after))
+    found, readings = watched(program, theirs, limit, cpus, MOVES)
+    assert found == expected
+    assert readings == [reading.model_dump(mode="json") for reading in watch.readings]
 
 
 LIMITS = (40_000, 50, 1500, 10**9)

@@ -31,7 +31,9 @@ from tests.bundles import hand_plan
 from tests.native.content import LABELS, ROWS, TOKENS, Content, make_content
 from tests.native.core import sanitized_agent
 
-T_NS, S_BYTES, W_BYTES = 150_000_000, 200_000, 1_000_000
+T_NS, S_BYTES, W_BYTES = 15_000_000_000, 200_000, 1_000_000
+"""The target is met by a sanitized executable on a slow, loaded machine too."""
+
 TOLERANCE = 1e-4
 
 
@@ -86,7 +88,7 @@ def files(agent: Agent, content: Content, importance: ImportanceProfile) -> dict
     assert json.loads(paths["profile"].read_bytes()) == printed
     code, plan = agent.call(
         "plan", "--bundle", content.bundle.path, "--profile", paths["profile"], "--importance",
-        paths["importance"], "--target", "150ms", "--preload", "200kB", "--working", "1MB",
+        paths["importance"], "--target", "15s", "--preload", "200kB", "--working", "1MB",
     )  # fmt: skip
     assert code == 0, plan
     paths["plan"].write_text(json.dumps(plan))
@@ -247,7 +249,7 @@ def converse(
         input="".join(f"{line}\n" for line in lines).encode(),
         env=os.environ | dict(agent.environment),
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -264,7 +266,7 @@ def test_a_session_replans_exactly_when_a_budget_changes(
     questions: list[tuple[dict[str, int | str], bool]] = [
         ({}, True),
         ({}, False),
-        ({"target_ns": "150ms", "preload_bytes": "200kB", "working_bytes": "1MB"}, False),
+        ({"target_ns": "15s", "preload_bytes": "200kB", "working_bytes": "1MB"}, False),
         ({"target_ns": T_NS + 1}, True),
         ({"target_ns": T_NS + 1}, False),
         ({"preload_bytes": 0}, True),
@@ -314,6 +316,7 @@ def test_a_session_goes_on_after_a_question_it_cannot_answer(
         (["infer", "--engine", "torch"], "'torch' is not known"),
         (["profile", "--isa", "sse"], "'sse' is not known"),
         (["profile", "--cpus", "1-0"], "no list of CPUs"),
+        (["profile", "--cpus", "0,4096"], "below 4096"),
         (["session", "--threads"], "--threads needs a value"),
     ],
 )

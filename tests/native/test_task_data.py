@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 import subprocess
@@ -51,7 +52,7 @@ def task_data() -> TaskData:
 
 def read(program: str, path: Path) -> tuple[int, str]:
     done = subprocess.run(
-        [program, str(path)], capture_output=True, text=True, timeout=20, check=False, env=ENVIRONMENT
+        [program, str(path)], capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT
     )
     return done.returncode, done.stdout.strip()
 
@@ -163,6 +164,24 @@ def test_what_python_refuses_is_refused(program: str, tmp_path: Path, case: str)
         load_task_data(path)
     code, text = read(program, path)
     assert (code, str(path) in text) == (FORMAT_ERROR, True)
+
+
+def test_sizes_beyond_64_bits_do_not_fit_a_file_of_any_size(program: str) -> None:
+    """Nearly 2^62 elements of 4 bytes, in a sparse file of as many bytes; only in memory can one be made."""
+    header, _ = split(WHOLE)
+    header["input_ids"] |= {"shape": [2**31 - 1, 2**31 - 1], "data_offsets": [0, 2**62]}
+    file = os.memfd_create("task-data")
+    try:
+        os.write(file, joined(header, b""))
+        os.truncate(file, 2**62 + 2**20)
+        done = subprocess.run(
+            [program, f"/proc/self/fd/{file}"], pass_fds=[file], capture_output=True, text=True, timeout=120,
+            check=False, env=ENVIRONMENT,
+        )  # fmt: skip
+    finally:
+        os.close(file)
+    assert (done.returncode, done.stderr) == (FORMAT_ERROR, "")
+    assert "input_ids has a shape that does not fit the file." in done.stdout
 
 
 def test_a_file_that_is_not_there_is_named(program: str, tmp_path: Path) -> None:

@@ -218,6 +218,17 @@ def test_the_agent_is_small_and_for_its_architecture(architecture: str) -> None:
     assert int.from_bytes(data[18:20], "little") == machine
 
 
+@pytest.mark.parametrize("sanitized", [True, False])
+def test_clangs_address_sanitizer_sees_what_an_arena_has_not_handed_out(
+    tmp_path: Path, sanitized: bool
+) -> None:
+    (base,) = (path for path in agent_sources().files if path.name == "base.c")
+    flags = [*compile_flags("x86_64", base), *(["-fsanitize=address"] if sanitized else [])]
+    made = tmp_path / "base.o"
+    subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags, "-c", base, "-o", made], check=True)
+    assert (b"__asan_poison_memory_region" in made.read_bytes()) == sanitized
+
+
 def test_the_sources_are_package_data() -> None:
     here = Path(__file__).resolve().parents[2]
     text = (here / "pyproject.toml").read_text()

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,25 +141,33 @@ def test_emulated_rates_hold_at_the_plans_read_size(agent: Agent, content: Conte
         io_bytes_per_s=4_000_000, io_mechanism="agent", cpu_share_milli=250, cpu_mechanism="agent"
     )
     units: tuple[Unit, ...] = (ProbeUnit(number=0, kind="probe"), execute(plan, number=1))
-    found = run(agent, content, "emulated", units, emulation=emulation)
-    rates, request = verified(found), found[1].requests[0]
+    for attempt in range(5):  # until no other program has the machine
+        found = run(agent, content, f"emulated-{attempt}", units, emulation=emulation)
+        rates, request = verified(found), found[1].requests[0]
+        require_no_faster(rates, plan, emulation)
+        # The request itself went through the same throttle.
+        assert request.latency_ns >= request.planned_bytes * 10**9 // 4_000_000
+        if (rates.io_bytes_per_s or 0) > 400_000 and (rates.cpu_share_milli or 0) > 20:
+            return
+    pytest.fail(f"far below the nominal rates, five times: {rates}")
+
+
+def require_no_faster(rates: VerifiedEmulation, plan: Plan, emulation: Emulation) -> None:
+    """The throttle of 4 MB/s and a quarter of a CPU gives nothing away."""
     assert rates.emulation == emulation
     sizes = sorted(read.length for read in merged_reads(plan.streamed()))
     assert rates.read_bytes == sizes[(len(sizes) - 1) // 2]
     assert rates.read_nominal_ns == rates.read_bytes * 10**9 // 4_000_000
-    # The throttle gives nothing away; how much it takes beyond that is up to the machine.
     assert rates.io_bytes_per_s is not None
-    assert 400_000 < rates.io_bytes_per_s <= 4_000_000
+    assert rates.io_bytes_per_s <= 4_000_000
     assert rates.read_p50_ns is not None
     assert rates.read_p50_ns >= rates.read_nominal_ns
     assert rates.cpu_share_milli is not None
-    assert 20 < rates.cpu_share_milli <= 260
+    assert rates.cpu_share_milli <= 260
     assert rates.section_cpu_ns is not None
     assert rates.section_nominal_ns == 4 * rates.section_cpu_ns
     assert rates.section_p50_ns is not None
     assert rates.section_p50_ns >= rates.section_nominal_ns
-    # The request itself went through the same throttle.
-    assert request.latency_ns >= request.planned_bytes * 10**9 // 4_000_000
 
 
 def test_a_device_without_a_bundle_is_verified_too(agent: Agent, content: Content) -> None:
@@ -197,16 +205,16 @@ def test_the_peak_is_the_unit_s_own(agent: Agent, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ requests in processes of their own
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
+def its_request(process: subprocess.Popen[bytes], limit_s: float = 120) -> psutil.Process:
+    """The process of the agent's request, as soon as it is there; it lasts as long as the request."""
+    parent, deadline = psutil.Process(process.pid), time.monotonic() + limit_s
+    while True:
+        children = parent.children()
+        if children:
+            return children[0]
         assert process.poll() is None, "the agent ended before"
-        try:
-            process.wait(0.005)
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError("waited in vain")
+        assert time.monotonic() < deadline, f"waited {limit_s} s for the request's process"
+        time.sleep(0.005)
 
 
 def test_a_request_s_process_that_dies_is_a_failure_and_the_next_unit_runs(
@@ -220,10 +228,8 @@ def test_a_request_s_process_that_dies_is_a_failure_and_the_next_unit_runs(
     job = make(agent, content, "killed", units, emulation=slow)
     process = agent.start("run", content.folder / "jobs/killed/1/job.json", "--spool", content.folder)
     try:
-        parent = psutil.Process(process.pid)
-        wait_until(lambda: bool(parent.children()), process)
-        os.kill(parent.children()[0].pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        its_request(process).kill()
+        process.communicate(timeout=120)
     finally:
         process.kill()
     killed, last = results(content, job)
@@ -237,12 +243,10 @@ def test_a_second_signal_ends_a_request_s_process_too(agent: Agent, content: Con
     job = make(agent, content, "stopped", (execute(plan, request_kind="spawn-cold"),), emulation=slow)
     process = agent.start("run", content.folder / "jobs/stopped/1/job.json", "--spool", content.folder)
     try:
-        parent = psutil.Process(process.pid)
-        wait_until(lambda: bool(parent.children()), process)
-        child = parent.children()[0]
+        child = its_request(process)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -259,7 +263,7 @@ def test_spawned_refuses_what_is_no_request(agent: Agent, content: Content) -> N
             input=data,
             env=os.environ | dict(agent.environment),
             capture_output=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 1

@@ -57,7 +57,7 @@ def test_wide_integers_are_exact(architecture: str) -> None:
     command = [path] if native else [str(emulator), path]
     rows = operands()
     text = "".join(f"{a >> 64} {a % LIMB} {b >> 64} {b % LIMB} {factor}\n" for a, b, factor in rows)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=600, check=True)
     answers = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(answers) == len(rows)
     for row, answer in zip(rows, answers, strict=True):

@@ -261,7 +261,8 @@ def test_a_file_name_that_escapes_is_refused(copy: Path, name: str, part: str) -
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "version": (lambda m: m.update(version=2), "version"),
+    "version": (lambda m: m.update(version=2, extra=1), "bundle version 2, this stifarm knows 1"),
+    "older version": (lambda m: m.update(version=0), "version: Input should be 1"),
     "format": (lambda m: m.update(format="other"), "format"),
     "unknown field": (lambda m: m.update(extra=1), "extra"),
     "payload": (lambda m: m["regions"][0]["versions"][0].update(payload_bytes=4095), "payload of 4095"),

@@ -27,6 +27,7 @@ from tests.farm_world import (
     fill,
     make_ready,
     open_world,
+    require_storage,
     score,
     write_inventory,
     write_task_files,
@@ -79,6 +80,7 @@ def refusal(answer: Answer, code: int) -> tuple[str, str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A farm with a model, a task, a bundle, importance, and the profile of ``desk`` but not of ``board``."""
     root = tmp_path_factory.mktemp("farm")
+    require_storage(root)
     write_inventory(root, DESK, BOARD)
     write_task_files(root)
     with open_world(root) as farm:
@@ -472,7 +474,7 @@ def run_process(root: Path, *words: str, code: str = "") -> subprocess.Completed
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPO), "HOME": str(root)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from db import staleness
 from db.models import Base
-from db.models.runs import GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS
-from db.models.samples import IO_MODES
+from db.models.runs import GATE_VERDICTS, REQUEST_KINDS
+from db.models.samples import IO_MODES, PROVEN_MODES
 from db.models.work import ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES
 from db.session import open_store, sqlite_url
 
@@ -48,7 +48,7 @@ def test_example_queries_run(tmp_path: Path) -> None:
     block = re.search(r"```sql\n(.*?)```", PAGE, re.DOTALL)
     assert block is not None
     queries = [query for query in block[1].split(";") if query.strip()]
-    assert len(queries) == 4
+    assert len(queries) == 5
     with open_store(sqlite_url(tmp_path / "s.sqlite")) as store, store.reader() as session:
         for query in queries:
             assert session.execute(text(query)).all() == []

@@ -14,6 +14,7 @@ from sti_runtime.messages import (
     JournalRecord,
     MemoryParts,
     Payload,
+    Reading,
     RequestSample,
     ResultRecord,
 )
@@ -54,6 +55,10 @@ def samples_of(unit: int, **changes: Any) -> JournalRecord:
     return result(unit, samples=(*samples[:-1], samples[-1].model_copy(update=changes)))
 
 
+def reading(**changes: Any) -> Reading:
+    return world.READING.model_copy(update=changes)
+
+
 def trace_of(**changes: Any) -> tuple[Any, ...]:
     return (world.request(5).trace[0].model_copy(update=changes),)
 
@@ -82,6 +87,13 @@ def test_what_is_not_known_is_not_checked() -> None:
         (executed(trace=trace_of() * 2), "a trace of 2 layers"),
         (executed(trace=trace_of(io_start_ns=2000)), "ends before it starts"),
         (executed(trace=trace_of(compute_end_ns=10**9)), "after its request has ended"),
+        (executed(mode_asked="buffered"), "asked other than direct reads"),
+        (result(4, readings=(reading(after=13),)), "beyond the 12 samples"),
+        (result(1, readings=(reading(after=2), reading(after=1))), "out of order"),
+        (result(2, readings=(reading(after=4),)), "beyond the 3 samples"),
+        (result(3, readings=(reading(temperature_milli_c=10**7),)), "temperature_milli_c of 10000000"),
+        (result(4, readings=(reading(load_milli=-1),)), "load_milli of -1"),
+        (result(4, readings=(reading(available_memory_bytes=-1),)), "available_memory_bytes of -1"),
         (result(4, requests=()), "not of the rows asked"),
         (result(4, plan_digest="0" * 64), "executed plan 000000000000"),
         (result(4, request_kind="cold"), "cold requests where warm"),
@@ -160,4 +172,4 @@ def test_durations_must_fit_the_wall_clock() -> None:
 
 def test_a_failed_gate_explains_missing_requests() -> None:
     gates = (GateVerdict(gate="load", verdict="fail", detail=""),)
-    assert why_rejected(result(4, requests=(), gates=gates), CONTEXT) is None
+    assert why_rejected(result(4, requests=(), readings=(), gates=gates), CONTEXT) is None

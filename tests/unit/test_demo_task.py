@@ -208,7 +208,7 @@ def test_the_training_command_starts_and_an_interrupt_is_told(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=120) == 130
     assert first.startswith("short-sentences: step 50 of 500, loss 0.")
     assert "the same command continues" in rest
     assert not (tmp_path / "w").exists()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -271,10 +270,18 @@ def test_a_diverging_training_stops_with_an_error() -> None:
 # ------------------------------------------------------------------------------------ resuming
 
 _SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
-from tests.unit.test_elastic import CONFIG, make_rows, resumable
-resumable(Path(sys.argv[1]), on_step=lambda phase, done, total, loss: print(phase, done, flush=True))
+from orchestrator.interrupts import lost_interrupts_return
+from tests.unit.test_elastic import resumable
+
+def on_step(phase, done, total, loss):
+    print(phase, done, flush=True)
+    if (phase, done) == (sys.argv[2], total - 1):
+        time.sleep(600)  # so that the signal comes before the last step, on any machine
+
+with lost_interrupts_return():
+    resumable(Path(sys.argv[1]), on_step=on_step)
 """
 
 
@@ -294,7 +301,7 @@ def resumable(workspace: Path | None, on_step: object = None) -> dict[str, F32]:
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path, phase: str, stop: signal.Signals) -> None:
     repository = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", _SCRIPT, str(tmp_path), phase],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -306,8 +313,8 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path, phase: str, 
         if line.split()[0] == phase and int(line.split()[1]) >= 8:
             process.send_signal(stop)
             break
+    assert process.wait(timeout=120) != 0
     process.stdout.close()
-    assert process.wait(timeout=60) != 0
 
     steps: list[tuple[str, int]] = []
     resumed = resumable(tmp_path, on_step=lambda p, done, total, loss: steps.append((p, done)))
@@ -321,11 +328,9 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path, phase: str, 
 
 def test_a_finished_phase_is_not_trained_again(tmp_path: Path) -> None:
     resumable(tmp_path)
-    started = time.monotonic()
     steps: list[tuple[str, int]] = []
     resumable(tmp_path, on_step=lambda p, done, total, loss: steps.append((p, done)))
     assert [step for step in steps if step[0] != "head importance"] == [("widths", 20), ("depths", 20)]
-    assert time.monotonic() - started < 30
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -13,9 +13,14 @@ from orchestrator.interrupts import held_interrupts, lost_interrupts_return
 
 def test_an_interrupt_within_the_block_comes_at_its_end() -> None:
     steps = []
-    with pytest.raises(KeyboardInterrupt), held_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        steps.append("after the signal")
+
+    def block() -> None:
+        with held_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("after the signal")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert steps == ["after the signal"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)  # the handler of before is back
@@ -23,18 +28,27 @@ def test_an_interrupt_within_the_block_comes_at_its_end() -> None:
 
 def test_a_second_interrupt_goes_through_at_once() -> None:
     steps = []
-    with pytest.raises(KeyboardInterrupt), held_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        steps.append("first")
-        signal.raise_signal(signal.SIGINT)
-        steps.append("second")
+
+    def block() -> None:
+        with held_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("first")
+            signal.raise_signal(signal.SIGINT)
+            steps.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert steps == ["first"]
 
 
 def test_an_interrupt_counts_for_more_than_the_error_it_caused() -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, held_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        raise RuntimeError("a child was interrupted too")
+    def block() -> None:
+        with held_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("a child was interrupted too")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        block()
     assert isinstance(caught.value.__context__, RuntimeError)
 
 
@@ -63,8 +77,12 @@ class Dropping:
 
 
 def test_an_interrupt_that_python_drops_comes_again() -> None:
-    with pytest.raises(KeyboardInterrupt), lost_interrupts_return():
-        dropping = Dropping()
-        del dropping
-        for _ in range(600):  # the deletion did not raise; the interrupt comes in here
-            time.sleep(0.1)
+    def block() -> None:
+        with lost_interrupts_return():
+            dropping = Dropping()
+            del dropping
+            for _ in range(600):  # the deletion did not raise; the interrupt comes in here
+                time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()

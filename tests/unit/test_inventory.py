@@ -63,7 +63,7 @@ def test_every_field_is_read() -> None:
     )
     assert (gates.min_free_bytes, gates.wait_limit_s) == (200_000_000, 5)
     assert device.emulate == EmulateSpec(4_000_000, 250, "agent")
-    assert device.emulated
+    assert (device.emulated, device.native) == (True, False)
 
 
 def test_defaults() -> None:
@@ -77,7 +77,7 @@ def test_defaults() -> None:
     )
     assert device.labels == {}
     assert (device.gates.max_temperature_milli_c, device.gates.min_free_bytes) == (None, None)
-    assert not device.emulated
+    assert (device.emulated, device.native) == (False, True)
 
 
 def test_the_shipped_inventory() -> None:

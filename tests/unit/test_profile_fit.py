@@ -25,8 +25,9 @@ FIDELITIES = (2, 6, 32)
 
 def io(versions: int, bytes_: int, duration_ns: int, *, valid: bool = True) -> IoSample:
     return IoSample(
-        versions=versions, bytes=bytes_, storage_bytes=bytes_, duration_ns=duration_ns, valid=valid
-    )
+        versions=versions, bytes=bytes_, storage_bytes=bytes_, duration_ns=duration_ns, valid=valid,
+        mode_asked="direct", mode_proven="direct", throttled=False,
+    )  # fmt: skip
 
 
 def line(alpha_ns: int, ps_per_byte: int, *, repeats: int = 4) -> list[IoSample]:
@@ -39,9 +40,16 @@ def line(alpha_ns: int, ps_per_byte: int, *, repeats: int = 4) -> list[IoSample]
     ]
 
 
-def compute(width: int, fidelity: int, decompress: int, ns: int, *, warmup: bool = False) -> ComputeSample:
+def compute(
+    width: int, fidelity: int, decompress: int, ns: int, *, warmup: bool = False, throttled: bool = False
+) -> ComputeSample:
     return ComputeSample(
-        width=width, fidelity=fidelity, decompress_ns=decompress, compute_ns=ns, warmup=warmup
+        width=width,
+        fidelity=fidelity,
+        decompress_ns=decompress,
+        compute_ns=ns,
+        throttled=throttled,
+        warmup=warmup,
     )
 
 
@@ -49,7 +57,13 @@ COMPUTE = [compute(m, k, m * k * 10, m * 1000 + i) for m in (1, 2) for k in FIDE
 
 
 def fixed(
-    embed_io: int, embed_compute: int, head: int, *, stored: int = 10, warmup: bool = False
+    embed_io: int,
+    embed_compute: int,
+    head: int,
+    *,
+    stored: int = 10,
+    warmup: bool = False,
+    throttled: bool = False,
 ) -> FixedSample:
     return FixedSample(
         embed_io_ns=embed_io,
@@ -57,6 +71,9 @@ def fixed(
         head_ns=head,
         bytes=10,
         storage_bytes=stored,
+        mode_asked="direct",
+        mode_proven="direct" if stored >= 10 else "mixed",
+        throttled=throttled,
         warmup=warmup,
     )
 

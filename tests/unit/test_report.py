@@ -32,10 +32,31 @@ MEASURED = Measured(
     older_runs=0,
     request_kind="warm",
     io_modes=("direct",),
+    modes=(("direct", "direct", 30),),
     gate_verdict="pass",
     mechanisms=(),
 )
 ACCURACY = Accuracy(wilson(870, 1000), 400_000_000, "d" * 64, "dev", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes", "found"),
+    [
+        ("warm", (("direct", "direct", 50),), [("direct 50/50", True)]),
+        ("warm", (("direct", "direct", 48), ("direct", "mixed", 2)), [("direct 48/50", False)]),
+        ("cold", (("direct", "buffered-cold", 50),), [("direct 0/50", False)]),
+        ("cold", (("buffered", "buffered-cold", 4), ("buffered", "mixed", 1)), [("buffered-cold 4/5", False)]),
+        ("cached", (("buffered", "cached", 50),), [("cached 50/50", True)]),
+    ],
+)  # fmt: skip
+def test_requests_that_read_as_asked_are_counted(
+    answer: PlanAnswer, kind: str, modes: tuple[tuple[str, str, int], ...], found: list[tuple[str, bool]]
+) -> None:
+    measured = replace(MEASURED, request_kind=kind, modes=modes)
+    assert report.mode_counts(measured) == found
+    shown = replace(answer, measured=measured)
+    assert [text for text, whole in found if not whole] == [n for n in report.notes(shown) if "/" in n]
+    assert report.plan_json(shown)["measured"]["modes_as_asked"] == [text for text, _ in found]
 
 
 @pytest.fixture(scope="module")

@@ -354,6 +354,8 @@ def upgrade() -> None:
     op.create_index(op.f("ix_evaluations_device_id"), "evaluations", ["device_id"], unique=False)
     op.create_table(
         "fixed_samples",
+        sa.Column("mode_asked", sa.String(length=64), nullable=False),
+        sa.Column("mode_proven", sa.String(length=64), nullable=False),
         sa.Column("embed_io_ns", INT64, nullable=False),
         sa.Column("embed_compute_ns", INT64, nullable=False),
         sa.Column("head_ns", INT64, nullable=False),
@@ -372,6 +374,11 @@ def upgrade() -> None:
         sa.Column("warmup", sa.Boolean(), nullable=False),
         sa.Column("valid", sa.Boolean(), nullable=False),
         sa.Column("reasons_json", sa.Text(), nullable=False),
+        sa.CheckConstraint("mode_asked IN ('direct', 'buffered')", name=op.f("ck_fixed_samples_mode_asked")),
+        sa.CheckConstraint(
+            "mode_proven IN ('direct', 'buffered-cold', 'cached', 'mixed', 'unknown')",
+            name=op.f("ck_fixed_samples_mode_proven"),
+        ),
         sa.ForeignKeyConstraint(
             ["bundle_digest"], ["bundles.digest"], name=op.f("fk_fixed_samples_bundle_digest")
         ),
@@ -386,6 +393,8 @@ def upgrade() -> None:
     op.create_table(
         "io_samples",
         sa.Column("io_mode", sa.String(length=64), nullable=False),
+        sa.Column("mode_asked", sa.String(length=64), nullable=False),
+        sa.Column("mode_proven", sa.String(length=64), nullable=False),
         sa.Column("beside_compute", sa.Boolean(), nullable=False),
         sa.Column("versions", INT64, nullable=False),
         sa.Column("read_bytes", INT64, nullable=False),
@@ -405,6 +414,11 @@ def upgrade() -> None:
         sa.Column("valid", sa.Boolean(), nullable=False),
         sa.Column("reasons_json", sa.Text(), nullable=False),
         sa.CheckConstraint("io_mode IN ('direct', 'buffered')", name=op.f("ck_io_samples_io_mode")),
+        sa.CheckConstraint("mode_asked IN ('direct', 'buffered')", name=op.f("ck_io_samples_mode_asked")),
+        sa.CheckConstraint(
+            "mode_proven IN ('direct', 'buffered-cold', 'cached', 'mixed', 'unknown')",
+            name=op.f("ck_io_samples_mode_proven"),
+        ),
         sa.ForeignKeyConstraint(
             ["bundle_digest"], ["bundles.digest"], name=op.f("fk_io_samples_bundle_digest")
         ),
@@ -514,6 +528,7 @@ def upgrade() -> None:
         sa.Column("load_after_milli", INT64, nullable=True),
         sa.Column("gate_verdict", sa.String(length=64), nullable=False),
         sa.Column("gates_json", sa.Text(), nullable=False),
+        sa.Column("readings_json", sa.Text(), nullable=False),
         sa.Column("emulated", sa.Boolean(), nullable=False),
         sa.Column("io_mechanism", sa.String(length=32), nullable=True),
         sa.Column("cpu_mechanism", sa.String(length=32), nullable=True),
@@ -527,7 +542,7 @@ def upgrade() -> None:
         sa.CheckConstraint("gate_verdict IN ('pass', 'fail', 'ungated')", name=op.f("ck_runs_gate_verdict")),
         sa.CheckConstraint("io_mode IN ('direct', 'buffered')", name=op.f("ck_runs_io_mode")),
         sa.CheckConstraint(
-            "io_mode_proven IN ('direct', 'buffered-cold', 'cached', 'mixed')",
+            "io_mode_proven IN ('direct', 'buffered-cold', 'cached', 'mixed', 'unknown')",
             name=op.f("ck_runs_io_mode_proven"),
         ),
         sa.CheckConstraint(
@@ -562,8 +577,15 @@ def upgrade() -> None:
         sa.Column("stall_ns", INT64, nullable=False),
         sa.Column("planned_bytes", INT64, nullable=False),
         sa.Column("storage_bytes", INT64, nullable=False),
+        sa.Column("mode_asked", sa.String(length=64), nullable=False),
+        sa.Column("mode_proven", sa.String(length=64), nullable=False),
         sa.Column("logits_json", sa.Text(), nullable=False),
         sa.Column("trace_json", sa.Text(), nullable=False),
+        sa.CheckConstraint("mode_asked IN ('direct', 'buffered')", name=op.f("ck_requests_mode_asked")),
+        sa.CheckConstraint(
+            "mode_proven IN ('direct', 'buffered-cold', 'cached', 'mixed', 'unknown')",
+            name=op.f("ck_requests_mode_proven"),
+        ),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_requests_run_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_requests")),
         sa.UniqueConstraint("run_id", "ordinal", name=op.f("uq_requests_run_id_ordinal")),
