@@ -28,7 +28,7 @@ from sti_runtime.messages import (
     IoSample,
     ProvenMode,
 )
-from sti_runtime.pipeline import Executor
+from sti_runtime.pipeline import Executor, LayerLoad
 from sti_runtime.plan import PlannedShard
 from sti_runtime.plan_build import Fidelity
 
@@ -63,6 +63,20 @@ def layer_shards(
             )
         )
     return tuple(shards)
+
+
+def _io_sample(load: LayerLoad, io_mode: IoMode, *, throttled: bool) -> IoSample:
+    stored = load.storage_bytes is not None and load.storage_bytes >= load.bytes
+    return IoSample(
+        versions=load.versions,
+        bytes=load.bytes,
+        storage_bytes=load.storage_bytes or 0,
+        duration_ns=load.duration_ns,
+        mode_asked=IO_MODE,
+        mode_proven=proven_mode(load.bytes, load.storage_bytes, io_mode),
+        throttled=throttled,
+        valid=stored and not throttled,
+    )
 
 
 def evict_if_buffered(executor: Executor, io_mode: IoMode) -> IoMode:
@@ -104,19 +118,7 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
             executor.drop_layer(loaded)
             throttled = watch.sampled(len(samples) + (repeat >= 0))
             if repeat >= 0:
-                stored = load.storage_bytes is not None and load.storage_bytes >= load.bytes
-                samples.append(
-                    IoSample(
-                        versions=load.versions,
-                        bytes=load.bytes,
-                        storage_bytes=load.storage_bytes or 0,
-                        duration_ns=load.duration_ns,
-                        mode_asked=IO_MODE,
-                        mode_proven=proven_mode(load.bytes, load.storage_bytes, io_mode),
-                        throttled=throttled,
-                        valid=stored and not throttled,
-                    )
-                )
+                samples.append(_io_sample(load, io_mode, throttled=throttled))
     executor.reset()
     return IoProfileResult(
         kind="profile-io", io_mode=io_mode, readings=watch.readings, samples=tuple(samples)
@@ -126,13 +128,16 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
 def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfileResult:
     """One layer decompressed and computed again and again, reads going on beside as in a request:
     while a layer is computed at most the next one is being read, and a slow read spans several layers.
+    It goes on until one read has ended, so that all reads are beside compute.
     """
     executor, manifest = context.executor, context.bundle.manifest
     request = context.request(0)
     executor.engine.allocate(unit.width, request.tokens)
     executor.run_fixed(request, IO_MODE)  # gives the engine a real hidden state to work on
+    io_mode = executor.storage(IO_MODE).io_mode
     watch = Watch.of_job(context.job)
     samples: list[ComputeSample] = []
+    reads: list[IoSample] = []
     for i, fidelity in enumerate(unit.fidelities):
         shards = layer_shards(manifest, i % manifest.model.layers, [fidelity] * unit.width)
         loaded, _ = executor.load_layer(shards, IO_MODE)
@@ -151,15 +156,27 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
                             warmup=repeat < unit.warmups,
                         )
                     )
+                while not beside.has_read():
+                    executor.compute_layer(shards[0].source_layer, loaded)
         finally:
             executor.drop_layer(loaded)
+        # Which of the reads a throttled layer was beside cannot be told: then none counts.
+        throttled = any(sample.throttled for sample in samples[-unit.warmups - unit.repeats :])
+        reads += (_io_sample(load, io_mode, throttled=throttled) for load in beside.loads)
     executor.reset()
-    return ComputeProfileResult(kind="profile-compute", readings=watch.readings, samples=tuple(samples))
+    return ComputeProfileResult(
+        kind="profile-compute",
+        io_mode=io_mode,
+        readings=watch.readings,
+        samples=tuple(samples),
+        reads=tuple(reads),
+    )
 
 
 class _ReadBeside:
     """Another thread that reads one layer from storage for each ``next_layer``, unless it is still at
-    the one before. Leaving the block waits for it. Raises: its error, on either call.
+    the one before. Leaving the block waits for it; what it reads from then on is no sample.
+    Raises: a read's error, on any call.
     """
 
     def __init__(self, executor: Executor, manifest: Manifest, fidelities: Sequence[int]) -> None:
@@ -167,6 +184,8 @@ class _ReadBeside:
         self._pool = ThreadPoolExecutor(1, "beside")
         self._reading: Future[None] | None = None
         self._layer = 0
+        self._leaving = False
+        self.loads: list[LayerLoad] = []
 
     def __enter__(self) -> Self:
         return self
@@ -180,9 +199,16 @@ class _ReadBeside:
         self._reading = self._pool.submit(self._read, self._layer)
         self._layer = (self._layer + 1) % self._manifest.model.layers
 
+    def has_read(self) -> bool:
+        """Whether a read has ended."""
+        if self._reading is not None and self._reading.done():
+            self._reading.result()
+        return bool(self.loads)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leaving = True
         self._pool.shutdown(wait=True)
         if self._reading is not None and error is None:
             self._reading.result()
@@ -190,7 +216,9 @@ class _ReadBeside:
     def _read(self, layer: int) -> None:
         shards = layer_shards(self._manifest, layer, self._fidelities)
         evict_if_buffered(self._executor, IO_MODE)
-        loaded, _ = self._executor.load_layer(shards, IO_MODE)
+        loaded, load = self._executor.load_layer(shards, IO_MODE)
+        if not self._leaving:
+            self.loads.append(load)
         self._executor.drop_layer(loaded)
 
 

@@ -76,6 +76,7 @@ LIMIT_BYTES_PER_S = 100_000_000
 PLAIN_READ_BYTES = 100_000_000
 PLANS = 50
 PLAN_REQUESTS = 5
+PLANS_PER_PROFILE = 25
 KERNEL_ROUNDS = 30
 PEER_ROWS = frozenset({1, 2, 4, 10})
 LIMITED_ROWS = frozenset({3})
@@ -262,13 +263,18 @@ def limited_cases(ours: Ours, runner: PeerRunner | None, board: Board) -> Iterat
 
 
 def plan_samples(ours: Ours, board: Board, count: int, progress: Callable[[str], None]) -> list[PlanSample]:
-    """Random valid plans on a board, profiled just before: predictions against medians of warm requests."""
-    progress(f"{board.name}: profile")
-    ours.forget_profile("native", board)
-    plans = ours.random_plans(count, "native", board, seed=1)
-    found = []
-    for number, plan in enumerate(plans):
+    """Random valid plans on a board, profiled just before every few: predictions against medians of warm
+    requests."""
+    found: list[PlanSample] = []
+    plans: list[Plan] = []
+    for number in range(count):
+        if number % PLANS_PER_PROFILE == 0:
+            progress(f"{board.name}: profile")
+            ours.forget_profile("native", board)
+            few = min(PLANS_PER_PROFILE, count - number)
+            plans += ours.random_plans(few, "native", board, seed=1 + number)
         progress(f"{board.name}: plan {number + 1} of {count}")
+        plan = plans[number]
         done: Inferred = ours.infer(
             plan, "native", kind="warm", repeat=WARMUPS + PLAN_REQUESTS, row=number, board=board
         )

@@ -68,23 +68,30 @@ def _not_stored(sample: IoSample | FixedSample) -> list[str]:
 def _io(session: Session, source: Source, _: int, result: IoProfileResult) -> str | None:
     missing = missing_bundle(session, source)
     if missing is None:
-        rows = [
-            {
-                **_sample(source, i),
-                "warmup": False,
-                **_verdict(_io_reasons(s)),
-                "io_mode": result.io_mode,
-                "mode_asked": s.mode_asked,
-                "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
-                "versions": s.versions,
-                "read_bytes": s.bytes,
-                "storage_bytes": s.storage_bytes,
-                "duration_ns": s.duration_ns,
-            }
-            for i, s in enumerate(result.samples)
-        ]
-        session.execute(insert(IoSampleRow), rows)
+        _insert_reads(session, source, result.io_mode, result.samples, beside=False)
     return missing
+
+
+def _insert_reads(
+    session: Session, source: Source, io_mode: str, samples: Sequence[IoSample], *, beside: bool
+) -> None:
+    rows = [
+        {
+            **_sample(source, i),
+            "warmup": False,
+            **_verdict(_io_reasons(s)),
+            "io_mode": io_mode,
+            "mode_asked": s.mode_asked,
+            "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
+            "beside_compute": beside,
+            "versions": s.versions,
+            "read_bytes": s.bytes,
+            "storage_bytes": s.storage_bytes,
+            "duration_ns": s.duration_ns,
+        }
+        for i, s in enumerate(samples)
+    ]
+    session.execute(insert(IoSampleRow), rows)
 
 
 def _compute(session: Session, source: Source, _: int, result: ComputeProfileResult) -> str | None:
@@ -103,6 +110,7 @@ def _compute(session: Session, source: Source, _: int, result: ComputeProfileRes
             for i, s in enumerate(result.samples)
         ]
         session.execute(insert(ComputeSampleRow), rows)
+        _insert_reads(session, source, result.io_mode, result.reads, beside=True)
     return missing
 
 

@@ -33,6 +33,7 @@ class ProfileSamples:
 
     job_id: str
     io: tuple[IoSample, ...]
+    beside: tuple[IoSample, ...]
     compute: tuple[ComputeSample, ...]
     fixed: tuple[FixedSample, ...]
     emulated: bool
@@ -82,19 +83,8 @@ def profile_samples(
         return None
     return ProfileSamples(
         job_id=job_id,
-        io=tuple(
-            IoSample(
-                versions=s.versions,
-                bytes=s.read_bytes,
-                storage_bytes=s.storage_bytes,
-                duration_ns=s.duration_ns,
-                mode_asked=s.mode_asked,
-                mode_proven=s.mode_proven,
-                throttled=False,
-                valid=s.valid,
-            )
-            for s, _ in io
-        ),
+        io=tuple(_read(s) for s, _ in io if not s.beside_compute),
+        beside=tuple(_read(s) for s, _ in io if s.beside_compute),
         compute=tuple(
             ComputeSample(
                 width=s.width,
@@ -122,6 +112,19 @@ def profile_samples(
         ),
         emulated=any(s.emulated for s, _ in found),
         newest_wall_ns=max(wall_ns for _, wall_ns in found),
+    )
+
+
+def _read(row: Any) -> IoSample:
+    return IoSample(
+        versions=row.versions,
+        bytes=row.read_bytes,
+        storage_bytes=row.storage_bytes,
+        duration_ns=row.duration_ns,
+        mode_asked=row.mode_asked,
+        mode_proven=row.mode_proven,
+        throttled=False,
+        valid=row.valid,
     )
 
 

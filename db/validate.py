@@ -20,6 +20,7 @@ from sti_runtime.messages import (
     FixedProfileResult,
     FixedProfileUnit,
     IoProfileResult,
+    IoSample,
     Job,
     JournalRecord,
     ProbeResult,
@@ -102,7 +103,9 @@ def _durations(result: Any) -> list[int]:
     if isinstance(result, IoProfileResult):
         return [s.duration_ns for s in result.samples]
     if isinstance(result, ComputeProfileResult):
-        return [s.decompress_ns + s.compute_ns for s in result.samples]
+        return [s.decompress_ns + s.compute_ns for s in result.samples] + [
+            s.duration_ns for s in result.reads
+        ]
     if isinstance(result, FixedProfileResult):
         return [s.embed_io_ns + s.embed_compute_ns + s.head_ns for s in result.samples]
     if isinstance(result, ExecuteResult):
@@ -168,23 +171,29 @@ def _probe(_: Any, result: ProbeResult, __: Context) -> str | None:
 def _io(_: Any, result: IoProfileResult, context: Context) -> str | None:
     if not result.samples:
         return "no samples"
-    if context.heads is not None and any(s.versions > context.heads for s in result.samples):
+    return _reads(result, result.samples, context)
+
+
+def _reads(result: Any, reads: Sequence[IoSample], context: Context) -> str | None:
+    if context.heads is not None and any(s.versions > context.heads for s in reads):
         return f"a layer read of more than {context.heads} versions"
     return (
         _too_long(result)
         or _readings(result.readings, len(result.samples))
-        or _too_large("a read", (s.bytes for s in result.samples), _read_cap(context))
-        or _too_large("bytes from storage", (s.storage_bytes for s in result.samples), SIZE_CAP_BYTES)
+        or _too_large("a read", (s.bytes for s in reads), _read_cap(context))
+        or _too_large("bytes from storage", (s.storage_bytes for s in reads), SIZE_CAP_BYTES)
     )
 
 
-def _compute(unit: ComputeProfileUnit, result: ComputeProfileResult, _: Context) -> str | None:
+def _compute(unit: ComputeProfileUnit, result: ComputeProfileResult, context: Context) -> str | None:
     if not result.samples:
         return "no samples"
     for sample in result.samples:
         if sample.width != unit.width or sample.fidelity not in unit.fidelities:
             return f"a sample of width {sample.width} at {sample.fidelity} bits, which was not asked"
-    return _too_long(result) or _readings(result.readings, len(result.samples))
+    if not result.reads:
+        return "no reads beside"
+    return _reads(result, result.reads, context)
 
 
 def _fixed(_: FixedProfileUnit, result: FixedProfileResult, context: Context) -> str | None:

@@ -30,9 +30,9 @@ from sti_runtime.messages import (
 from sti_runtime.plan import Plan
 from sti_runtime.records import canonical_json, sha256_hex
 
-IO_ROUNDS = 4
-COMPUTE_WARMUPS = 2
-COMPUTE_REPEATS = 8
+PROFILE_ROUNDS = 4
+COMPUTE_WARMUPS = 1
+COMPUTE_REPEATS = 2
 FIXED_WARMUPS = 3
 FIXED_REQUESTS = 30
 EVALUATE_BATCH = 32
@@ -53,11 +53,12 @@ class DeviceTarget:
 
 
 def profile_units(manifest: Manifest, rows: int, *, seed: int = 0) -> tuple[Unit, ...]:
-    """Units of one device profile: IO rounds, compute per trained width, fixed cost, between two probes
-    (clocks, temperature, load; the verified rates of an emulated device)."""
+    """Units of one device profile: rounds of IO and of compute per trained width, so that a passing
+    disturbance hits a part of every kind's samples only, then fixed cost, between two probes (clocks,
+    temperature, load; the verified rates of an emulated device)."""
     widths = tuple(sorted({submodel.width for submodel in manifest.submodels}))
     units: list[Unit] = [ProbeUnit(number=0, kind="probe")]
-    for round_ in range(IO_ROUNDS):
+    for round_ in range(PROFILE_ROUNDS):
         units.append(
             IoProfileUnit(
                 number=len(units),
@@ -68,16 +69,16 @@ def profile_units(manifest: Manifest, rows: int, *, seed: int = 0) -> tuple[Unit
                 seed=seed + round_,
             )
         )
-    for width in widths:
-        units.append(
+        units += (
             ComputeProfileUnit(
-                number=len(units),
+                number=number,
                 kind="profile-compute",
                 width=width,
                 fidelities=manifest.fidelities,
                 warmups=COMPUTE_WARMUPS,
                 repeats=COMPUTE_REPEATS,
             )
+            for number, width in enumerate(widths, len(units))
         )
     units.append(
         FixedProfileUnit(

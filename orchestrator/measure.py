@@ -114,6 +114,7 @@ def fit(farm: Farm, ready: ReadyDevice, work: Work, job_id: str) -> DeviceProfil
             widths={submodel.width for submodel in manifest.submodels},
             fidelities=manifest.fidelities,
             io=samples.io,
+            beside=samples.beside,
             compute=samples.compute,
             fixed=samples.fixed,
         )

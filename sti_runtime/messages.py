@@ -94,7 +94,10 @@ class IoProfileUnit(Record):
 
 
 class ComputeProfileUnit(Record):
-    """Layer compute and decompression for one width at each fidelity, an IO thread reading beside."""
+    """Layer compute and decompression for one width at each fidelity, an IO thread reading beside.
+
+    Each fidelity is computed on until at least one of those reads has ended.
+    """
 
     number: NonNegative
     kind: Literal["profile-compute"]
@@ -302,11 +305,13 @@ class ComputeSample(Record):
 
 
 class ComputeProfileResult(Record):
-    """Result of a ComputeProfileUnit."""
+    """Result of a ComputeProfileUnit. ``reads``: the layer reads beside, all while a layer was computed."""
 
     kind: Literal["profile-compute"]
+    io_mode: IoMode
     readings: tuple[Reading, ...]
     samples: tuple[ComputeSample, ...]
+    reads: tuple[IoSample, ...]
 
 
 class FixedSample(Record):

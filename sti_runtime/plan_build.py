@@ -18,15 +18,16 @@ Fidelity = Literal[2, 3, 4, 5, 6, 32]
 
 @dataclass(frozen=True)
 class ShardCosts:
-    """Per fidelity, the bytes and p95 T_io of every shard's version.
+    """Per fidelity, the bytes and p95 T_io of every shard's version, alone and as budgets are debited.
 
-    Shapes: ``lengths[k][l·M + s]``, ``io_ns[k][l·M + s]``. ``fidelities`` ascend.
+    Shapes: ``lengths[k][l·M + s]``, ``io_ns`` and ``budget_ns`` likewise. ``fidelities`` ascend.
     """
 
     fidelities: tuple[Fidelity, ...]
     heads: int
     lengths: dict[Fidelity, list[int]]
     io_ns: dict[Fidelity, list[int]]
+    budget_ns: dict[Fidelity, list[int]]
     decompress_ns: dict[Fidelity, int]
 
 
@@ -57,16 +58,17 @@ def shard_costs(manifest: Manifest, profile: DeviceProfile, fidelities: Collecti
             "which submodels of the bundle have.",
             "Profile the device again with every width of the bundle.",
         )
-    cost: dict[int, int] = {}
     lengths = {region.fidelity: [v.length for v in region.versions] for region in regions}
     _check_extent(manifest, profile, len(regions), sum(map(sum, lengths.values())))
-    for row in lengths.values():
-        cost |= {length: profile.io.p95_ns(length) for length in set(row) - cost.keys()}
+    sizes = {length for row in lengths.values() for length in row}
+    io_ns = {length: profile.io.p95_ns(length) for length in sizes}
+    budget_ns = {length: profile.io.budget_ns(length) for length in sizes}
     return ShardCosts(
         fidelities=tuple(region.fidelity for region in regions),
         heads=manifest.model.heads,
         lengths=lengths,
-        io_ns={k: [cost[length] for length in row] for k, row in lengths.items()},
+        io_ns={k: [io_ns[length] for length in row] for k, row in lengths.items()},
+        budget_ns={k: [budget_ns[length] for length in row] for k, row in lengths.items()},
         decompress_ns={region.fidelity: profiled[region.fidelity] for region in regions},
     )
 
@@ -80,8 +82,9 @@ def _check_extent(manifest: Manifest, profile: DeviceProfile, regions: int, byte
     if bytes_ >= 1 << 63:
         raise InputError("The bundle's versions come to 2^63 bytes or more.", "Name another bundle.")
     read_ns = versions * profile.io.alpha_ns + bytes_ * profile.io.ps_per_byte // 1000
+    worst_ns = -(-read_ns * max(profile.io.p95_ppm, PPM) // PPM) + versions
     total_ns = (
-        -(-read_ns * max(profile.io.p95_ppm, PPM) // PPM)
+        -(-worst_ns * profile.io.beside_ppm // PPM)
         + versions
         + manifest.model.layers * max(max(row.median_ns, row.p95_ns) for row in profile.compute)
         + shards * max(max(row.median_ns, row.p95_ns) for row in profile.decompress)

@@ -45,7 +45,8 @@ def check_plan(
         problems.append("reads a layer before the one below it")
     if plan.planner == "paper":
         problems += _negative_budgets(plan, profile, target)
-    timeline = simulate(works, profile.fixed_p95, working, plan.mode)
+    beside_ppm = profile.io.beside_ppm
+    timeline = simulate(works, profile.fixed_p95, working, plan.mode, beside_ppm=beside_ppm)
     if timeline is None:
         problems.append(f"streams more than a working buffer of {working} bytes can hold")
     elif timeline.end_ns > target:
@@ -60,7 +61,8 @@ def _negative_budgets(plan: Plan, profile: DeviceProfile, target_ns: int) -> lis
         return [f"compute alone exceeds the target by {-slack_ns} ns"]
     problems = []
     for layer in range(n):
-        debits = sum(profile.io.p95_ns(s.length) for s in plan.shards if s.layer <= layer and not s.preloaded)
+        streamed = [s.length for s in plan.shards if s.layer <= layer and not s.preloaded]
+        debits = sum(map(profile.io.budget_ns, streamed))
         aib_ns = (slack_ns if plan.slack else 0) + layer * t_comp_ns - debits
         if aib_ns < 0:
             problems.append(f"AIB({layer}) is {aib_ns} ns")

@@ -32,7 +32,7 @@ from sti_runtime.plan_build import (
 from sti_runtime.plan_check import check_bundle, check_plan
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.shard import ShardId
-from sti_runtime.timeline import LayerWork, simulate
+from sti_runtime.timeline import LayerWork, Timeline, simulate
 from sti_runtime.units import format_bytes, format_ns
 
 __all__ = ["check_bundle", "check_plan", "choose_preload", "plan_paper"]
@@ -197,7 +197,7 @@ class _Draft:
             return None
         else:
             paced_ns = self.problem.target_ns - self._slack_ns()
-        ends = simulate(self.works, self.problem.profile.fixed_p95, self.problem.working_bytes)
+        ends = self._timeline()
         return None if ends is None else max(paced_ns, ends.end_ns)
 
     def _slack_ns(self) -> int:
@@ -206,15 +206,15 @@ class _Draft:
 
     def _set_uniform(self, fidelity: Fidelity) -> None:
         debits = [0] * self.submodel.depth
-        io_ns, width = self.problem.costs.io_ns[fidelity], self.submodel.width
+        budget_ns, width = self.problem.costs.budget_ns[fidelity], self.submodel.width
         for index in self.streamed:
             self.fidelities[index] = fidelity
-            debits[index // width] += io_ns[self.rows[index]]
-        budget_ns = self._slack_ns() if self.problem.slack else 0
+            debits[index // width] += budget_ns[self.rows[index]]
+        left_ns = self._slack_ns() if self.problem.slack else 0
         self.aib = []
         for layer, debit in enumerate(debits):
-            budget_ns -= debit
-            self.aib.append(budget_ns + layer * self.t_comp_ns)
+            left_ns -= debit
+            self.aib.append(left_ns + layer * self.t_comp_ns)
         self._update_margins()
 
     def _cost_layers(self) -> None:
@@ -233,7 +233,7 @@ class _Draft:
         for fidelity in reversed(costs.fidelities):
             if fidelity <= current:
                 return
-            debit = costs.io_ns[fidelity][row] - costs.io_ns[current][row]
+            debit = costs.budget_ns[fidelity][row] - costs.budget_ns[current][row]
             more_bytes = costs.lengths[fidelity][row] - costs.lengths[current][row]
             if debit > self.margins[layer] or work.streamed_bytes + more_bytes > self.problem.working_bytes:
                 continue
@@ -250,8 +250,13 @@ class _Draft:
         problem = self.problem
         if sum(work.streamed_bytes for work in self.works) <= problem.working_bytes:
             return True
-        timeline = simulate(self.works, problem.profile.fixed_p95, problem.working_bytes)
+        timeline = self._timeline()
         return timeline is not None and timeline.end_ns <= problem.target_ns
+
+    def _timeline(self) -> Timeline | None:
+        profile = self.problem.profile
+        working_bytes, beside_ppm = self.problem.working_bytes, profile.io.beside_ppm
+        return simulate(self.works, profile.fixed_p95, working_bytes, beside_ppm=beside_ppm)
 
     def _layer_work(self, layer: int) -> LayerWork:
         costs, width = self.problem.costs, self.submodel.width

@@ -19,7 +19,8 @@ class IoFit(Record):
     """T_io(bytes) of one version = alpha + bytes/beta, its marginal cost inside a merged layer read.
 
     ``ps_per_byte`` is 1/beta in picoseconds. ``p95_ppm``: 95th percentile of measured ÷ fitted.
-    ``error_ppm``: median |measured - fitted| ÷ fitted.
+    ``error_ppm``: median |measured - fitted| ÷ fitted. All of these while nothing computes.
+    ``beside_ppm``: median measured ÷ fitted of the ``beside_samples`` reads while a layer was computed.
     """
 
     alpha_ns: NonNegative
@@ -27,14 +28,20 @@ class IoFit(Record):
     p95_ppm: Positive
     error_ppm: NonNegative
     samples: Positive
+    beside_ppm: int = Field(ge=PPM, lt=1 << 63)
+    beside_samples: NonNegative
 
     def median_ns(self, bytes_: int) -> int:
         """Fitted time of one version of ``bytes_`` bytes."""
         return self.alpha_ns + bytes_ * self.ps_per_byte // 1000
 
     def p95_ns(self, bytes_: int) -> int:
-        """The time planning uses: fitted × p95, rounded up."""
+        """The same at p95, rounded up."""
         return -(-self.median_ns(bytes_) * self.p95_ppm // PPM)
+
+    def budget_ns(self, bytes_: int) -> int:
+        """What a version takes of the IO budgets: p95 while layers are computed, rounded up."""
+        return -(-self.p95_ns(bytes_) * self.beside_ppm // PPM)
 
 
 class WidthTime(Record):

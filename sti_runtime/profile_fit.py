@@ -21,6 +21,7 @@ IO_ERROR_BOUND_PPM = 200_000
 """A profile whose median relative IO residual is larger is unfit."""
 
 MIN_IO_SAMPLES = 12
+MIN_BESIDE_SAMPLES = 5
 MIN_COMPUTE_SAMPLES = 5
 """Per width, and per fidelity for decompression. Fewer (but some) make the profile unfit."""
 MIN_FIXED_SAMPLES = 5
@@ -41,17 +42,19 @@ def fit_profile(
     widths: Iterable[int],
     fidelities: Iterable[int],
     io: Iterable[IoSample],
+    beside: Iterable[IoSample],
     compute: Iterable[ComputeSample],
     fixed: Iterable[FixedSample],
 ) -> DeviceProfile:
-    """Fit one profile. ``widths`` and ``fidelities``: what the bundle needs measured.
+    """Fit one profile. ``widths`` and ``fidelities``: what the bundle needs measured; ``io``: reads while
+    nothing is computed, ``beside``: reads while a layer is.
 
     Only valid IO samples count, and samples that are neither warm-ups nor throttled. What is too few,
     missing or fits badly is named in ``unfit``.
     Raises: InputError when a kind has no usable sample at all, or a sample has an unknown fidelity.
     """
     unfit: list[str] = []
-    io_fit = _io_time(list(io), unfit)
+    io_fit = _io_time(list(io), list(beside), unfit)
     rows = [sample for sample in compute if not (sample.warmup or sample.throttled)]
     if not rows:
         raise _no_samples("compute")
@@ -85,7 +88,7 @@ def nearest_rank(values: Iterable[int], percent: int) -> int:
     return ordered[max(0, (percent * len(ordered) + 99) // 100 - 1)]
 
 
-def _io_time(samples: Sequence[IoSample], unfit: list[str]) -> IoFit:
+def _io_time(samples: Sequence[IoSample], beside: Sequence[IoSample], unfit: list[str]) -> IoFit:
     valid = sorted((s.versions, s.bytes, s.duration_ns) for s in samples if s.valid)
     if not valid:
         raise _no_samples("IO", f"{len(samples)} were taken, none is valid")
@@ -94,20 +97,33 @@ def _io_time(samples: Sequence[IoSample], unfit: list[str]) -> IoFit:
     alpha_ns, ps_per_byte = _fit_io(valid)
     ratios, errors = [], []
     for versions, bytes_, duration_ns in valid:
-        fitted_ns = max(1, versions * alpha_ns + bytes_ * ps_per_byte // 1000)
+        fitted_ns = _fitted_ns(alpha_ns, ps_per_byte, versions, bytes_)
         residual_ns = abs(duration_ns - fitted_ns)
         ratios.append(duration_ns * PPM // fitted_ns)
         errors.append(residual_ns * PPM // fitted_ns)
     error_ppm = nearest_rank(errors, 50)
     if error_ppm > IO_ERROR_BOUND_PPM:
         unfit.append(f"io: median residual of {error_ppm} ppm, more than {IO_ERROR_BOUND_PPM}")
+    slower = [
+        s.duration_ns * PPM // _fitted_ns(alpha_ns, ps_per_byte, s.versions, s.bytes)
+        for s in beside
+        if s.valid
+    ]
+    if len(slower) < MIN_BESIDE_SAMPLES:
+        unfit.append(f"io: {len(slower)} valid reads beside compute, fewer than {MIN_BESIDE_SAMPLES}")
     return IoFit(
         alpha_ns=alpha_ns,
         ps_per_byte=ps_per_byte,
         p95_ppm=max(1, nearest_rank(ratios, 95)),
         error_ppm=error_ppm,
         samples=len(valid),
+        beside_ppm=max(PPM, nearest_rank(slower, 50)) if slower else PPM,
+        beside_samples=len(slower),
     )
+
+
+def _fitted_ns(alpha_ns: int, ps_per_byte: int, versions: int, bytes_: int) -> int:
+    return max(1, versions * alpha_ns + bytes_ * ps_per_byte // 1000)
 
 
 def _fit_io(rows: Sequence[tuple[int, int, int]]) -> tuple[int, int]:

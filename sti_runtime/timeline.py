@@ -5,12 +5,14 @@ One IO thread reads in plan order, one compute thread takes the layers in order 
     IO thread       | embedding rows | reads of layer 0 | reads of layer 1 | …
     compute thread                   | embedding |..stall..| layer 0 | layer 1 | … | head |
 
-* A read starts when the previous one has ended and its bytes are free in the working buffer.
+* A read starts when the previous one has ended and its bytes are free in the working buffer. While a layer
+  is computed it proceeds at 10^6 / beside_ppm of its speed.
 * A layer's streamed bytes are freed when it has been computed; preloaded shards use neither IO nor buffer.
 * Layer l computes when its reads have ended and layer l-1 has been computed; in mode "load-exec", when
   all reads have ended.
 
-More working buffer never makes any event later, so a plan that ends in time with W does so with any larger W.
+More working buffer never makes any event later, so a plan that ends in time with W does so with any larger W:
+a request that is ahead reads more slowly only while it computes what the other still waits to read.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from sti_runtime.plan import LayerTime, PlannedShard, Prediction, merged_reads
-from sti_runtime.profile import DeviceProfile, FixedTime
+from sti_runtime.profile import PPM, DeviceProfile, FixedTime
 
 Mode = Literal["pipeline", "load-exec"]
 
@@ -50,17 +52,23 @@ class Timeline(NamedTuple):
 
 
 def simulate(
-    layers: Sequence[LayerWork], fixed: FixedTime, working_bytes: int, mode: Mode = "pipeline"
+    layers: Sequence[LayerWork],
+    fixed: FixedTime,
+    working_bytes: int,
+    mode: Mode = "pipeline",
+    *,
+    beside_ppm: int = PPM,
 ) -> Timeline | None:
     """Simulate one request. ``None`` if it can never end: a layer (in mode "load-exec" the whole
-    submodel) streams more bytes than the working buffer holds."""
+    submodel) streams more bytes than the working buffer holds. ``beside_ppm``: how much longer a read
+    takes while a layer is computed, at least 10^6."""
     load_exec = mode == "load-exec"
     if load_exec and sum(layer.streamed_bytes for layer in layers) > working_bytes:
         return None
     io_ns = fixed.embed_io_ns
     compute_ns = fixed.embed_io_ns + fixed.embed_compute_ns
     all_read_ns = io_ns + sum(ns for layer in layers for _, ns in layer.reads) if load_exec else 0
-    stall_ns = used = oldest = 0
+    stall_ns = used = oldest = ahead = 0
     events: list[LayerEvents] = []
     for index, layer in enumerate(layers):
         io_start_ns = io_end_ns = 0
@@ -78,7 +86,7 @@ def simulate(
                 if io_start_ns < 0:
                     io_start_ns = io_ns
                 used += length
-                io_ns += ns
+                io_ns, ahead = _read_end(io_ns, ns, beside_ppm, events, ahead)
             io_end_ns = io_ns
         ready_ns = all_read_ns if load_exec else io_end_ns
         start_ns = max(compute_ns, ready_ns)
@@ -86,6 +94,32 @@ def simulate(
         compute_ns = start_ns + layer.compute_ns
         events.append(LayerEvents(io_start_ns, io_end_ns, start_ns, compute_ns))
     return Timeline(tuple(events), compute_ns + fixed.head_ns, stall_ns)
+
+
+def _read_end(
+    now_ns: int, alone_ns: int, beside_ppm: int, computed: Sequence[LayerEvents], ahead: int
+) -> tuple[int, int]:
+    """When a read that starts at ``now_ns`` ends, rounded up to a ns; ``alone_ns``: what it takes alone.
+
+    ``ahead``: the first layer that may be computed after ``now_ns``; returned anew for the next read.
+    """
+    if beside_ppm == PPM:
+        return now_ns + alone_ns, ahead
+    work = alone_ns * beside_ppm  # of which a ns does beside_ppm while nothing is computed, else 10^6
+    while ahead < len(computed):
+        start_ns, end_ns = computed[ahead].compute_start_ns, computed[ahead].compute_end_ns
+        if now_ns < start_ns:
+            if work <= (start_ns - now_ns) * beside_ppm:
+                break
+            work -= (start_ns - now_ns) * beside_ppm
+            now_ns = start_ns
+        if now_ns < end_ns:
+            if work <= (end_ns - now_ns) * PPM:
+                return now_ns + -(-work // PPM), ahead
+            work -= (end_ns - now_ns) * PPM
+            now_ns = end_ns
+        ahead += 1
+    return now_ns + -(-work // beside_ppm), ahead
 
 
 def layer_works(
@@ -123,10 +157,18 @@ def predict(
     Raises: KeyError when the profile lacks the width or a fidelity.
     """
     worst = simulate(
-        layer_works(shards, depth, width, profile, p95=True), profile.fixed_p95, working_bytes, mode
+        layer_works(shards, depth, width, profile, p95=True),
+        profile.fixed_p95,
+        working_bytes,
+        mode,
+        beside_ppm=profile.io.beside_ppm,
     )
     usual = simulate(
-        layer_works(shards, depth, width, profile, p95=False), profile.fixed_median, working_bytes, mode
+        layer_works(shards, depth, width, profile, p95=False),
+        profile.fixed_median,
+        working_bytes,
+        mode,
+        beside_ppm=profile.io.beside_ppm,
     )
     if worst is None or usual is None:
         return None

@@ -13,7 +13,7 @@
 #include "unit_kinds.h"
 #include "verbs.h"
 
-enum { IO_ROUNDS = 4, COMPUTE_WARMUPS = 2, COMPUTE_REPEATS = 8, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
+enum { ROUNDS = 4, COMPUTE_WARMUPS = 1, COMPUTE_REPEATS = 2, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
 
 typedef struct {
   int64_t *widths, *fidelities; /* ascending: of the bundle's submodels, of its regions */
@@ -60,45 +60,48 @@ static void sample_rows(int64_t available, int64_t *rows, int32_t count) {
 
 /* ------------------------------------------------------------------ measuring */
 
-static StiCode measure_io(Context *context, Arena *arena, const Subject *subject, ProfileSamples *samples,
+/* Room for the samples of all rounds. */
+static StiCode reserve(Arena *arena, const Subject *subject, ProfileSamples *samples, StiError *error) {
+  size_t widths = (size_t)subject->width_count, fidelities = (size_t)subject->fidelity_count;
+  size_t reads = ROUNDS * widths * (fidelities + 1);
+  size_t layers = ROUNDS * widths * fidelities * (COMPUTE_WARMUPS + COMPUTE_REPEATS);
+  samples->io = arena_alloc(arena, reads * sizeof *samples->io);
+  samples->beside = arena_alloc(arena, layers * sizeof *samples->beside);
+  samples->compute = arena_alloc(arena, layers * sizeof *samples->compute);
+  return samples->io && samples->beside && samples->compute ? STI_OK : sti_out_of_memory(error);
+}
+
+static StiCode measure_io(Context *context, Arena *arena, const Subject *subject, int round, ProfileSamples *samples,
                           StiError *error) {
-  size_t each = (size_t)subject->width_count * (size_t)(subject->fidelity_count + 1);
-  samples->io = arena_alloc(arena, IO_ROUNDS * each * sizeof *samples->io);
-  if (samples->io == NULL) return sti_out_of_memory(error);
-  for (int round = 0; round < IO_ROUNDS; round++) {
-    Unit unit = {.kind = UNIT_PROFILE_IO,
-                 .widths = subject->widths,
-                 .width_count = subject->width_count,
-                 .fidelities = subject->fidelities,
-                 .fidelity_count = subject->fidelity_count,
-                 .repeats = 1,
-                 .seed = round};
-    IoSamples found;
-    STI_TRY(profile_io(context, &unit, arena, &found, error));
-    memcpy(samples->io + samples->io_count, found.samples, found.count * sizeof *found.samples);
-    samples->io_count += found.count;
-  }
+  Unit unit = {.kind = UNIT_PROFILE_IO,
+               .widths = subject->widths,
+               .width_count = subject->width_count,
+               .fidelities = subject->fidelities,
+               .fidelity_count = subject->fidelity_count,
+               .repeats = 1,
+               .seed = round};
+  IoSamples found;
+  STI_TRY(profile_io(context, &unit, arena, &found, error));
+  memcpy(samples->io + samples->io_count, found.samples, found.count * sizeof *found.samples);
+  samples->io_count += found.count;
   return STI_OK;
 }
 
-static StiCode measure_compute(Context *context, Arena *arena, const Subject *subject, ProfileSamples *samples,
-                               StiError *error) {
-  size_t each = (size_t)subject->fidelity_count * (COMPUTE_WARMUPS + COMPUTE_REPEATS);
-  samples->compute = arena_alloc(arena, (size_t)subject->width_count * each * sizeof *samples->compute);
-  if (samples->compute == NULL) return sti_out_of_memory(error);
-  for (int32_t i = 0; i < subject->width_count; i++) {
-    Unit unit = {.kind = UNIT_PROFILE_COMPUTE,
-                 .widths = &subject->widths[i],
-                 .width_count = 1,
-                 .fidelities = subject->fidelities,
-                 .fidelity_count = subject->fidelity_count,
-                 .warmups = COMPUTE_WARMUPS,
-                 .repeats = COMPUTE_REPEATS};
-    ComputeSamples found;
-    STI_TRY(profile_compute(context, &unit, arena, &found, error));
-    memcpy(samples->compute + samples->compute_count, found.samples, found.count * sizeof *found.samples);
-    samples->compute_count += found.count;
-  }
+static StiCode measure_compute(Context *context, Arena *arena, const Subject *subject, int64_t *width,
+                               ProfileSamples *samples, StiError *error) {
+  Unit unit = {.kind = UNIT_PROFILE_COMPUTE,
+               .widths = width,
+               .width_count = 1,
+               .fidelities = subject->fidelities,
+               .fidelity_count = subject->fidelity_count,
+               .warmups = COMPUTE_WARMUPS,
+               .repeats = COMPUTE_REPEATS};
+  ComputeSamples found;
+  STI_TRY(profile_compute(context, &unit, arena, &found, error));
+  memcpy(samples->compute + samples->compute_count, found.samples, found.count * sizeof *found.samples);
+  samples->compute_count += found.count;
+  memcpy(samples->beside + samples->beside_count, found.reads, found.read_count * sizeof *found.reads);
+  samples->beside_count += found.read_count;
   return STI_OK;
 }
 
@@ -132,8 +135,12 @@ static StiCode measure(const Options *options, Standalone *standalone, Arena *ar
                             .width_count = (size_t)subject.width_count,
                             .fidelities = subject.fidelities,
                             .fidelity_count = (size_t)subject.fidelity_count};
-  STI_TRY(measure_io(context, arena, &subject, &samples, error));
-  STI_TRY(measure_compute(context, arena, &subject, &samples, error));
+  STI_TRY(reserve(arena, &subject, &samples, error));
+  for (int round = 0; round < ROUNDS; round++) {
+    STI_TRY(measure_io(context, arena, &subject, round, &samples, error));
+    for (int32_t i = 0; i < subject.width_count; i++)
+      STI_TRY(measure_compute(context, arena, &subject, &subject.widths[i], &samples, error));
+  }
   STI_TRY(measure_fixed(context, arena, &subject, &samples, error));
   DeviceProfile profile = {.engine = engine_names[standalone->job.engine],
                            .sequence_length = subject.task->tokens,

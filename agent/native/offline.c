@@ -24,21 +24,24 @@ enum { FILE_CAP_BYTES = 16 << 20, PATH_CHARS = 4096 };
 
 /* ------------------------------------------------------------------ fit */
 
-/* Kinds of unit results; those from IGNORED on hold no samples. */
-enum { RESULT_IO, RESULT_COMPUTE, RESULT_FIXED, RESULT_IGNORED };
+/* Kinds of unit results; those from IGNORED on hold no samples. Lists of samples are of the same kinds, and the reads of
+ * compute results are one more. */
+enum { RESULT_IO, RESULT_COMPUTE, RESULT_FIXED, RESULT_IGNORED, LIST_BESIDE = RESULT_IGNORED, LISTS };
 static const char *const result_kinds[] = {"profile-io", "profile-compute", "profile-fixed", "probe", "execute",
                                            "evaluate", NULL};
 
+/* *reads: of compute results, those beside; else NULL. */
 static StiCode read_result(const JsonValue *value, size_t number, const char *source, int *kind,
-                           const JsonValue **samples, StiError *error) {
+                           const JsonValue **samples, const JsonValue **reads, StiError *error) {
   Fields fields;
   char path[40];
   snprintf(path, sizeof path, "results.%zu", number);
   fields_begin(&fields, value, source, "UnitResult", path, error);
-  *samples = NULL;
+  *samples = *reads = NULL;
   *kind = field_choice(&fields, "kind", result_kinds);
   if (fields.code != STI_OK || *kind >= RESULT_IGNORED) return fields.code;
-  if (*kind == RESULT_IO) field_choice(&fields, "io_mode", io_mode_names);
+  if (*kind != RESULT_FIXED) field_choice(&fields, "io_mode", io_mode_names);
+  if (*kind == RESULT_COMPUTE) *reads = field_array(&fields, "reads", 0, SIZE_MAX);
   field_array(&fields, "readings", 0, SIZE_MAX);
   *samples = field_array(&fields, "samples", 0, SIZE_MAX);
   return fields_end(&fields);
@@ -78,13 +81,14 @@ static void read_fixed_sample(Fields *fields, FixedSample *sample) {
 
 static StiCode read_samples(const JsonValue *list, size_t number, int kind, const char *source, ProfileSamples *samples,
                             StiError *error) {
-  static const char *const names[] = {"IoSample", "ComputeSample", "FixedSample"};
+  static const char *const names[LISTS] = {"IoSample", "ComputeSample", "FixedSample", "IoSample"};
   for (size_t i = 0; i < list->array.count; i++) {
     Fields fields;
     char path[80];
-    snprintf(path, sizeof path, "results.%zu.samples.%zu", number, i);
+    snprintf(path, sizeof path, "results.%zu.%s.%zu", number, kind == LIST_BESIDE ? "reads" : "samples", i);
     fields_begin(&fields, &list->array.items[i], source, names[kind], path, error);
     if (kind == RESULT_IO) read_io_sample(&fields, &samples->io[samples->io_count++]);
+    else if (kind == LIST_BESIDE) read_io_sample(&fields, &samples->beside[samples->beside_count++]);
     else if (kind == RESULT_COMPUTE) read_compute_sample(&fields, &samples->compute[samples->compute_count++]);
     else read_fixed_sample(&fields, &samples->fixed[samples->fixed_count++]);
     STI_TRY(fields_end(&fields));
@@ -94,20 +98,23 @@ static StiCode read_samples(const JsonValue *list, size_t number, int kind, cons
 
 static StiCode read_results(Arena *arena, const JsonValue *results, const char *source, ProfileSamples *samples,
                             StiError *error) {
-  size_t counts[RESULT_IGNORED] = {0};
-  const JsonValue *list;
+  size_t counts[LISTS] = {0};
+  const JsonValue *list, *reads;
   int kind;
   for (size_t i = 0; i < results->array.count; i++) {
-    STI_TRY(read_result(&results->array.items[i], i, source, &kind, &list, error));
+    STI_TRY(read_result(&results->array.items[i], i, source, &kind, &list, &reads, error));
     if (list) counts[kind] += list->array.count;
+    if (reads) counts[LIST_BESIDE] += reads->array.count;
   }
   samples->io = arena_alloc(arena, (counts[RESULT_IO] + 1) * sizeof *samples->io);
   samples->compute = arena_alloc(arena, (counts[RESULT_COMPUTE] + 1) * sizeof *samples->compute);
   samples->fixed = arena_alloc(arena, (counts[RESULT_FIXED] + 1) * sizeof *samples->fixed);
-  if (!samples->io || !samples->compute || !samples->fixed) return sti_out_of_memory(error);
+  samples->beside = arena_alloc(arena, (counts[LIST_BESIDE] + 1) * sizeof *samples->beside);
+  if (!samples->io || !samples->compute || !samples->fixed || !samples->beside) return sti_out_of_memory(error);
   for (size_t i = 0; i < results->array.count; i++) {
-    STI_TRY(read_result(&results->array.items[i], i, source, &kind, &list, error));
+    STI_TRY(read_result(&results->array.items[i], i, source, &kind, &list, &reads, error));
     if (list) STI_TRY(read_samples(list, i, kind, source, samples, error));
+    if (reads) STI_TRY(read_samples(reads, i, LIST_BESIDE, source, samples, error));
   }
   return STI_OK;
 }

@@ -73,6 +73,16 @@ static StiCode begin_watch(const Context *context, Arena *arena, Watch *watch, S
 
 /* ------------------------------------------------------------------ reads */
 
+static IoSample sample_of(const LayerLoad *load, IoMode in_use) {
+  return (IoSample){.versions = load->count,
+                    .bytes = load->bytes,
+                    .storage_bytes = load->storage_bytes > 0 ? load->storage_bytes : 0,
+                    .duration_ns = load->duration_ns,
+                    .mode_asked = asked_mode,
+                    .mode_proven = proven_mode(load->bytes, load->storage_bytes, in_use),
+                    .valid = load->storage_bytes >= load->bytes};
+}
+
 /* One cold read of a layer of some kind. fidelity 0: mixed at random from the unit's. */
 static StiCode read_layer(Executor *executor, const Manifest *manifest, const Unit *unit, int64_t width, int64_t fidelity,
                           uint64_t *random, PlannedShard *shards, IoMode io_mode, IoSample *sample, StiError *error) {
@@ -84,13 +94,7 @@ static StiCode read_layer(Executor *executor, const Manifest *manifest, const Un
   LayerLoad load;
   STI_TRY(executor_evict(executor, asked_mode, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)width, asked_mode, &load, error));
-  *sample = (IoSample){.versions = load.count,
-                       .bytes = load.bytes,
-                       .storage_bytes = load.storage_bytes > 0 ? load.storage_bytes : 0,
-                       .duration_ns = load.duration_ns,
-                       .mode_asked = asked_mode,
-                       .mode_proven = proven_mode(load.bytes, load.storage_bytes, io_mode),
-                       .valid = load.storage_bytes >= load.bytes};
+  *sample = sample_of(&load, io_mode);
   executor_drop_layer(executor, &load);
   return STI_OK;
 }
@@ -143,21 +147,25 @@ typedef struct {
   Executor *executor;
   const Manifest *manifest;
   int64_t width, fidelity;
+  IoMode io_mode;       /* in use */
   PlannedShard *shards; /* [width] */
   int32_t layer;        /* the next to be read */
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t changed;
-  bool asked, leaving; /* guarded by lock, as is code */
-  StiCode code;        /* the first error, with its words in error */
+  bool asked, leaving; /* guarded by lock, as are code, reads and read_count */
+  IoSample *reads;     /* [warmups + repeats], those that ended before the thread was to leave */
+  size_t read_count;
+  StiCode code; /* the first error, with its words in error */
   StiError error;
 } Beside;
 
-static StiCode read_beside(Beside *beside) {
+static StiCode read_beside(Beside *beside, IoSample *sample) {
   LayerLoad load;
   STI_TRY(uniform_layer(beside->manifest, beside->layer, beside->width, beside->fidelity, beside->shards, &beside->error));
   STI_TRY(executor_evict(beside->executor, asked_mode, &beside->error));
   STI_TRY(executor_load_layer(beside->executor, beside->shards, (int32_t)beside->width, asked_mode, &load, &beside->error));
+  *sample = sample_of(&load, beside->io_mode);
   executor_drop_layer(beside->executor, &load);
   beside->layer = (beside->layer + 1) % beside->manifest->model.layers;
   return STI_OK;
@@ -171,11 +179,13 @@ static void *beside_main(void *argument) {
       pthread_cond_wait(&beside->changed, &beside->lock);
       continue;
     }
+    IoSample sample;
     pthread_mutex_unlock(&beside->lock);
-    StiCode code = read_beside(beside);
+    StiCode code = read_beside(beside, &sample);
     pthread_mutex_lock(&beside->lock);
     beside->asked = false;
     beside->code = code;
+    if (code == STI_OK && !beside->leaving) beside->reads[beside->read_count++] = sample;
     beside->leaving |= code != STI_OK;
   }
   pthread_mutex_unlock(&beside->lock);
@@ -200,6 +210,14 @@ static void beside_next(Beside *beside) {
   pthread_mutex_unlock(&beside->lock);
 }
 
+/* Whether a read has ended, or failed. */
+static bool beside_has_read(Beside *beside) {
+  pthread_mutex_lock(&beside->lock);
+  bool has = beside->read_count > 0 || beside->code != STI_OK;
+  pthread_mutex_unlock(&beside->lock);
+  return has;
+}
+
 /* Waits for the read under way. Errors: those of the reads. */
 static StiCode beside_end(Beside *beside, StiError *error) {
   pthread_mutex_lock(&beside->lock);
@@ -219,6 +237,7 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
                                 Beside *beside, ComputeSamples *found, int64_t first, StiError *error) {
   Executor *executor;
   LayerLoad load;
+  bool throttled = false;
   STI_TRY(context_executor(context, &executor, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)unit->widths[0], asked_mode, &load, error));
   StiCode code = beside_begin(beside, error);
@@ -234,9 +253,19 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
                                 .compute_ns = times.compute_ns,
                                 .warmup = repeat < unit->warmups};
       code = watch_sampled(&found->watch, first + repeat + 1, &sample->throttled, error);
+      throttled |= sample->throttled;
       if (code == STI_OK) code = unit_stopped();
     }
+    while (code == STI_OK && !beside_has_read(beside)) {
+      LayerTimes ignored;
+      executor_compute_layer(executor, shards[0].source_layer, &load, &ignored);
+      code = unit_stopped();
+    }
     StiCode read = beside_end(beside, error);
+    for (size_t i = 0; i < beside->read_count && throttled; i++) { /* which of them it was cannot be told */
+      beside->reads[i].throttled = true;
+      beside->reads[i].valid = false;
+    }
     if (code == STI_OK) code = read;
   }
   executor_drop_layer(executor, &load);
@@ -244,7 +273,7 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
 }
 
 /* Reads go on beside as in a request: while a layer is computed at most the next one is being read, and a slow read
- * spans several layers. */
+ * spans several layers. It goes on until one read has ended, so that all reads are beside compute. */
 StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, ComputeSamples *found, StiError *error) {
   Executor *executor;
   const Manifest *manifest;
@@ -261,15 +290,25 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
   if (unit->fidelity_count > MOST_SAMPLES / each) return too_many(each, error);
   found->count = (size_t)(unit->fidelity_count * each);
   found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
-  if (found->samples == NULL) return sti_out_of_memory(error);
+  found->reads = arena_alloc(arena, found->count * sizeof *found->reads + 1);
+  found->read_count = 0;
+  if (found->samples == NULL || found->reads == NULL) return sti_out_of_memory(error);
   STI_TRY(context_request(context, 0, &request, error));
   STI_TRY(executor_run_fixed(executor, &request, asked_mode, &outcome, error)); /* gives a real hidden state to work on */
+  STI_TRY(executor_io_mode(executor, asked_mode, &found->io_mode, error));
   STI_TRY(begin_watch(context, arena, &found->watch, error));
   for (int32_t i = 0; i < unit->fidelity_count; i++) {
     int64_t fidelity = unit->fidelities[i];
-    Beside beside = {.executor = executor, .manifest = manifest, .width = width, .fidelity = fidelity, .shards = read};
+    Beside beside = {.executor = executor,
+                     .manifest = manifest,
+                     .width = width,
+                     .fidelity = fidelity,
+                     .io_mode = found->io_mode,
+                     .shards = read,
+                     .reads = found->reads + found->read_count};
     STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
     STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found, i * each, error));
+    found->read_count += beside.read_count;
   }
   executor_reset(executor);
   return STI_OK;
@@ -307,14 +346,10 @@ StiCode profile_fixed(Context *context, const Unit *unit, Arena *arena, FixedSam
 
 /* ------------------------------------------------------------------ results */
 
-static void write_io(Text *out, const IoSamples *found) {
-  json_open(out, '{');
-  json_text_field(out, "io_mode", io_mode_name(found->io_mode));
-  json_text_field(out, "kind", "profile-io");
-  json_key(out, "readings"), watch_write(out, &found->watch);
-  json_key(out, "samples"), json_open(out, '[');
-  for (size_t i = 0; i < found->count; i++) {
-    const IoSample *sample = &found->samples[i];
+static void write_reads(Text *out, const char *key, const IoSample *samples, size_t count) {
+  json_key(out, key), json_open(out, '[');
+  for (size_t i = 0; i < count; i++) {
+    const IoSample *sample = &samples[i];
     json_open(out, '{');
     json_int_field(out, "bytes", sample->bytes);
     json_int_field(out, "duration_ns", sample->duration_ns);
@@ -327,13 +362,22 @@ static void write_io(Text *out, const IoSamples *found) {
     json_close(out, '}');
   }
   json_close(out, ']');
+}
+
+static void write_io(Text *out, const IoSamples *found) {
+  json_open(out, '{');
+  json_text_field(out, "io_mode", io_mode_name(found->io_mode));
+  json_text_field(out, "kind", "profile-io");
+  write_reads(out, "samples", found->samples, found->count);
   json_close(out, '}');
 }
 
 static void write_compute(Text *out, const ComputeSamples *found) {
   json_open(out, '{');
+  json_text_field(out, "io_mode", io_mode_name(found->io_mode));
   json_text_field(out, "kind", "profile-compute");
   json_key(out, "readings"), watch_write(out, &found->watch);
+  write_reads(out, "reads", found->reads, found->read_count);
   json_key(out, "samples"), json_open(out, '[');
   for (size_t i = 0; i < found->count; i++) {
     const ComputeSample *sample = &found->samples[i];

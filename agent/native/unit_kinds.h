@@ -20,7 +20,12 @@ StiCode run_probe(Context *context, Text *result, StiError *error);
 /* ------------------------------------------------------------------ profiling.c: samples lie in the arena */
 
 typedef struct { IoSample *samples; size_t count; IoMode io_mode; Watch watch; } IoSamples;
-typedef struct { ComputeSample *samples; size_t count; Watch watch; } ComputeSamples;
+typedef struct {
+  ComputeSample *samples; size_t count;
+  IoSample *reads; size_t read_count; /* beside, all while a layer was computed */
+  IoMode io_mode;
+  Watch watch;
+} ComputeSamples;
 typedef struct { FixedSample *samples; size_t count; Watch watch; } FixedSamples;
 StiCode profile_io(Context *context, const Unit *unit, Arena *arena, IoSamples *found, StiError *error);
 StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, ComputeSamples *found, StiError *error);

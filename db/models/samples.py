@@ -34,7 +34,8 @@ class _Sample:
 
 
 class IoSampleRow(_Sample, Base):
-    """One merged layer read of ``versions`` versions: bytes asked, bytes the storage delivered, time."""
+    """One merged layer read of ``versions`` versions: bytes asked, bytes the storage delivered, time.
+    ``beside_compute``: a layer was being computed meanwhile."""
 
     __tablename__ = "io_samples"
     __table_args__ = (
@@ -47,6 +48,7 @@ class IoSampleRow(_Sample, Base):
     io_mode: Mapped[Word]
     mode_asked: Mapped[Word]
     mode_proven: Mapped[Word]
+    beside_compute: Mapped[bool]
     versions: Mapped[int]
     read_bytes: Mapped[int]
     storage_bytes: Mapped[int]

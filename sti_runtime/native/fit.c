@@ -132,15 +132,19 @@ static void fit_line(const IoSample *rows, size_t n, double *alpha_ns, double *n
   *ns_per_byte = slope;
 }
 
+/* At least 1. */
+static Wide fitted_ns(const IoFit *io, const IoSample *row) {
+  Wide per_byte = wide_floor(wide_product((uint64_t)row->bytes, (uint64_t)io->ps_per_byte), wide_of(1000));
+  Wide fitted = wide_sum(wide_product((uint64_t)row->versions, (uint64_t)io->alpha_ns), per_byte);
+  return wide_compare(fitted, wide_of(1)) < 0 ? wide_of(1) : fitted;
+}
+
 /* How the valid rows [n] lie about the line: p95 of measured ÷ fitted, median of |measured − fitted| ÷ fitted. */
 static StiCode fit_residuals(Arena *arena, const IoSample *rows, size_t n, IoFit *io, StiError *error) {
   Wide *ratios = arena_alloc(arena, n * sizeof *ratios), *errors = arena_alloc(arena, n * sizeof *errors);
   if (!ratios || !errors) return sti_out_of_memory(error);
   for (size_t i = 0; i < n; i++) {
-    Wide per_byte = wide_floor(wide_product((uint64_t)rows[i].bytes, (uint64_t)io->ps_per_byte), wide_of(1000));
-    Wide fitted = wide_sum(wide_product((uint64_t)rows[i].versions, (uint64_t)io->alpha_ns), per_byte);
-    Wide measured = wide_of((uint64_t)rows[i].duration_ns), scaled;
-    if (wide_compare(fitted, wide_of(1)) < 0) fitted = wide_of(1);
+    Wide fitted = fitted_ns(io, &rows[i]), measured = wide_of((uint64_t)rows[i].duration_ns), scaled;
     ratios[i] = ppm_of(measured, fitted);
     if (wide_compare(measured, fitted) >= 0) {
       errors[i] = ppm_of(wide_difference(measured, fitted), fitted);
@@ -152,6 +156,25 @@ static StiCode fit_residuals(Arena *arena, const IoSample *rows, size_t n, IoFit
   if (!wide_to_int(wide_percentile(errors, n, 50), &io->error_ppm)) return too_large(error);
   if (!wide_to_int(wide_percentile(ratios, n, 95), &io->p95_ppm)) return too_large(error);
   if (io->p95_ppm < 1) io->p95_ppm = 1;
+  return STI_OK;
+}
+
+/* How much longer reads take while a layer is computed: the median of measured ÷ fitted, at least 10⁶. */
+static StiCode fit_beside(Arena *arena, const ProfileSamples *samples, DeviceProfile *profile, StiError *error) {
+  IoFit *io = &profile->io;
+  size_t n = 0;
+  Wide *ratios = arena_alloc(arena, (samples->beside_count + 1) * sizeof *ratios);
+  if (!ratios) return sti_out_of_memory(error);
+  for (size_t i = 0; i < samples->beside_count; i++) {
+    const IoSample *row = &samples->beside[i];
+    if (row->valid) ratios[n++] = ppm_of(wide_of((uint64_t)row->duration_ns), fitted_ns(io, row));
+  }
+  if (n < MIN_SAMPLES)
+    STI_TRY(note_unfit(arena, profile, error, "io: %zu valid reads beside compute, fewer than %d", n, MIN_SAMPLES));
+  io->beside_samples = (int64_t)n;
+  io->beside_ppm = PPM;
+  if (n > 0 && !wide_to_int(wide_percentile(ratios, n, 50), &io->beside_ppm)) return too_large(error);
+  if (io->beside_ppm < PPM) io->beside_ppm = PPM;
   return STI_OK;
 }
 
@@ -182,7 +205,7 @@ static StiCode fit_io(Arena *arena, const ProfileSamples *samples, DeviceProfile
   if (io->error_ppm > IO_ERROR_BOUND_PPM)
     STI_TRY(note_unfit(arena, profile, error, "io: median residual of %" PRId64 " ppm, more than %d", io->error_ppm,
                        IO_ERROR_BOUND_PPM));
-  return STI_OK;
+  return fit_beside(arena, samples, profile, error);
 }
 
 /* ------------------------------------------------------------------ compute and decompression */
@@ -369,8 +392,8 @@ static StiCode fit_fixed(Arena *arena, const ProfileSamples *samples, DeviceProf
 /* ------------------------------------------------------------------ the fit */
 
 StiCode fit_profile(Arena *arena, const ProfileSamples *samples, DeviceProfile *profile, StiError *error) {
-  /* Two reasons of IO, two of fixed costs, one for each width and fidelity measured or wanted. */
-  size_t reasons = 4 + 2 * samples->compute_count + samples->width_count + samples->fidelity_count;
+  /* Three reasons of IO, two of fixed costs, one for each width and fidelity measured or wanted. */
+  size_t reasons = 5 + 2 * samples->compute_count + samples->width_count + samples->fidelity_count;
   profile->unfit = arena_alloc(arena, reasons * sizeof *profile->unfit);
   profile->unfit_count = 0;
   if (!profile->unfit) return sti_out_of_memory(error);

@@ -173,7 +173,7 @@ int32_t merge_reads(const PlannedShard *shards, const int32_t *index, int32_t co
 
 /* ------------------------------------------------------------------ profiles */
 
-typedef struct { int64_t alpha_ns, ps_per_byte, p95_ppm, error_ppm, samples; } IoFit;
+typedef struct { int64_t alpha_ns, ps_per_byte, p95_ppm, error_ppm, samples, beside_ppm, beside_samples; } IoFit;
 typedef struct { int64_t key /* width or fidelity */, median_ns, p95_ns, samples; } KeyedTime;
 typedef struct { int64_t embed_io_ns, embed_compute_ns, head_ns, samples; } FixedTime;
 

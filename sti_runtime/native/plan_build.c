@@ -56,6 +56,10 @@ static int64_t version_io_ns(const IoFit *io, int64_t bytes, Figure figure) {
   return (int64_t)ns.low;
 }
 
+static int64_t version_budget_ns(const IoFit *io, int64_t p95_ns) {
+  return (int64_t)wide_ceiling(wide_product((uint64_t)p95_ns, (uint64_t)io->beside_ppm), wide_of(PPM)).low;
+}
+
 /* ------------------------------------------------------------------ costs */
 
 static void list_number(Text *list, int64_t number) {
@@ -114,6 +118,10 @@ static StiCode check_extent(const Manifest *manifest, const DeviceProfile *profi
   Wide total;
   int64_t total_ns;
   bool fits = wide_scale(read_ns(&profile->io, count, bytes), (uint64_t)larger(profile->io.p95_ppm, PPM), &total);
+  if (fits) {
+    Wide worst = wide_sum(wide_ceiling(total, wide_of(PPM)), wide_of((uint64_t)count));
+    fits = wide_scale(worst, (uint64_t)profile->io.beside_ppm, &total);
+  }
   total = wide_sum(wide_ceiling(total, wide_of(PPM)), wide_of((uint64_t)count));
   total = wide_sum(total, wide_product((uint64_t)layers, largest_time(profile->compute, profile->compute_count)));
   total = wide_sum(total, wide_product((uint64_t)shards, largest_time(profile->decompress, profile->decompress_count)));
@@ -132,6 +140,11 @@ static StiCode cost_versions(Arena *arena, const IoFit *io, int64_t shards, Shar
       for (int64_t row = 0; row < shards; row++) io_ns[row] = version_io_ns(io, costs->versions[g][row].length, figure);
       costs->io_ns[figure][g] = io_ns;
     }
+    int64_t *budget_ns = arena_alloc(arena, (size_t)shards * sizeof *budget_ns);
+    if (!budget_ns) return sti_out_of_memory(error);
+    for (int64_t row = 0; row < shards; row++)
+      budget_ns[row] = version_budget_ns(io, costs->io_ns[FIGURE_P95][g][row]);
+    costs->budget_ns[g] = budget_ns;
   }
   return STI_OK;
 }
@@ -265,9 +278,10 @@ static bool predict(const DeviceProfile *profile, const ShardCosts *costs, Desk 
   int32_t depth = desk->choice.submodel->depth;
   Timeline usual = {.layers = desk->events}, worst = {.layers = predicted->layers};
   cost_layers(costs, profile, &desk->choice, FIGURE_MEDIAN, desk->works);
-  if (!simulate(desk->works, depth, &profile->fixed_median, working_bytes, load_exec, &usual)) return false;
+  const int64_t beside_ppm = profile->io.beside_ppm;
+  if (!simulate(desk->works, depth, &profile->fixed_median, working_bytes, load_exec, beside_ppm, &usual)) return false;
   cost_layers(costs, profile, &desk->choice, FIGURE_P95, desk->works);
-  if (!simulate(desk->works, depth, &profile->fixed_p95, working_bytes, load_exec, &worst)) return false;
+  if (!simulate(desk->works, depth, &profile->fixed_p95, working_bytes, load_exec, beside_ppm, &worst)) return false;
   predicted->layer_count = depth;
   predicted->latency_ns = worst.end_ns;
   predicted->median_latency_ns = usual.end_ns;

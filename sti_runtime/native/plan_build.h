@@ -16,7 +16,8 @@ typedef struct {
   int grades;                                   /* fidelities the bundle holds and the policy may use */
   int fidelity[STI_FIDELITIES];                 /* ascending */
   const Version *versions[STI_FIDELITIES];      /* [N · M] */
-  int64_t *io_ns[FIGURES][STI_FIDELITIES];      /* [N · M] T_io of each version */
+  int64_t *io_ns[FIGURES][STI_FIDELITIES];      /* [N · M] T_io of each version while nothing is computed */
+  int64_t *budget_ns[STI_FIDELITIES];           /* [N · M] what it takes of AIB: p95, while layers are computed */
   int64_t decompress_ns[FIGURES][STI_FIDELITIES];
 } ShardCosts;
 

@@ -123,11 +123,11 @@ static void set_uniform(Draft *draft, int grade) {
   const Choice *choice = &draft->desk->choice;
   int64_t budget_ns = draft->problem->slack ? slack_of(draft) : 0;
   for (int32_t l = 0, i = 0; l < submodel->depth; l++) {
-    const int64_t *io_ns = costs->io_ns[FIGURE_P95][grade] + (int64_t)submodel->kept[l] * costs->heads;
+    const int64_t *debit_ns = costs->budget_ns[grade] + (int64_t)submodel->kept[l] * costs->heads;
     for (int32_t slice = 0; slice < submodel->width; slice++, i++) {
       if (choice->preloaded[i]) continue;
       choice->grade[i] = (int8_t)grade;
-      budget_ns -= io_ns[slice];
+      budget_ns -= debit_ns[slice];
     }
     draft->aib[l] = budget_ns + l * draft->t_comp_ns;
   }
@@ -142,7 +142,7 @@ static void recost(Draft *draft) {
 static bool timeline_end(const Draft *draft, int64_t *end_ns) {
   Timeline timeline = {.layers = draft->desk->events};
   bool ends = simulate(draft->desk->works, draft->submodel->depth, &draft->problem->profile->fixed_p95,
-                       draft->problem->working_bytes, false, &timeline);
+                       draft->problem->working_bytes, false, draft->problem->profile->io.beside_ppm, &timeline);
   *end_ns = timeline.end_ns;
   return ends;
 }
@@ -173,7 +173,7 @@ static void raise_one(Draft *draft, int32_t layer, int32_t slice) {
   int32_t index = layer * draft->submodel->width + slice;
   int8_t current = desk->choice.grade[index];
   for (int grade = costs->grades - 1; grade > current; grade--) {
-    int64_t debit_ns = costs->io_ns[FIGURE_P95][grade][row] - costs->io_ns[FIGURE_P95][current][row];
+    int64_t debit_ns = costs->budget_ns[grade][row] - costs->budget_ns[current][row];
     int64_t more_bytes = costs->versions[grade][row].length - costs->versions[current][row].length;
     if (debit_ns > draft->margins[layer]) continue;
     if (desk->works[layer].streamed_bytes + more_bytes > draft->problem->working_bytes) continue;

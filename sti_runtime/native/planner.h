@@ -23,7 +23,8 @@ typedef struct {
 } FixedSample;
 
 typedef struct {
-  IoSample *io; size_t io_count;
+  IoSample *io; size_t io_count;         /* while nothing was computed */
+  IoSample *beside; size_t beside_count; /* while a layer was */
   ComputeSample *compute; size_t compute_count;
   FixedSample *fixed; size_t fixed_count;
   const int64_t *widths; size_t width_count;        /* of the bundle's submodels: those that must be measured … */

@@ -13,6 +13,8 @@ static StiCode parse_io(const JsonValue *value, const char *source, IoFit *io, S
   Fields fields;
   fields_begin(&fields, value, source, "DeviceProfile", "io", error);
   io->alpha_ns = field_int(&fields, "alpha_ns", 0, INT_MOST);
+  io->beside_ppm = field_int(&fields, "beside_ppm", 1000000, INT_MOST);
+  io->beside_samples = field_int(&fields, "beside_samples", 0, INT_MOST);
   io->error_ppm = field_int(&fields, "error_ppm", 0, INT_MOST);
   io->p95_ppm = field_int(&fields, "p95_ppm", 1, INT_MOST);
   io->ps_per_byte = field_int(&fields, "ps_per_byte", 0, INT_MOST);
@@ -134,6 +136,8 @@ void profile_write(Text *out, const DeviceProfile *profile) {
   json_key(out, "io");
   json_open(out, '{');
   json_int_field(out, "alpha_ns", profile->io.alpha_ns);
+  json_int_field(out, "beside_ppm", profile->io.beside_ppm);
+  json_int_field(out, "beside_samples", profile->io.beside_samples);
   json_int_field(out, "error_ppm", profile->io.error_ppm);
   json_int_field(out, "p95_ppm", profile->io.p95_ppm);
   json_int_field(out, "ps_per_byte", profile->io.ps_per_byte);

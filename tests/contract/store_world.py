@@ -50,7 +50,7 @@ from sti_runtime.messages import (
 )
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
 from sti_runtime.plan import LayerTime, Plan, PlannedShard, Prediction
-from sti_runtime.profile import DeviceProfile, FidelityTime, FixedTime, IoFit, WidthTime
+from sti_runtime.profile import PPM, DeviceProfile, FidelityTime, FixedTime, IoFit, WidthTime
 from sti_runtime.records import Record
 
 MODEL = "a" * 64
@@ -134,7 +134,15 @@ def device_profile(bundle: str, *, emulated: bool = False, alpha_ns: int = 1000)
         threads=2,
         queue_depth=2,
         emulated=emulated,
-        io=IoFit(alpha_ns=alpha_ns, ps_per_byte=10, p95_ppm=1_100_000, error_ppm=1000, samples=9),
+        io=IoFit(
+            alpha_ns=alpha_ns,
+            ps_per_byte=10,
+            p95_ppm=1_100_000,
+            error_ppm=1000,
+            samples=9,
+            beside_ppm=PPM,
+            beside_samples=9,
+        ),
         compute=(WidthTime(width=2, median_ns=100, p95_ns=120, samples=9),),
         decompress=(FidelityTime(fidelity=2, median_ns=10, p95_ns=12, samples=9),),
         fixed_median=fixed,
@@ -353,8 +361,10 @@ def results(executed: Plan, *, emulated: bool = False) -> list[UnitResult]:
         IoProfileResult(kind="profile-io", io_mode="direct", readings=(READING,), samples=(io, io, short)),
         ComputeProfileResult(
             kind="profile-compute",
+            io_mode="direct",
             readings=(READING,),
             samples=(compute.model_copy(update={"warmup": True}), compute, compute),
+            reads=(io.model_copy(update={"duration_ns": 150_000}), short),
         ),
         FixedProfileResult(kind="profile-fixed", readings=(), samples=(fixed, fixed)),
         execute_result(executed),

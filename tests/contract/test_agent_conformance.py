@@ -89,6 +89,11 @@ def test_every_kind_of_unit(agent: Agent, spool: Spool, content: Content) -> Non
         (2, bits, repeat == 0) for bits in (2, 6) for repeat in range(3)
     ]
     assert all(s.decompress_ns > 0 and s.compute_ns > 0 for s in compute.samples)
+    assert compute.io_mode == "direct"
+    assert 2 <= len(compute.reads) <= len(compute.samples)  # of either fidelity at least one
+    assert {s.versions for s in compute.reads} == {2}
+    assert len({s.bytes for s in compute.reads}) == 2
+    assert all(s.valid and s.storage_bytes == s.bytes > 0 and s.duration_ns > 0 for s in compute.reads)
 
     fixed = result_of(FixedProfileResult, found[3])
     assert [s.warmup for s in fixed.samples] == [True] + [False] * (ROWS - 1)

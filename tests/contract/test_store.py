@@ -635,6 +635,7 @@ def test_profile_samples_are_valid_ones_of_one_job(store: Store) -> None:
         assert samples is not None
         assert (samples.job_id, samples.emulated) == ("job-1", False)
         assert (len(samples.io), len(samples.compute), len(samples.fixed)) == (2, 3, 2)
+        assert [s.duration_ns for s in samples.beside] == [150_000]  # the other did not come from storage
         assert [s.warmup for s in samples.compute] == [True, False, False]
         found = latest_profile(session, device_id=made.device_id, bundle_digest=made.bundle, engine="torch")
         assert found is not None

@@ -189,8 +189,10 @@ def test_profile_units_give_what_a_device_profile_is_fitted_from(
         )
         for width in (2, 4)
     ]
-    samples = [s for result in compute for s in result.samples]
     assert all(isinstance(result, ComputeProfileResult) for result in compute)
+    samples = [s for result in compute for s in result.samples]
+    reads = [s for result in compute for s in result.reads]
+    assert {(s.versions, s.valid) for s in reads} == {(2, True), (4, True)}
     assert [(s.width, s.fidelity, s.warmup) for s in samples[:6]] == [(2, 2, i == 0) for i in range(6)]
     assert all(s.decompress_ns > 0 and s.compute_ns > 0 for s in samples)
 
@@ -209,6 +211,7 @@ def test_profile_units_give_what_a_device_profile_is_fitted_from(
         widths=(2, 4),
         fidelities=(2, 6),
         io=io.samples,
+        beside=reads,
         compute=samples,
         fixed=fixed.samples,
     )

@@ -77,6 +77,7 @@ class FitCase:
     widths: tuple[int, ...]
     fidelities: tuple[int, ...]
     io: tuple[IoSample, ...]
+    beside: tuple[IoSample, ...]
     compute: tuple[ComputeSample, ...]
     fixed: tuple[FixedSample, ...]
     sequence_length: int
@@ -85,7 +86,9 @@ class FitCase:
     def document(self) -> dict[str, Any]:
         """What the executable gets: compute samples in two results, and one result that has none."""
         compute = [sample.model_dump() for sample in self.compute]
-        half = len(compute) // 2
+        beside = [sample.model_dump() for sample in self.beside]
+        half, some = len(compute) // 2, len(beside) // 2
+        computed = {"io_mode": "direct", "kind": "profile-compute", "readings": []}
         return {
             "bundle": "b" * 64,
             "emulated": self.emulated,
@@ -94,14 +97,14 @@ class FitCase:
             "queue_depth": 4,
             "results": [
                 {"kind": "probe", "sensors": None, "verified": None},
-                {"kind": "profile-compute", "readings": [], "samples": compute[:half]},
+                computed | {"samples": compute[:half], "reads": beside[:some]},
                 {
                     "io_mode": "direct",
                     "kind": "profile-io",
                     "readings": [],
                     "samples": [s.model_dump() for s in self.io],
                 },
-                {"kind": "profile-compute", "readings": [], "samples": compute[half:]},
+                computed | {"samples": compute[half:], "reads": beside[some:]},
                 {"kind": "profile-fixed", "readings": [], "samples": [s.model_dump() for s in self.fixed]},
             ],
             "sequence_length": self.sequence_length,
@@ -121,6 +124,7 @@ class FitCase:
             widths=self.widths,
             fidelities=self.fidelities,
             io=self.io,
+            beside=self.beside,
             compute=self.compute,
             fixed=self.fixed,
         )
@@ -151,7 +155,8 @@ def fit_case(rng: random.Random) -> FitCase:
     io, compute, fixed = _SAMPLERS[kind](rng, widths, fidelities)
     wanted_widths = widths if rng.random() < 0.7 else (*widths, *widths, rng.randint(1, 12))
     wanted = fidelities if rng.random() < 0.7 else tuple(rng.sample(FIDELITIES, rng.randint(0, 6)))
-    return FitCase(wanted_widths, wanted, io, compute, fixed, rng.randint(1, 512), rng.random() < 0.5)
+    beside = _beside(rng, io)
+    return FitCase(wanted_widths, wanted, io, beside, compute, fixed, rng.randint(1, 512), rng.random() < 0.5)
 
 
 Samples = tuple[tuple[IoSample, ...], tuple[ComputeSample, ...], tuple[FixedSample, ...]]
@@ -168,6 +173,19 @@ def _io(versions: int, bytes_: int, duration_ns: int, *, valid: bool = True) -> 
         throttled=False,
         valid=valid,
     )
+
+
+def _beside(rng: random.Random, io: Sequence[IoSample]) -> tuple[IoSample, ...]:
+    """Some of the reads again, mostly slower; sometimes too few of them, or none."""
+
+    def again(sample: IoSample) -> IoSample:
+        slower = rng.randint(800_000, 3_000_000)
+        return _io(
+            sample.versions, sample.bytes, sample.duration_ns * slower // PPM, valid=rng.random() < 0.95
+        )
+
+    count = rng.choice((0, 3, *(5, 8, 20) * 4)) if io else 0
+    return tuple(again(rng.choice(io)) for _ in range(count))
 
 
 def _compute(
@@ -473,7 +491,7 @@ def _target(rng: random.Random, manifest: Manifest, profile: DeviceProfile) -> i
     region = rng.choice(manifest.regions)
     compute_ns = profile.fixed_p95.total_ns + submodel.depth * profile.t_comp_ns(submodel.width)
     reads_ns = sum(
-        profile.io.p95_ns(region.versions[layer * manifest.model.heads + slice_].length)
+        profile.io.budget_ns(region.versions[layer * manifest.model.heads + slice_].length)
         for layer in submodel.kept
         for slice_ in range(submodel.width)
     )
@@ -518,6 +536,7 @@ def _profile(rng: random.Random, manifest: Manifest) -> DeviceProfile:
         "small": (rng.randint(0, 30), rng.randint(0, 3), rng.choice((1, 500_000, PPM, PPM + 1))),
         "extreme": (spread(rng, most), spread(rng, most), spread(rng, most, 1)),
     }[style]
+    beside_ppm = spread(rng, LARGEST, PPM) if style == "extreme" else rng.randint(PPM, 4 * PPM)
     document = {
         "format": "stifarm-device-profile",
         "version": 1,
@@ -533,6 +552,8 @@ def _profile(rng: random.Random, manifest: Manifest) -> DeviceProfile:
             "p95_ppm": io[2],
             "error_ppm": 0,
             "samples": 9,
+            "beside_ppm": PPM if rng.random() < 0.3 else beside_ppm,
+            "beside_samples": 9,
         },
         "compute": rows("width", widths),
         "decompress": rows("fidelity", fidelities),

@@ -42,6 +42,7 @@ def test_ten_thousand_random_fits_are_the_hosts() -> None:
     assert sum(fit["io"]["alpha_ns"] > 0 and fit["io"]["ps_per_byte"] > 0 for fit in fits) > 0.3 * CASES
     assert sum(fit["io"]["alpha_ns"] == 0 for fit in fits) > 0.05 * CASES
     assert sum(fit["io"]["ps_per_byte"] == 0 for fit in fits) > 0.005 * CASES
+    assert sum(fit["io"]["beside_ppm"] > 1_000_000 for fit in fits) > 0.5 * CASES
     said = {document["error"]["what"][:18] for document in documents if "error" in document}
     assert said == {
         "No usable IO sampl",
@@ -81,9 +82,11 @@ def document(**changes: Any) -> dict[str, Any]:
                 "samples": [sample.model_dump() for sample in reference.line(5_000, 400)],
             },
             {
+                "io_mode": "direct",
                 "kind": "profile-compute",
                 "readings": [],
                 "samples": [s.model_dump() for s in reference.COMPUTE],
+                "reads": [s.model_dump() for s in reference.BESIDE],
             },
             {"kind": "profile-fixed", "readings": [], "samples": [s.model_dump() for s in reference.FIXED]},
         ],
@@ -114,6 +117,8 @@ def test_figures_pinned_for_other_implementations(tmp_path: Path) -> None:
         samples.append(reference.io(m, bytes_, fitted * (900_000 + x % 400_000) // 10**6).model_dump())
     changed = document()
     changed["results"][0]["samples"] = samples
+    slower = [sample | {"duration_ns": 2 * sample["duration_ns"]} for sample in samples[:9]]
+    changed["results"][1]["reads"] = slower
     path = tmp_path / "samples.json"
     path.write_text(json.dumps(changed))
     code, answer = run(path)
@@ -125,6 +130,8 @@ def test_figures_pinned_for_other_implementations(tmp_path: Path) -> None:
             "p95_ppm": 1_153_761,
             "error_ppm": 97_724,
             "samples": 120,
+            "beside_ppm": 2_060_248,
+            "beside_samples": 9,
         },
     )
 
@@ -145,6 +152,10 @@ def test_figures_pinned_for_other_implementations(tmp_path: Path) -> None:
             "results.0.samples.0",
         ),
         ({"results": [{"kind": "profile-fixed"}]}, "results.0"),
+        (
+            {"results": [{"io_mode": "direct", "kind": "profile-compute", "readings": [], "samples": []}]},
+            "results.0",
+        ),
         ({"results": [[]]}, "results.0"),
     ],
 )

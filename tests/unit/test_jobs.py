@@ -97,8 +97,8 @@ def test_profile_units_cover_every_width_and_are_numbered(manifest: Manifest) ->
     kinds = Counter(unit.kind for unit in units)
     assert kinds == {
         "probe": 2,
-        "profile-io": jobs.IO_ROUNDS,
-        "profile-compute": len(widths),
+        "profile-io": jobs.PROFILE_ROUNDS,
+        "profile-compute": jobs.PROFILE_ROUNDS * len(widths),
         "profile-fixed": 1,
     }
     assert (units[0].kind, units[-1].kind) == ("probe", "probe")
@@ -107,8 +107,9 @@ def test_profile_units_cover_every_width_and_are_numbered(manifest: Manifest) ->
             assert (list(unit.widths), unit.fidelities) == (widths, manifest.fidelities)
         if unit.kind == "profile-fixed":
             assert len(unit.rows) == jobs.FIXED_WARMUPS + jobs.FIXED_REQUESTS
-    assert [unit.width for unit in units if unit.kind == "profile-compute"] == widths
-    assert len({unit.seed for unit in units if unit.kind == "profile-io"}) == jobs.IO_ROUNDS
+    computed = [unit.width for unit in units if unit.kind == "profile-compute"]
+    assert computed == widths * jobs.PROFILE_ROUNDS
+    assert len({unit.seed for unit in units if unit.kind == "profile-io"}) == jobs.PROFILE_ROUNDS
     assert units == jobs.profile_units(manifest, 100)
     assert units != jobs.profile_units(manifest, 100, seed=1)
 

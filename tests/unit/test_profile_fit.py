@@ -81,10 +81,18 @@ def fixed(
 FIXED = [fixed(100 + i, 200 + i, 300 + i) for i in range(10)]
 
 
+BESIDE = [
+    io(m, m * k * 4096, (m * 5_000 + m * k * 4096 * 400 // 1000) * 2)
+    for m, k, _ in ((m, k, 0) for m in (1, 2, 4) for k in FIDELITIES)
+]
+"""Reads of ``line(5_000, 400)`` while a layer was computed: twice as long."""
+
+
 def fit(
     io_samples: list[IoSample] | None = None,
     compute_samples: list[ComputeSample] | None = None,
     fixed_samples: list[FixedSample] | None = None,
+    beside_samples: list[IoSample] | None = None,
     *,
     widths: tuple[int, ...] = (1, 2),
     fidelities: tuple[int, ...] = FIDELITIES,
@@ -99,6 +107,7 @@ def fit(
         widths=widths,
         fidelities=fidelities,
         io=line(5_000, 400) if io_samples is None else io_samples,
+        beside=BESIDE if beside_samples is None else beside_samples,
         compute=COMPUTE if compute_samples is None else compute_samples,
         fixed=FIXED if fixed_samples is None else fixed_samples,
     )
@@ -191,6 +200,23 @@ def test_invalid_reads_do_not_count() -> None:
     assert fit([*line(5_000, 400), *wrong]) == fit()
 
 
+def test_reads_beside_compute_are_compared_with_the_line() -> None:
+    io_fit = fit().io
+    assert (io_fit.beside_ppm, io_fit.beside_samples) == (2 * PPM, 9)
+    assert io_fit.budget_ns(4096) == 2 * io_fit.p95_ns(4096)
+    faster = [sample.model_copy(update={"duration_ns": 1}) for sample in BESIDE]
+    assert fit(beside_samples=faster).io.beside_ppm == PPM
+    wrong = [io(1, 4096, 10**9, valid=False)] * 100
+    assert fit(beside_samples=[*BESIDE, *wrong]) == fit()
+
+
+def test_without_reads_beside_compute_a_profile_is_unfit() -> None:
+    for count, ppm in ((0, PPM), (4, 2 * PPM)):
+        profile = fit(beside_samples=BESIDE[:count])
+        assert profile.io.beside_ppm == ppm
+        assert profile.unfit == (f"io: {count} valid reads beside compute, fewer than 5",)
+
+
 def test_unfit_reasons() -> None:
     assert fit(line(5_000, 400)[: MIN_IO_SAMPLES - 1]).unfit == ("io: 11 valid samples, fewer than 12",)
     noisy = [
@@ -251,10 +277,13 @@ def test_figures_pinned_for_other_implementations() -> None:
         bytes_ = m * k * 18 * 4096
         fitted = m * 21_337 + bytes_ * 417 // 1000
         samples.append(io(m, bytes_, fitted * (900_000 + x % 400_000) // PPM))
-    assert fit(samples).io.model_dump() == {
+    slower = [sample.model_copy(update={"duration_ns": 2 * sample.duration_ns}) for sample in samples[:9]]
+    assert fit(samples, beside_samples=slower).io.model_dump() == {
         "alpha_ns": 18_803,
         "ps_per_byte": 471,
         "p95_ppm": 1_153_761,
         "error_ppm": 97_724,
         "samples": 120,
+        "beside_ppm": 2_060_248,
+        "beside_samples": 9,
     }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sti_runtime.profile import FixedTime
+from sti_runtime.profile import PPM, FixedTime
 from sti_runtime.timeline import LayerWork, Mode, Timeline, simulate
 
 
@@ -18,8 +18,10 @@ def work(reads: list[tuple[int, int]], compute: int) -> LayerWork:
     return LayerWork(reads, sum(length for length, _ in reads), compute)
 
 
-def run(layers: list[LayerWork], costs: FixedTime, working: int, mode: Mode = "pipeline") -> Timeline:
-    timeline = simulate(layers, costs, working, mode)
+def run(
+    layers: list[LayerWork], costs: FixedTime, working: int, mode: Mode = "pipeline", beside_ppm: int = PPM
+) -> Timeline:
+    timeline = simulate(layers, costs, working, mode, beside_ppm=beside_ppm)
     assert timeline is not None
     return timeline
 
@@ -67,11 +69,37 @@ def test_load_exec_computes_after_all_reads_and_needs_room_for_all() -> None:
     assert simulate(layers, fixed(), 19, "load-exec") is None
 
 
-def oracle(layers: list[LayerWork], costs: FixedTime, working: int) -> tuple[int, list[int]] | None:
+def test_a_read_is_slower_while_a_layer_is_computed() -> None:
+    """Layer 1 reads 6 ns alone: 4 ns at half speed beside layer 0, the other 4 while nothing is computed."""
+    timeline = run([work([], 4), work([(10, 6)], 3)], fixed(), 10, beside_ppm=2 * PPM)
+    assert timeline.layers == ((0, 0, 0, 4), (0, 8, 8, 11))
+    assert timeline.stall_ns == 4
+
+
+def test_a_read_of_a_layer_that_waits_for_it_is_not_slower() -> None:
+    layers = [work([(10, 5)], 4), work([(10, 2)], 4), work([(10, 3), (10, 3)], 1)]
+    timeline = run(layers, fixed(embed_io=1, embed_compute=2), 40, beside_ppm=3 * PPM)
+    assert timeline.layers == ((1, 6, 6, 10), (6, 11, 11, 15), (11, 20, 20, 21))
+
+
+def test_a_read_that_ends_within_a_ns_ends_with_it() -> None:
+    timeline = run([work([], 100), work([(10, 3), (10, 3)], 1)], fixed(), 20, beside_ppm=1_100_000)
+    assert timeline.layers[1] == (0, 8, 100, 101)
+
+
+def test_load_exec_reads_at_full_speed() -> None:
+    layers = [work([(10, 4)], 10), work([(10, 6)], 10)]
+    timeline = run(layers, fixed(), 20, "load-exec", 5 * PPM)
+    assert timeline.layers == ((0, 4, 10, 20), (4, 10, 20, 30))
+
+
+def oracle(
+    layers: list[LayerWork], costs: FixedTime, working: int, beside_ppm: int
+) -> tuple[int, list[int]] | None:
     """The same rules as time steps of 1 ns: an IO thread and a compute thread, state machines both."""
     queue = [(i, length, ns) for i, layer in enumerate(layers) for length, ns in layer.reads]
     pending = [len(layer.reads) for layer in layers]
-    limit = sum(ns for _, _, ns in queue) + sum(layer.compute_ns for layer in layers) + costs.total_ns + 2
+    limit = 6 * sum(ns for _, _, ns in queue) + sum(layer.compute_ns for layer in layers) + costs.total_ns + 2
     used = computed = 0
     reading: tuple[int, int] | None = None
     computing: int | None = None
@@ -82,18 +110,20 @@ def oracle(layers: list[LayerWork], costs: FixedTime, working: int) -> tuple[int
                 used -= layers[computed].streamed_bytes
                 computed, computing = computed + 1, None
                 ends.append(now)
-            if reading is not None and now >= reading[1]:
+            if reading is not None and reading[1] <= 0:
                 pending[reading[0]] -= 1
                 reading = None
             if reading is None and queue and used + queue[0][1] <= working:
                 layer, length, ns = queue.pop(0)
                 used += length
-                reading = (layer, now + ns)
+                reading = (layer, ns * beside_ppm)
             free = computing is None and now >= costs.embed_io_ns + costs.embed_compute_ns
             if free and computed < len(layers) and pending[computed] == 0:
                 computing = now + layers[computed].compute_ns
         if computed == len(layers):
             return ends[-1] + costs.head_ns, ends
+        if reading is not None:
+            reading = (reading[0], reading[1] - (beside_ppm if computing is None else PPM))
     return None
 
 
@@ -101,13 +131,17 @@ lengths_and_times = st.tuples(st.integers(1, 8), st.integers(0, 12))
 works = st.lists(
     st.builds(work, st.lists(lengths_and_times, max_size=3), st.integers(0, 15)), min_size=1, max_size=4
 )
+slower = st.one_of(st.just(PPM), st.integers(PPM, 5 * PPM))
 fixed_times = st.builds(fixed, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 
 
 @settings(max_examples=200, deadline=None)
-@given(works, fixed_times, st.integers(1, 30))
-def test_agrees_with_the_event_oracle(layers: list[LayerWork], costs: FixedTime, working: int) -> None:
-    timeline, expected = simulate(layers, costs, working), oracle(layers, costs, working)
+@given(works, fixed_times, st.integers(1, 30), slower)
+def test_agrees_with_the_event_oracle(
+    layers: list[LayerWork], costs: FixedTime, working: int, beside_ppm: int
+) -> None:
+    timeline = simulate(layers, costs, working, beside_ppm=beside_ppm)
+    expected = oracle(layers, costs, working, beside_ppm)
     if expected is None:
         assert timeline is None
     else:
@@ -116,11 +150,12 @@ def test_agrees_with_the_event_oracle(layers: list[LayerWork], costs: FixedTime,
 
 
 @settings(max_examples=200, deadline=None)
-@given(works, fixed_times, st.integers(1, 30), st.integers(0, 30))
+@given(works, fixed_times, st.integers(1, 30), st.integers(0, 30), slower)
 def test_more_working_buffer_never_makes_any_event_later(
-    layers: list[LayerWork], costs: FixedTime, working: int, more: int
+    layers: list[LayerWork], costs: FixedTime, working: int, more: int, beside_ppm: int
 ) -> None:
-    small, large = simulate(layers, costs, working), simulate(layers, costs, working + more)
+    small = simulate(layers, costs, working, beside_ppm=beside_ppm)
+    large = simulate(layers, costs, working + more, beside_ppm=beside_ppm)
     if small is None:
         return
     assert large is not None

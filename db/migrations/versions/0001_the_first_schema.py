@@ -395,6 +395,7 @@ def upgrade() -> None:
         sa.Column("io_mode", sa.String(length=64), nullable=False),
         sa.Column("mode_asked", sa.String(length=64), nullable=False),
         sa.Column("mode_proven", sa.String(length=64), nullable=False),
+        sa.Column("beside_compute", sa.Boolean(), nullable=False),
         sa.Column("versions", INT64, nullable=False),
         sa.Column("read_bytes", INT64, nullable=False),
         sa.Column("storage_bytes", INT64, nullable=False),
