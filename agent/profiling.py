@@ -126,9 +126,9 @@ def profile_io(unit: IoProfileUnit, context: Context) -> IoProfileResult:
 
 
 def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfileResult:
-    """One layer decompressed and computed again and again, reads going on beside as in a request:
-    while a layer is computed at most the next one is being read, and a slow read spans several layers.
-    It goes on until one read has ended, so that all reads are beside compute.
+    """One layer decompressed and computed again and again, at first alone, then reads going on beside as in
+    a request: while a layer is computed at most the next one is being read, and a slow read spans several
+    layers. It goes on until one read has ended, so that all reads are beside compute.
     """
     executor, manifest = context.executor, context.bundle.manifest
     request = context.request(0)
@@ -142,14 +142,19 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
         shards = layer_shards(manifest, i % manifest.model.layers, [fidelity] * unit.width)
         loaded, _ = executor.load_layer(shards, IO_MODE)
         try:
+            # Touches the memory that the reads beside go to: that is not their cost.
+            executor.drop_layer(executor.load_layer(shards, IO_MODE)[0])
             with _ReadBeside(executor, manifest, [fidelity] * unit.width) as beside:
-                for repeat in range(unit.warmups + unit.repeats):
-                    beside.next_layer()
+                for repeat in range(unit.warmups + 2 * unit.repeats):
+                    read_before = beside.read_bytes()
+                    if repeat >= unit.warmups + unit.repeats:
+                        beside.next_layer()
                     decompress_ns, compute_ns = executor.compute_layer(shards[0].source_layer, loaded)
                     samples.append(
                         ComputeSample(
                             width=unit.width,
                             fidelity=fidelity,
+                            read_bytes=beside.read_bytes() - read_before,
                             decompress_ns=decompress_ns,
                             compute_ns=compute_ns,
                             throttled=watch.sampled(len(samples) + 1),
@@ -161,7 +166,7 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
         finally:
             executor.drop_layer(loaded)
         # Which of the reads a throttled layer was beside cannot be told: then none counts.
-        throttled = any(sample.throttled for sample in samples[-unit.warmups - unit.repeats :])
+        throttled = any(sample.throttled for sample in samples[-2 * unit.repeats :])
         reads += (_io_sample(load, io_mode, throttled=throttled) for load in beside.loads)
     executor.reset()
     return ComputeProfileResult(
@@ -185,6 +190,7 @@ class _ReadBeside:
         self._reading: Future[None] | None = None
         self._layer = 0
         self._leaving = False
+        self._asked_bytes = 0
         self.loads: list[LayerLoad] = []
 
     def __enter__(self) -> Self:
@@ -196,8 +202,15 @@ class _ReadBeside:
             if not self._reading.done():
                 return
             self._reading.result()
-        self._reading = self._pool.submit(self._read, self._layer)
+        shards = layer_shards(self._manifest, self._layer, self._fidelities)
+        self._asked_bytes += sum(shard.length for shard in shards)
+        self._reading = self._pool.submit(self._read, shards)
         self._layer = (self._layer + 1) % self._manifest.model.layers
+
+    def read_bytes(self) -> int:
+        """Bytes read from storage so far, by the kernel's count, else those of the reads begun."""
+        counted = self._executor.storage_bytes()
+        return self._asked_bytes if counted is None else counted
 
     def has_read(self) -> bool:
         """Whether a read has ended."""
@@ -213,8 +226,7 @@ class _ReadBeside:
         if self._reading is not None and error is None:
             self._reading.result()
 
-    def _read(self, layer: int) -> None:
-        shards = layer_shards(self._manifest, layer, self._fidelities)
+    def _read(self, shards: Sequence[PlannedShard]) -> None:
         evict_if_buffered(self._executor, IO_MODE)
         loaded, load = self._executor.load_layer(shards, IO_MODE)
         if not self._leaving:

@@ -104,6 +104,7 @@ def _compute(session: Session, source: Source, _: int, result: ComputeProfileRes
                 **_verdict(_throttled(s)),
                 "width": s.width,
                 "fidelity": s.fidelity,
+                "read_bytes": s.read_bytes,
                 "decompress_ns": s.decompress_ns,
                 "compute_ns": s.compute_ns,
             }

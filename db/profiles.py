@@ -89,6 +89,7 @@ def profile_samples(
             ComputeSample(
                 width=s.width,
                 fidelity=s.fidelity,
+                read_bytes=s.read_bytes,
                 decompress_ns=s.decompress_ns,
                 compute_ns=s.compute_ns,
                 throttled=False,

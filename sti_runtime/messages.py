@@ -94,7 +94,8 @@ class IoProfileUnit(Record):
 
 
 class ComputeProfileUnit(Record):
-    """Layer compute and decompression for one width at each fidelity, an IO thread reading beside.
+    """Layer compute and decompression for one width at each fidelity: ``warmups`` and ``repeats`` times with
+    nothing read meanwhile, then ``repeats`` times with an IO thread reading beside.
 
     Each fidelity is computed on until at least one of those reads has ended.
     """
@@ -294,10 +295,14 @@ class IoProfileResult(Record):
 
 
 class ComputeSample(Record):
-    """One layer: total decompression of its ``width`` shards at ``fidelity``, then compute."""
+    """One layer: total decompression of its ``width`` shards at ``fidelity``, then compute.
+
+    ``read_bytes``: what was read from storage meanwhile (where the kernel does not count: what was asked).
+    """
 
     width: Positive
     fidelity: Positive
+    read_bytes: NonNegative
     decompress_ns: NonNegative
     compute_ns: NonNegative
     throttled: bool

@@ -166,6 +166,10 @@ class Executor:
         load = LayerLoad(len(shards), size_bytes, _difference(before, after), duration_ns)
         return io.loaded(layer, session.layers[0]), load
 
+    def storage_bytes(self) -> int | None:
+        """Bytes the kernel has read from storage for the reading threads so far; None: it does not count."""
+        return self._io.counter.read()
+
     def drop_layer(self, loaded: Iterable[LoadedShard]) -> None:
         """Give back what ``load_layer`` returned."""
         with self._io.changed:

@@ -88,6 +88,7 @@ def _check_extent(manifest: Manifest, profile: DeviceProfile, regions: int, byte
         + versions
         + manifest.model.layers * max(max(row.median_ns, row.p95_ns) for row in profile.compute)
         + shards * max(max(row.median_ns, row.p95_ns) for row in profile.decompress)
+        + bytes_ * max(profile.read_cost.median_ps_per_byte, profile.read_cost.p95_ps_per_byte) // 1000
         + max(profile.fixed_median.total_ns, profile.fixed_p95.total_ns)
     )
     if total_ns >= 1 << 63:

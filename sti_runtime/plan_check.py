@@ -45,8 +45,7 @@ def check_plan(
         problems.append("reads a layer before the one below it")
     if plan.planner == "paper":
         problems += _negative_budgets(plan, profile, target)
-    beside_ppm = profile.io.beside_ppm
-    timeline = simulate(works, profile.fixed_p95, working, plan.mode, beside_ppm=beside_ppm)
+    timeline = simulate(works, profile.fixed_p95, working, plan.mode, sharing=profile.sharing())
     if timeline is None:
         problems.append(f"streams more than a working buffer of {working} bytes can hold")
     elif timeline.end_ns > target:

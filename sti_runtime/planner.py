@@ -131,9 +131,9 @@ class _Draft:
     """Step 3 for one submodel: fidelities under construction, with AIB and layer costs kept current.
 
     ``margins[l]`` is the least of AIB(l), AIB(l+1), …: what a read of layer l may still cost, since it
-    debits all of them. With AIB never negative and W no limit, layer l starts by
-    embeddings + slack + l·T_comp, so the request ends by T: the simulation is only run when the
-    streamed bytes exceed W.
+    debits all of them. With AIB never below E, what all reads add to compute, and W no limit, layer l
+    starts by embeddings + slack + l·T_comp, so the request ends by T: the simulation is only run when an
+    AIB is less or the streamed bytes exceed W.
     """
 
     def __init__(self, problem: _Problem, submodel: Submodel, preload: dict[int, Fidelity]) -> None:
@@ -146,6 +146,7 @@ class _Draft:
         ]
         self.layer_ns = problem.profile.layer_ns(submodel.width)
         self.t_comp_ns = problem.profile.t_comp_ns(submodel.width)
+        self.sharing = problem.profile.sharing()
         self.rows = shard_rows(submodel, problem.costs.heads)
         self.works: list[LayerWork] = []
         self.aib: list[int] = []
@@ -157,7 +158,7 @@ class _Draft:
             self._set_uniform(fidelity)
             if self.margins[0] >= 0:
                 self._cost_layers()
-                if self._ends_in_time():
+                if self._ends_in_time(self.margins[0]):
                     return True
         return False
 
@@ -239,24 +240,26 @@ class _Draft:
                 continue
             self.fidelities[index] = fidelity
             self.works[layer] = self._layer_work(layer)
-            if self._ends_in_time():
+            if self._ends_in_time(self.margins[0] - debit):
                 for later in range(layer, len(self.aib)):
                     self.aib[later] -= debit
                 self._update_margins()
                 return
             self.fidelities[index], self.works[layer] = current, work
 
-    def _ends_in_time(self) -> bool:
+    def _ends_in_time(self, margin_ns: int) -> bool:
+        """``margin_ns``: no AIB is less."""
         problem = self.problem
-        if sum(work.streamed_bytes for work in self.works) <= problem.working_bytes:
+        streamed_bytes = sum(work.streamed_bytes for work in self.works)
+        added_ns = sum(self.sharing.layer_ns(work.streamed_bytes) for work in self.works)
+        if streamed_bytes <= problem.working_bytes and added_ns <= margin_ns:
             return True
         timeline = self._timeline()
         return timeline is not None and timeline.end_ns <= problem.target_ns
 
     def _timeline(self) -> Timeline | None:
-        profile = self.problem.profile
-        working_bytes, beside_ppm = self.problem.working_bytes, profile.io.beside_ppm
-        return simulate(self.works, profile.fixed_p95, working_bytes, beside_ppm=beside_ppm)
+        profile, working_bytes = self.problem.profile, self.problem.working_bytes
+        return simulate(self.works, profile.fixed_p95, working_bytes, sharing=self.sharing)
 
     def _layer_work(self, layer: int) -> LayerWork:
         costs, width = self.problem.costs, self.submodel.width

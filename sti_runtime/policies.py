@@ -136,9 +136,7 @@ def _plan_baseline(
             for layer in range(submodel.depth)
         ]
         working_bytes = spec.working_bytes([work.streamed_bytes for work in works])
-        timeline = simulate(
-            works, profile.fixed_p95, working_bytes, spec.mode, beside_ppm=profile.io.beside_ppm
-        )
+        timeline = simulate(works, profile.fixed_p95, working_bytes, spec.mode, sharing=profile.sharing())
         if timeline is None:
             raise AssertionError(f"{policy}: its own working buffer of {working_bytes} bytes is too small")
         if timeline.end_ns <= target_ns:

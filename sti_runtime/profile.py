@@ -6,7 +6,7 @@ fit agree digest for digest. A profile whose fit is worse than its bound is ``un
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -45,7 +45,7 @@ class IoFit(Record):
 
 
 class WidthTime(Record):
-    """Time of one layer of ``width`` slices without decompression, the IO thread running beside it."""
+    """Time of one layer of ``width`` slices without decompression, nothing being read meanwhile."""
 
     width: Positive
     median_ns: NonNegative
@@ -60,6 +60,26 @@ class FidelityTime(Record):
     median_ns: NonNegative
     p95_ns: NonNegative
     samples: Positive
+
+
+class ReadCost(Record):
+    """What reading adds to the compute beside it, ps per byte: they share processors and memory."""
+
+    median_ps_per_byte: NonNegative
+    p95_ps_per_byte: NonNegative
+    samples: NonNegative
+
+
+class Sharing(NamedTuple):
+    """What IO and compute take from each other. ``beside_ppm``: how much longer a read takes while a layer
+    is computed, at least 10^6; ``ps_per_byte``: by how much a byte read beside it prolongs compute."""
+
+    beside_ppm: int = PPM
+    ps_per_byte: int = 0
+
+    def layer_ns(self, streamed_bytes: int) -> int:
+        """What reading a layer's bytes adds to compute; counted with that layer."""
+        return streamed_bytes * self.ps_per_byte // 1000
 
 
 class FixedTime(Record):
@@ -93,6 +113,7 @@ class DeviceProfile(Record):
     io: IoFit
     compute: tuple[WidthTime, ...] = Field(min_length=1)
     decompress: tuple[FidelityTime, ...] = Field(min_length=1)
+    read_cost: ReadCost
     fixed_median: FixedTime
     fixed_p95: FixedTime
     unfit: tuple[str, ...]
@@ -103,6 +124,11 @@ class DeviceProfile(Record):
             if row.fidelity == fidelity:
                 return row.p95_ns if p95 else row.median_ns
         raise KeyError(fidelity)
+
+    def sharing(self, *, p95: bool = True) -> Sharing:
+        """What IO and compute take from each other."""
+        cost = self.read_cost
+        return Sharing(self.io.beside_ppm, cost.p95_ps_per_byte if p95 else cost.median_ps_per_byte)
 
     def layer_ns(self, width: int, *, p95: bool = True) -> int:
         """Time of one layer of ``width`` slices without decompression. Raises: KeyError."""

@@ -14,7 +14,7 @@ from typing import cast
 from sti_runtime.errors import InputError
 from sti_runtime.messages import ComputeSample, FixedSample, IoSample
 from sti_runtime.plan_build import Fidelity
-from sti_runtime.profile import PPM, DeviceProfile, FidelityTime, FixedTime, IoFit, WidthTime
+from sti_runtime.profile import PPM, DeviceProfile, FidelityTime, FixedTime, IoFit, ReadCost, WidthTime
 from sti_runtime.shard import FIDELITIES
 
 IO_ERROR_BOUND_PPM = 200_000
@@ -65,6 +65,10 @@ def fit_profile(
             "Profile the device again.",
         )
     totals = _layer_totals(rows)
+    if totals.read_cost.samples < MIN_COMPUTE_SAMPLES:
+        unfit.append(
+            f"compute: {totals.read_cost.samples} samples beside reads, fewer than {MIN_COMPUTE_SAMPLES}"
+        )
     return DeviceProfile(
         format="stifarm-device-profile",
         version=1,
@@ -77,6 +81,7 @@ def fit_profile(
         io=io_fit,
         compute=_width_times(totals, set(widths), unfit),
         decompress=_fidelity_times(totals, set(fidelities), unfit),
+        read_cost=totals.read_cost,
         **_fixed_times(list(fixed), unfit),
         unfit=tuple(unfit),
     )
@@ -171,9 +176,11 @@ def _fit_io(rows: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
 class _LayerTotals:
     """Medians of the parts of a layer's time, and how far layers as a whole exceed their sum.
 
-    ``width_ratios`` and ``fidelity_ratios``: for each width and each fidelity the 95th percentile of
-    (decompression + compute) ÷ (its medians summed), ppm, at least 1. The parts' own percentiles would not
-    do: a disturbance hits either part of a layer, seldom both, and their sum would count it twice.
+    The medians are of samples without reads beside (of a width or fidelity that has none, of all its
+    samples); what a byte read beside adds is the median over the others. ``width_ratios`` and
+    ``fidelity_ratios``: for each width and each fidelity the 95th percentile of (decompression + compute) ÷
+    (its medians summed), ppm, at least 1. The parts' own percentiles would not do: a disturbance hits either
+    part of a layer, seldom both, and their sum would count it twice.
     """
 
     compute_ns: dict[int, int]
@@ -182,6 +189,7 @@ class _LayerTotals:
     fidelity_ratios: dict[int, int]
     width_samples: dict[int, int]
     fidelity_samples: dict[int, int]
+    read_cost: ReadCost
 
 
 def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
@@ -190,11 +198,22 @@ def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
     for row in rows:
         by_width.setdefault(row.width, []).append(row)
         by_fidelity.setdefault(row.fidelity, []).append(row)
-    compute = {w: nearest_rank((row.compute_ns for row in group), 50) for w, group in by_width.items()}
+    compute = {
+        w: nearest_rank((row.compute_ns for row in _quiet(group)), 50) for w, group in by_width.items()
+    }
     decompress = {
-        k: nearest_rank(((2 * row.decompress_ns + row.width) // (2 * row.width) for row in group), 50)
+        k: nearest_rank(((2 * row.decompress_ns + row.width) // (2 * row.width) for row in _quiet(group)), 50)
         for k, group in by_fidelity.items()
     }
+
+    def usual_ns(row: ComputeSample) -> int:
+        return compute[row.width] + row.width * decompress[row.fidelity]
+
+    beside = [row for row in rows if row.read_bytes > 0]
+    added = [
+        max(0, row.decompress_ns + row.compute_ns - usual_ns(row)) * 1000 // row.read_bytes for row in beside
+    ]
+    ps_per_byte = nearest_rank(added, 50) if added else 0
 
     def ratio(group: Sequence[ComputeSample]) -> int:
         return nearest_rank(
@@ -203,7 +222,7 @@ def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
                     PPM,
                     (row.decompress_ns + row.compute_ns)
                     * PPM
-                    // max(1, compute[row.width] + row.width * decompress[row.fidelity]),
+                    // max(1, usual_ns(row) + row.read_bytes * ps_per_byte // 1000),
                 )
                 for row in group
             ),
@@ -217,7 +236,17 @@ def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
         fidelity_ratios={fidelity: ratio(group) for fidelity, group in by_fidelity.items()},
         width_samples={width: len(group) for width, group in by_width.items()},
         fidelity_samples={fidelity: len(group) for fidelity, group in by_fidelity.items()},
+        read_cost=ReadCost(
+            median_ps_per_byte=ps_per_byte,
+            p95_ps_per_byte=-(-ps_per_byte * ratio(beside) // PPM) if beside else 0,
+            samples=len(beside),
+        ),
     )
+
+
+def _quiet(group: Sequence[ComputeSample]) -> Sequence[ComputeSample]:
+    """Those beside which nothing was read, or all where there are none."""
+    return [row for row in group if row.read_bytes == 0] or group
 
 
 def _width_times(totals: _LayerTotals, wanted: set[int], unfit: list[str]) -> tuple[WidthTime, ...]:

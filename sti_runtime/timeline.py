@@ -6,7 +6,8 @@ One IO thread reads in plan order, one compute thread takes the layers in order 
     compute thread                   | embedding |..stall..| layer 0 | layer 1 | … | head |
 
 * A read starts when the previous one has ended and its bytes are free in the working buffer. While a layer
-  is computed it proceeds at 10^6 / beside_ppm of its speed.
+  is computed it proceeds at 10^6 / beside_ppm of its speed; and a layer's compute takes longer by what
+  reading its bytes adds to compute (``profile.Sharing``), though they are read beside earlier layers.
 * A layer's streamed bytes are freed when it has been computed; preloaded shards use neither IO nor buffer.
 * Layer l computes when its reads have ended and layer l-1 has been computed; in mode "load-exec", when
   all reads have ended.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from sti_runtime.plan import LayerTime, PlannedShard, Prediction, merged_reads
-from sti_runtime.profile import PPM, DeviceProfile, FixedTime
+from sti_runtime.profile import PPM, DeviceProfile, FixedTime, Sharing
 
 Mode = Literal["pipeline", "load-exec"]
 
@@ -57,11 +58,10 @@ def simulate(
     working_bytes: int,
     mode: Mode = "pipeline",
     *,
-    beside_ppm: int = PPM,
+    sharing: Sharing = Sharing(),  # noqa: B008 - immutable
 ) -> Timeline | None:
     """Simulate one request. ``None`` if it can never end: a layer (in mode "load-exec" the whole
-    submodel) streams more bytes than the working buffer holds. ``beside_ppm``: how much longer a read
-    takes while a layer is computed, at least 10^6."""
+    submodel) streams more bytes than the working buffer holds."""
     load_exec = mode == "load-exec"
     if load_exec and sum(layer.streamed_bytes for layer in layers) > working_bytes:
         return None
@@ -86,12 +86,14 @@ def simulate(
                 if io_start_ns < 0:
                     io_start_ns = io_ns
                 used += length
-                io_ns, ahead = _read_end(io_ns, ns, beside_ppm, events, ahead)
+                io_ns, ahead = _read_end(io_ns, ns, sharing.beside_ppm, events, ahead)
             io_end_ns = io_ns
         ready_ns = all_read_ns if load_exec else io_end_ns
         start_ns = max(compute_ns, ready_ns)
         stall_ns += start_ns - compute_ns
         compute_ns = start_ns + layer.compute_ns
+        if not load_exec:
+            compute_ns += sharing.layer_ns(layer.streamed_bytes)
         events.append(LayerEvents(io_start_ns, io_end_ns, start_ns, compute_ns))
     return Timeline(tuple(events), compute_ns + fixed.head_ns, stall_ns)
 
@@ -161,14 +163,14 @@ def predict(
         profile.fixed_p95,
         working_bytes,
         mode,
-        beside_ppm=profile.io.beside_ppm,
+        sharing=profile.sharing(),
     )
     usual = simulate(
         layer_works(shards, depth, width, profile, p95=False),
         profile.fixed_median,
         working_bytes,
         mode,
-        beside_ppm=profile.io.beside_ppm,
+        sharing=profile.sharing(p95=False),
     )
     if worst is None or usual is None:
         return None

@@ -13,7 +13,7 @@
 #include "unit_kinds.h"
 #include "verbs.h"
 
-enum { ROUNDS = 4, COMPUTE_WARMUPS = 1, COMPUTE_REPEATS = 2, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
+enum { ROUNDS = 3, COMPUTE_WARMUPS = 1, COMPUTE_REPEATS = 2, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
 
 typedef struct {
   int64_t *widths, *fidelities; /* ascending: of the bundle's submodels, of its regions */
@@ -64,7 +64,7 @@ static void sample_rows(int64_t available, int64_t *rows, int32_t count) {
 static StiCode reserve(Arena *arena, const Subject *subject, ProfileSamples *samples, StiError *error) {
   size_t widths = (size_t)subject->width_count, fidelities = (size_t)subject->fidelity_count;
   size_t reads = ROUNDS * widths * (fidelities + 1);
-  size_t layers = ROUNDS * widths * fidelities * (COMPUTE_WARMUPS + COMPUTE_REPEATS);
+  size_t layers = ROUNDS * widths * fidelities * (COMPUTE_WARMUPS + 2 * COMPUTE_REPEATS);
   samples->io = arena_alloc(arena, reads * sizeof *samples->io);
   samples->beside = arena_alloc(arena, layers * sizeof *samples->beside);
   samples->compute = arena_alloc(arena, layers * sizeof *samples->compute);

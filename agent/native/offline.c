@@ -61,6 +61,7 @@ static void read_io_sample(Fields *fields, IoSample *sample) {
 static void read_compute_sample(Fields *fields, ComputeSample *sample) {
   sample->width = field_int(fields, "width", 1, INT64_MAX);
   sample->fidelity = field_int(fields, "fidelity", 1, INT64_MAX);
+  sample->read_bytes = field_int(fields, "read_bytes", 0, INT64_MAX);
   sample->decompress_ns = field_int(fields, "decompress_ns", 0, INT64_MAX);
   sample->compute_ns = field_int(fields, "compute_ns", 0, INT64_MAX);
   sample->throttled = field_bool(fields, "throttled");

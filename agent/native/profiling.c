@@ -147,15 +147,17 @@ typedef struct {
   Executor *executor;
   const Manifest *manifest;
   int64_t width, fidelity;
-  IoMode io_mode;       /* in use */
+  IoMode io_mode;      /* in use */
+  int64_t layer_bytes; /* of one read, about */
   PlannedShard *shards; /* [width] */
   int32_t layer;        /* the next to be read */
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t changed;
   bool asked, leaving; /* guarded by lock, as are code, reads and read_count */
-  IoSample *reads;     /* [warmups + repeats], those that ended before the thread was to leave */
+  IoSample *reads;     /* [warmups + 2 · repeats], those that ended before the thread was to leave */
   size_t read_count;
+  int64_t begun_bytes; /* of the reads begun */
   StiCode code; /* the first error, with its words in error */
   StiError error;
 } Beside;
@@ -205,9 +207,19 @@ static StiCode beside_begin(Beside *beside, StiError *error) {
 /* Start reading a layer; returns at once. */
 static void beside_next(Beside *beside) {
   pthread_mutex_lock(&beside->lock);
+  if (!beside->asked) beside->begun_bytes += beside->layer_bytes;
   beside->asked = true; /* already so while the one before is being read: then it counts for both */
   pthread_cond_signal(&beside->changed);
   pthread_mutex_unlock(&beside->lock);
+}
+
+/* Bytes read from storage so far, by the kernel's count, else those of the reads begun. */
+static int64_t beside_bytes(Beside *beside) {
+  const int64_t counted = executor_storage_bytes(beside->executor);
+  pthread_mutex_lock(&beside->lock);
+  const int64_t begun = beside->begun_bytes;
+  pthread_mutex_unlock(&beside->lock);
+  return counted < 0 ? begun : counted;
 }
 
 /* Whether a read has ended, or failed. */
@@ -231,8 +243,8 @@ static StiCode beside_end(Beside *beside, StiError *error) {
   return beside->code;
 }
 
-/* One fidelity: the layer computed again and again while others are read. Its samples, warmups + repeats, are those
- * from `first` on. */
+/* One fidelity: the layer computed again and again, at first alone, then while others are read. Its samples, warmups +
+ * 2 · repeats, are those from `first` on. */
 static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fidelity, const PlannedShard *shards,
                                 Beside *beside, ComputeSamples *found, int64_t first, StiError *error) {
   Executor *executor;
@@ -240,15 +252,20 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
   bool throttled = false;
   STI_TRY(context_executor(context, &executor, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)unit->widths[0], asked_mode, &load, error));
-  StiCode code = beside_begin(beside, error);
+  IoSample first_touch; /* of the memory that the reads beside go to: it is not their cost */
+  StiCode code = read_beside(beside, &first_touch);
+  if (code != STI_OK) *error = beside->error;
+  if (code == STI_OK) code = beside_begin(beside, error);
   if (code == STI_OK) {
-    for (int64_t repeat = 0; repeat < unit->warmups + unit->repeats && code == STI_OK; repeat++) {
+    for (int64_t repeat = 0; repeat < unit->warmups + 2 * unit->repeats && code == STI_OK; repeat++) {
       LayerTimes times;
-      beside_next(beside);
+      const int64_t before = beside_bytes(beside);
+      if (repeat >= unit->warmups + unit->repeats) beside_next(beside);
       executor_compute_layer(executor, shards[0].source_layer, &load, &times);
       ComputeSample *sample = &found->samples[first + repeat];
       *sample = (ComputeSample){.width = unit->widths[0],
                                 .fidelity = fidelity,
+                                .read_bytes = beside_bytes(beside) - before,
                                 .decompress_ns = times.decompress_ns,
                                 .compute_ns = times.compute_ns,
                                 .warmup = repeat < unit->warmups};
@@ -272,8 +289,8 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
   return code;
 }
 
-/* Reads go on beside as in a request: while a layer is computed at most the next one is being read, and a slow read
- * spans several layers. It goes on until one read has ended, so that all reads are beside compute. */
+/* After computing alone, reads go on beside as in a request: while a layer is computed at most the next one is being
+ * read, and a slow read spans several layers. It goes on until one read has ended, so that all reads are beside compute. */
 StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, ComputeSamples *found, StiError *error) {
   Executor *executor;
   const Manifest *manifest;
@@ -286,7 +303,7 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
   STI_TRY(layer_alloc(arena, manifest, width, &shards, error));
   STI_TRY(layer_alloc(arena, manifest, width, &read, error));
   if (unit->repeats > MOST_SAMPLES || unit->warmups > MOST_SAMPLES) return too_many(unit->repeats, error);
-  int64_t each = unit->warmups + unit->repeats;
+  int64_t each = unit->warmups + 2 * unit->repeats;
   if (unit->fidelity_count > MOST_SAMPLES / each) return too_many(each, error);
   found->count = (size_t)(unit->fidelity_count * each);
   found->samples = arena_alloc(arena, found->count * sizeof *found->samples + 1);
@@ -307,6 +324,7 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
                      .shards = read,
                      .reads = found->reads + found->read_count};
     STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
+    for (int64_t slice = 0; slice < width; slice++) beside.layer_bytes += shards[slice].length;
     STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found, i * each, error));
     found->read_count += beside.read_count;
   }
@@ -368,6 +386,7 @@ static void write_io(Text *out, const IoSamples *found) {
   json_open(out, '{');
   json_text_field(out, "io_mode", io_mode_name(found->io_mode));
   json_text_field(out, "kind", "profile-io");
+  json_key(out, "readings"), watch_write(out, &found->watch);
   write_reads(out, "samples", found->samples, found->count);
   json_close(out, '}');
 }
@@ -385,6 +404,7 @@ static void write_compute(Text *out, const ComputeSamples *found) {
     json_int_field(out, "compute_ns", sample->compute_ns);
     json_int_field(out, "decompress_ns", sample->decompress_ns);
     json_int_field(out, "fidelity", sample->fidelity);
+    json_int_field(out, "read_bytes", sample->read_bytes);
     json_bool_field(out, "throttled", sample->throttled);
     json_bool_field(out, "warmup", sample->warmup);
     json_int_field(out, "width", sample->width);

@@ -56,13 +56,15 @@ class IoSampleRow(_Sample, Base):
 
 
 class ComputeSampleRow(_Sample, Base):
-    """One layer of ``width`` slices: decompression of its shards at ``fidelity``, then compute."""
+    """One layer of ``width`` slices: decompression of its shards at ``fidelity``, then compute;
+    ``read_bytes``: read from storage meanwhile."""
 
     __tablename__ = "compute_samples"
     __table_args__ = (UniqueConstraint("journal_id", "ordinal"),)
 
     width: Mapped[int]
     fidelity: Mapped[int]
+    read_bytes: Mapped[int]
     decompress_ns: Mapped[int]
     compute_ns: Mapped[int]
 

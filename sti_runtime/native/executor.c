@@ -93,6 +93,8 @@ StiCode executor_io_mode(Executor *executor, IoMode asked, IoMode *in_use, StiEr
   return executor_unlock(executor, code);
 }
 
+int64_t executor_storage_bytes(Executor *executor) { return io_storage_bytes(&executor->io); }
+
 StiCode executor_evict(Executor *executor, IoMode asked, StiError *error) {
   const Storage *storage;
   executor_lock(executor);

@@ -210,25 +210,29 @@ static StiCode fit_io(Arena *arena, const ProfileSamples *samples, DeviceProfile
 
 /* ------------------------------------------------------------------ compute and decompression */
 
-/* One sample's figure under its width, or under its fidelity. */
+/* One sample's figure under its width, or under its fidelity. loud: of a sample with reads beside, set for medians only. */
 typedef struct {
   int64_t key;
   Wide value;
+  bool loud;
 } Keyed;
 
 static int by_key(const void *a, const void *b) {
   const Keyed *left = a, *right = b;
   if (left->key != right->key) return left->key < right->key ? -1 : 1;
+  if (left->loud != right->loud) return left->loud ? 1 : -1;
   return wide_compare(left->value, right->value);
 }
 
-/* Medians of figures [n] by key into times [n]; sorts the figures. Returns the number of keys. */
+/* Medians of figures [n] by key, of a key's quiet ones where it has any, into times [n]; sorts the figures. Returns the
+ * number of keys. */
 static int32_t group_medians(Keyed *figures, size_t n, KeyedTime *times) {
   int32_t count = 0;
   qsort(figures, n, sizeof *figures, by_key);
   for (size_t first = 0, end; first < n; first = end) {
-    for (end = first; end < n && figures[end].key == figures[first].key;) end++;
-    const Keyed *median = &figures[first + rank_of(end - first, 50)];
+    size_t quiet = 0;
+    for (end = first; end < n && figures[end].key == figures[first].key; end++) quiet += !figures[end].loud;
+    const Keyed *median = &figures[first + rank_of(quiet > 0 ? quiet : end - first, 50)];
     times[count++] = (KeyedTime){.key = median->key, .median_ns = (int64_t)median->value.low,
                                  .samples = (int64_t)(end - first)};
   }
@@ -277,13 +281,26 @@ static int64_t shard_ns(const ComputeSample *row) {
   return row->decompress_ns / row->width + (rest >= row->width - rest);
 }
 
+/* What a layer takes by its medians, without reads beside. */
+static Wide layer_usual(const ComputeSample *row, const DeviceProfile *profile) {
+  int64_t compute_ns = median_of(profile->compute, profile->compute_count, row->width);
+  int64_t decompress_ns = median_of(profile->decompress, profile->decompress_count, row->fidelity);
+  return wide_sum(wide_of((uint64_t)compute_ns), wide_product((uint64_t)row->width, (uint64_t)decompress_ns));
+}
+
+static Wide layer_measured(const ComputeSample *row) {
+  return wide_of((uint64_t)row->decompress_ns + (uint64_t)row->compute_ns);
+}
+
+static Wide read_ps(int64_t bytes, int64_t ps_per_byte) {
+  return wide_floor(wide_product((uint64_t)bytes, (uint64_t)ps_per_byte), wide_of(1000));
+}
+
 /* How far the layer as a whole exceeds its medians, ppm, at least 10⁶: the parts' own percentiles would not do, since
  * a disturbance hits either part, seldom both, and their sum would count it twice. */
 static Wide layer_ratio(const ComputeSample *row, const DeviceProfile *profile) {
-  int64_t compute_ns = median_of(profile->compute, profile->compute_count, row->width);
-  int64_t decompress_ns = median_of(profile->decompress, profile->decompress_count, row->fidelity);
-  Wide usual = wide_sum(wide_of((uint64_t)compute_ns), wide_product((uint64_t)row->width, (uint64_t)decompress_ns));
-  Wide measured = wide_of((uint64_t)row->decompress_ns + (uint64_t)row->compute_ns);
+  Wide usual = wide_sum(layer_usual(row, profile), read_ps(row->read_bytes, profile->read_cost.median_ps_per_byte));
+  Wide measured = layer_measured(row);
   Wide ratio = ppm_of(measured, wide_compare(usual, wide_of(1)) < 0 ? wide_of(1) : usual);
   return wide_compare(ratio, wide_of(PPM)) < 0 ? wide_of(PPM) : ratio;
 }
@@ -309,6 +326,41 @@ static int64_t *copy_of(Arena *arena, const int64_t *values, size_t n) {
   return copy;
 }
 
+/* What a byte read beside adds to compute: the median over rows [n] with such reads; their number in samples. */
+static StiCode fit_read_cost(Arena *arena, const ComputeSample *rows, size_t n, DeviceProfile *profile,
+                             StiError *error) {
+  ReadCost *cost = &profile->read_cost;
+  size_t count = 0;
+  Wide *added = arena_alloc(arena, (n + 1) * sizeof *added);
+  if (!added) return sti_out_of_memory(error);
+  *cost = (ReadCost){0};
+  for (size_t i = 0; i < n; i++) {
+    if (rows[i].read_bytes == 0) continue;
+    Wide usual = layer_usual(&rows[i], profile), measured = layer_measured(&rows[i]);
+    Wide excess = wide_compare(measured, usual) > 0 ? wide_difference(measured, usual) : wide_of(0);
+    wide_scale(excess, 1000, &excess);
+    added[count++] = wide_floor(excess, wide_of((uint64_t)rows[i].read_bytes));
+  }
+  cost->samples = (int64_t)count;
+  if (count > 0 && !wide_to_int(wide_percentile(added, count, 50), &cost->median_ps_per_byte)) return too_large(error);
+  return STI_OK;
+}
+
+/* By how much layers with reads beside, of rows [n], exceed their medians. */
+static StiCode fit_read_p95(Arena *arena, const ComputeSample *rows, size_t n, DeviceProfile *profile,
+                            StiError *error) {
+  ReadCost *cost = &profile->read_cost;
+  size_t count = 0;
+  Wide product, *ratios = arena_alloc(arena, (n + 1) * sizeof *ratios);
+  if (!ratios) return sti_out_of_memory(error);
+  for (size_t i = 0; i < n; i++)
+    if (rows[i].read_bytes > 0) ratios[count++] = layer_ratio(&rows[i], profile);
+  if (count == 0) return STI_OK;
+  bool fits = wide_scale(wide_percentile(ratios, count, 95), (uint64_t)cost->median_ps_per_byte, &product);
+  if (!fits || !wide_to_int(wide_ceiling(product, wide_of(PPM)), &cost->p95_ps_per_byte)) return too_large(error);
+  return STI_OK;
+}
+
 static StiCode fit_layers(Arena *arena, const ProfileSamples *samples, DeviceProfile *profile, StiError *error) {
   size_t n = 0, all = samples->compute_count + 1;
   ComputeSample *rows = arena_alloc(arena, all * sizeof *rows);
@@ -325,17 +377,23 @@ static StiCode fit_layers(Arena *arena, const ProfileSamples *samples, DevicePro
   if (n == 0) return no_samples(error, "compute", none_taken);
 
   for (size_t i = 0; i < n; i++) {
-    by_width[i] = (Keyed){rows[i].width, wide_of((uint64_t)rows[i].compute_ns)};
-    by_fidelity[i] = (Keyed){rows[i].fidelity, wide_of((uint64_t)shard_ns(&rows[i]))};
+    const bool loud = rows[i].read_bytes > 0;
+    by_width[i] = (Keyed){rows[i].width, wide_of((uint64_t)rows[i].compute_ns), loud};
+    by_fidelity[i] = (Keyed){rows[i].fidelity, wide_of((uint64_t)shard_ns(&rows[i])), loud};
   }
   profile->compute_count = group_medians(by_width, n, profile->compute);
   profile->decompress_count = group_medians(by_fidelity, n, profile->decompress);
   STI_TRY(check_fidelities(profile->decompress, profile->decompress_count, error));
+  STI_TRY(fit_read_cost(arena, rows, n, profile, error));
+  STI_TRY(fit_read_p95(arena, rows, n, profile, error));
+  if (profile->read_cost.samples < MIN_SAMPLES)
+    STI_TRY(note_unfit(arena, profile, error, "compute: %" PRId64 " samples beside reads, fewer than %d",
+                       profile->read_cost.samples, MIN_SAMPLES));
 
   for (size_t i = 0; i < n; i++) {
     Wide ratio = layer_ratio(&rows[i], profile);
-    by_width[i] = (Keyed){rows[i].width, ratio};
-    by_fidelity[i] = (Keyed){rows[i].fidelity, ratio};
+    by_width[i] = (Keyed){rows[i].width, ratio, false};
+    by_fidelity[i] = (Keyed){rows[i].fidelity, ratio, false};
   }
   STI_TRY(group_p95(by_width, n, profile->compute, error));
   STI_TRY(group_p95(by_fidelity, n, profile->decompress, error));
@@ -392,8 +450,8 @@ static StiCode fit_fixed(Arena *arena, const ProfileSamples *samples, DeviceProf
 /* ------------------------------------------------------------------ the fit */
 
 StiCode fit_profile(Arena *arena, const ProfileSamples *samples, DeviceProfile *profile, StiError *error) {
-  /* Three reasons of IO, two of fixed costs, one for each width and fidelity measured or wanted. */
-  size_t reasons = 5 + 2 * samples->compute_count + samples->width_count + samples->fidelity_count;
+  /* Three reasons of IO, one of read cost, two of fixed costs, one for each width and fidelity measured or wanted. */
+  size_t reasons = 6 + 2 * samples->compute_count + samples->width_count + samples->fidelity_count;
   profile->unfit = arena_alloc(arena, reasons * sizeof *profile->unfit);
   profile->unfit_count = 0;
   if (!profile->unfit) return sti_out_of_memory(error);

@@ -175,6 +175,7 @@ int32_t merge_reads(const PlannedShard *shards, const int32_t *index, int32_t co
 
 typedef struct { int64_t alpha_ns, ps_per_byte, p95_ppm, error_ppm, samples, beside_ppm, beside_samples; } IoFit;
 typedef struct { int64_t key /* width or fidelity */, median_ns, p95_ns, samples; } KeyedTime;
+typedef struct { int64_t median_ps_per_byte, p95_ps_per_byte, samples; } ReadCost; /* of compute, per byte read beside */
 typedef struct { int64_t embed_io_ns, embed_compute_ns, head_ns, samples; } FixedTime;
 
 typedef struct {
@@ -185,6 +186,7 @@ typedef struct {
   IoFit io;
   KeyedTime *compute; int32_t compute_count;       /* key: width */
   KeyedTime *decompress; int32_t decompress_count; /* key: fidelity */
+  ReadCost read_cost;
   FixedTime fixed_median, fixed_p95;
   const char **unfit; int32_t unfit_count;
 } DeviceProfile;

@@ -66,6 +66,8 @@ void executor_close(Executor *executor); /* NULL is allowed */
 StiCode executor_io_mode(Executor *executor, IoMode asked, IoMode *in_use, StiError *error);
 /* Drop the bundle's pages from the page cache when the mode in use is buffered. */
 StiCode executor_evict(Executor *executor, IoMode asked, StiError *error);
+/* Bytes that the kernel has read from storage for the reading threads so far; below 0: it does not count. */
+int64_t executor_storage_bytes(Executor *executor);
 
 /* Bring the preload buffer to what the plan preloads: evict from the top, read what is missing. */
 StiCode executor_fill(Executor *executor, const Plan *plan, IoMode io_mode, StiError *error);

@@ -31,6 +31,11 @@ static uint64_t largest_time(const KeyedTime *times, int32_t count) {
   return (uint64_t)largest;
 }
 
+Sharing profile_sharing(const DeviceProfile *profile, Figure figure) {
+  const ReadCost *cost = &profile->read_cost;
+  return (Sharing){profile->io.beside_ppm, figure == FIGURE_P95 ? cost->p95_ps_per_byte : cost->median_ps_per_byte};
+}
+
 int64_t profile_layer_ns(const DeviceProfile *profile, int32_t width, Figure figure) {
   return figure_of(find_time(profile->compute, profile->compute_count, width), figure);
 }
@@ -125,6 +130,8 @@ static StiCode check_extent(const Manifest *manifest, const DeviceProfile *profi
   total = wide_sum(wide_ceiling(total, wide_of(PPM)), wide_of((uint64_t)count));
   total = wide_sum(total, wide_product((uint64_t)layers, largest_time(profile->compute, profile->compute_count)));
   total = wide_sum(total, wide_product((uint64_t)shards, largest_time(profile->decompress, profile->decompress_count)));
+  const int64_t ps_per_byte = larger(profile->read_cost.median_ps_per_byte, profile->read_cost.p95_ps_per_byte);
+  total = wide_sum(total, wide_floor(wide_product((uint64_t)bytes, (uint64_t)ps_per_byte), wide_of(1000)));
   Wide usual = fixed_total(&profile->fixed_median), worst = fixed_total(&profile->fixed_p95);
   total = wide_sum(total, wide_compare(usual, worst) > 0 ? usual : worst);
   if (fits && wide_to_int(total, &total_ns)) return STI_OK;
@@ -278,10 +285,13 @@ static bool predict(const DeviceProfile *profile, const ShardCosts *costs, Desk 
   int32_t depth = desk->choice.submodel->depth;
   Timeline usual = {.layers = desk->events}, worst = {.layers = predicted->layers};
   cost_layers(costs, profile, &desk->choice, FIGURE_MEDIAN, desk->works);
-  const int64_t beside_ppm = profile->io.beside_ppm;
-  if (!simulate(desk->works, depth, &profile->fixed_median, working_bytes, load_exec, beside_ppm, &usual)) return false;
+  if (!simulate(desk->works, depth, &profile->fixed_median, working_bytes, load_exec,
+                profile_sharing(profile, FIGURE_MEDIAN), &usual))
+    return false;
   cost_layers(costs, profile, &desk->choice, FIGURE_P95, desk->works);
-  if (!simulate(desk->works, depth, &profile->fixed_p95, working_bytes, load_exec, beside_ppm, &worst)) return false;
+  if (!simulate(desk->works, depth, &profile->fixed_p95, working_bytes, load_exec, profile_sharing(profile, FIGURE_P95),
+                &worst))
+    return false;
   predicted->layer_count = depth;
   predicted->latency_ns = worst.end_ns;
   predicted->median_latency_ns = usual.end_ns;

@@ -41,6 +41,7 @@ typedef struct {
  * 2^63 ns or bytes; STI_RESOURCE. Below that no sum of planning overflows. */
 StiCode shard_costs(Arena *arena, const Manifest *manifest, const DeviceProfile *profile, int fidelity,
                     ShardCosts *costs, StiError *error);
+Sharing profile_sharing(const DeviceProfile *profile, Figure figure);
 int64_t profile_layer_ns(const DeviceProfile *profile, int32_t width, Figure figure);
 
 StiCode open_desk(Arena *arena, const Manifest *manifest, Desk *desk, StiError *error);

@@ -24,8 +24,8 @@ typedef struct {
 /* Fidelities of one submodel under construction, with AIB and layer costs kept current.
  *
  * margins[l] is the least of AIB(l), AIB(l+1), …: what a read of layer l may still cost, since it debits all of them.
- * With AIB never negative and W no limit, layer l starts by embeddings + slack + l · T_comp, so the request ends by T:
- * the simulation is only run when the streamed bytes exceed W. */
+ * With AIB never below E, what all reads add to compute, and W no limit, layer l starts by embeddings + slack +
+ * l · T_comp, so the request ends by T: the simulation is only run when an AIB is less or the streamed bytes exceed W. */
 typedef struct {
   const Problem *problem;
   Desk *desk;
@@ -33,6 +33,7 @@ typedef struct {
   int64_t *aib, *margins; /* [N] */
   int32_t *position;      /* [N] of a bundle's layer in the submodel, -1: not kept */
   int64_t layer_ns, t_comp_ns;
+  Sharing sharing;
 } Draft;
 
 static int64_t fixed_and_compute_ns(const Problem *problem, const Submodel *submodel) {
@@ -86,7 +87,7 @@ static void choose_preload(const Problem *problem, Choice *choice) {
 
 static StiCode open_draft(Arena *arena, const Problem *problem, Desk *desk, Draft *draft, StiError *error) {
   size_t layers = (size_t)problem->manifest->model.layers;
-  *draft = (Draft){.problem = problem, .desk = desk};
+  *draft = (Draft){.problem = problem, .desk = desk, .sharing = profile_sharing(problem->profile, FIGURE_P95)};
   draft->aib = arena_alloc(arena, layers * sizeof *draft->aib);
   draft->margins = arena_alloc(arena, layers * sizeof *draft->margins);
   draft->position = arena_alloc(arena, layers * sizeof *draft->position);
@@ -142,15 +143,19 @@ static void recost(Draft *draft) {
 static bool timeline_end(const Draft *draft, int64_t *end_ns) {
   Timeline timeline = {.layers = draft->desk->events};
   bool ends = simulate(draft->desk->works, draft->submodel->depth, &draft->problem->profile->fixed_p95,
-                       draft->problem->working_bytes, false, draft->problem->profile->io.beside_ppm, &timeline);
+                       draft->problem->working_bytes, false, draft->sharing, &timeline);
   *end_ns = timeline.end_ns;
   return ends;
 }
 
-static bool ends_in_time(const Draft *draft) {
-  int64_t streamed_bytes = 0, end_ns;
-  for (int32_t l = 0; l < draft->submodel->depth; l++) streamed_bytes += draft->desk->works[l].streamed_bytes;
-  if (streamed_bytes <= draft->problem->working_bytes) return true;
+/* margin_ns: no AIB is less. */
+static bool ends_in_time(const Draft *draft, int64_t margin_ns) {
+  int64_t streamed_bytes = 0, added_ns = 0, end_ns;
+  for (int32_t l = 0; l < draft->submodel->depth; l++) {
+    streamed_bytes += draft->desk->works[l].streamed_bytes;
+    added_ns += sharing_layer_ns(draft->sharing, draft->desk->works[l].streamed_bytes);
+  }
+  if (streamed_bytes <= draft->problem->working_bytes && added_ns <= margin_ns) return true;
   return timeline_end(draft, &end_ns) && end_ns <= draft->problem->target_ns;
 }
 
@@ -160,7 +165,7 @@ static bool raise_together(Draft *draft) {
     set_uniform(draft, grade);
     if (draft->margins[0] < 0) continue;
     recost(draft);
-    if (ends_in_time(draft)) return true;
+    if (ends_in_time(draft, draft->margins[0])) return true;
   }
   return false;
 }
@@ -182,7 +187,7 @@ static void raise_one(Draft *draft, int32_t layer, int32_t slice) {
     desk->spare = before;
     desk->choice.grade[index] = (int8_t)grade;
     layer_work(costs, &desk->choice, layer, draft->layer_ns, FIGURE_P95, &desk->works[layer]);
-    if (ends_in_time(draft)) {
+    if (ends_in_time(draft, draft->margins[0] - debit_ns)) {
       for (int32_t l = layer; l < draft->submodel->depth; l++) draft->aib[l] -= debit_ns;
       update_margins(draft);
       return;

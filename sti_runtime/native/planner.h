@@ -15,7 +15,7 @@ typedef struct {
   int mode_asked, mode_proven;
   bool throttled, valid;
 } IoSample;
-typedef struct { int64_t width, fidelity, decompress_ns, compute_ns; bool throttled, warmup; } ComputeSample;
+typedef struct { int64_t width, fidelity, read_bytes, decompress_ns, compute_ns; bool throttled, warmup; } ComputeSample;
 typedef struct {
   int64_t embed_io_ns, embed_compute_ns, head_ns, bytes, storage_bytes;
   int mode_asked, mode_proven;

@@ -74,7 +74,7 @@ static StiCode plan_baseline(Arena *arena, const PlanRequest *request, const Rul
     cost_layers(&costs, request->profile, &desk.choice, FIGURE_P95, desk.works);
     plan->working_bytes = buffer_bytes(policy->buffer, desk.works, order[i]->depth);
     if (!simulate(desk.works, order[i]->depth, &request->profile->fixed_p95, plan->working_bytes, policy->load_exec,
-                  request->profile->io.beside_ppm, &timeline))
+                  profile_sharing(request->profile, FIGURE_P95), &timeline))
       return sti_fail(error, STI_INTERNAL, "", "%s: its own working buffer of %" PRId64 " bytes is too small.",
                       policy_names[request->policy], plan->working_bytes);
     if (timeline.end_ns <= request->target_ns) {

@@ -22,6 +22,15 @@ static StiCode parse_io(const JsonValue *value, const char *source, IoFit *io, S
   return fields_end(&fields);
 }
 
+static StiCode parse_read_cost(const JsonValue *value, const char *source, ReadCost *cost, StiError *error) {
+  Fields fields;
+  fields_begin(&fields, value, source, "DeviceProfile", "read_cost", error);
+  cost->median_ps_per_byte = field_int(&fields, "median_ps_per_byte", 0, INT_MOST);
+  cost->p95_ps_per_byte = field_int(&fields, "p95_ps_per_byte", 0, INT_MOST);
+  cost->samples = field_int(&fields, "samples", 0, INT_MOST);
+  return fields_end(&fields);
+}
+
 static StiCode parse_fixed(const JsonValue *value, const char *source, const char *path, FixedTime *fixed,
                            StiError *error) {
   Fields fields;
@@ -69,11 +78,13 @@ StiCode profile_parse(Arena *arena, const char *data, size_t length, const char 
   const JsonValue *fixed_median = field_value(&fields, "fixed_median"), *fixed_p95 = field_value(&fields, "fixed_p95");
   const JsonValue *io = field_value(&fields, "io");
   profile->queue_depth = field_int(&fields, "queue_depth", 1, INT_MOST);
+  const JsonValue *read_cost = field_value(&fields, "read_cost");
   profile->sequence_length = field_int(&fields, "sequence_length", 1, INT_MOST);
   profile->threads = field_int(&fields, "threads", 1, INT_MOST);
   field_texts(&fields, arena, "unfit", &profile->unfit, &profile->unfit_count);
   STI_TRY(fields_end(&fields));
   STI_TRY(parse_io(io, source, &profile->io, error));
+  STI_TRY(parse_read_cost(read_cost, source, &profile->read_cost, error));
   STI_TRY(parse_times(arena, compute, source, "compute", "width", &profile->compute, &profile->compute_count, error));
   STI_TRY(parse_times(arena, decompress, source, "decompress", "fidelity", &profile->decompress,
                       &profile->decompress_count, error));
@@ -144,6 +155,12 @@ void profile_write(Text *out, const DeviceProfile *profile) {
   json_int_field(out, "samples", profile->io.samples);
   json_close(out, '}');
   json_int_field(out, "queue_depth", profile->queue_depth);
+  json_key(out, "read_cost");
+  json_open(out, '{');
+  json_int_field(out, "median_ps_per_byte", profile->read_cost.median_ps_per_byte);
+  json_int_field(out, "p95_ps_per_byte", profile->read_cost.p95_ps_per_byte);
+  json_int_field(out, "samples", profile->read_cost.samples);
+  json_close(out, '}');
   json_int_field(out, "sequence_length", profile->sequence_length);
   json_int_field(out, "threads", profile->threads);
   json_key(out, "unfit");

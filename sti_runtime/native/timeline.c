@@ -4,7 +4,7 @@
  *   compute thread                   | embedding |..stall..| layer 0 | layer 1 | … | head |
  *
  * A read starts when the one before has ended and its bytes are free in the working buffer, and is slower while a layer
- * is computed; a layer's streamed bytes are freed when it has been computed. Layer l computes when its reads (load-exec: all reads) have ended and layer
+ * is computed; a layer's streamed bytes prolong its compute, and are freed when it has been computed. Layer l computes when its reads (load-exec: all reads) have ended and layer
  * l-1 has been computed.
  */
 #include "timeline.h"
@@ -46,8 +46,13 @@ static int64_t read_end(int64_t now_ns, int64_t alone_ns, int64_t beside_ppm, co
   return now_ns + time_of(work, beside_ppm);
 }
 
+int64_t sharing_layer_ns(Sharing sharing, int64_t streamed_bytes) {
+  const Wide ps = wide_product((uint64_t)streamed_bytes, (uint64_t)sharing.ps_per_byte);
+  return (int64_t)wide_floor(ps, wide_of(1000)).low;
+}
+
 bool simulate(const LayerWork *works, int32_t depth, const FixedTime *fixed, int64_t working_bytes, bool load_exec,
-              int64_t beside_ppm, Timeline *timeline) {
+              Sharing sharing, Timeline *timeline) {
   int64_t io_ns = fixed->embed_io_ns, compute_ns = io_ns + fixed->embed_compute_ns;
   int64_t all_read_ns = io_ns, all_bytes = 0;
   for (int32_t i = 0; i < depth; i++) {
@@ -72,12 +77,13 @@ bool simulate(const LayerWork *works, int32_t depth, const FixedTime *fixed, int
       }
       if (r == 0) times->io_start_ns = io_ns;
       used_bytes += read->bytes;
-      io_ns = read_end(io_ns, read->ns, beside_ppm, timeline->layers, i, &ahead);
+      io_ns = read_end(io_ns, read->ns, sharing.beside_ppm, timeline->layers, i, &ahead);
       times->io_end_ns = io_ns;
     }
     times->compute_start_ns = later(compute_ns, load_exec ? all_read_ns : times->io_end_ns);
     stall_ns += times->compute_start_ns - compute_ns;
-    compute_ns = times->compute_end_ns = times->compute_start_ns + works[i].compute_ns;
+    const int64_t added_ns = load_exec ? 0 : sharing_layer_ns(sharing, works[i].streamed_bytes);
+    compute_ns = times->compute_end_ns = times->compute_start_ns + works[i].compute_ns + added_ns;
   }
   timeline->end_ns = compute_ns + fixed->head_ns;
   timeline->stall_ns = stall_ns;

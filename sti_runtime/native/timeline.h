@@ -18,10 +18,15 @@ typedef struct {
   int64_t end_ns, stall_ns;
 } Timeline;
 
-/* One request over works [depth] into timeline->layers; while a layer is computed a read takes beside_ppm / 10^6 times
- * as long as alone. False if it can never end: a layer (load-exec: the whole submodel) streams more than the working
- * buffer holds. The caller keeps all sums below 2^63 (plan_build.h). */
+/* What IO and compute take from each other: while a layer is computed a read takes beside_ppm / 10^6 times as long as
+ * alone; a byte that a layer streams prolongs its compute by ps_per_byte. */
+typedef struct { int64_t beside_ppm, ps_per_byte; } Sharing;
+
+int64_t sharing_layer_ns(Sharing sharing, int64_t streamed_bytes);
+
+/* One request over works [depth] into timeline->layers. False if it can never end: a layer (load-exec: the whole
+ * submodel) streams more than the working buffer holds. The caller keeps all sums below 2^63 (plan_build.h). */
 bool simulate(const LayerWork *works, int32_t depth, const FixedTime *fixed, int64_t working_bytes, bool load_exec,
-              int64_t beside_ppm, Timeline *timeline);
+              Sharing sharing, Timeline *timeline);
 
 #endif

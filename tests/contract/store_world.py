@@ -50,7 +50,7 @@ from sti_runtime.messages import (
 )
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
 from sti_runtime.plan import LayerTime, Plan, PlannedShard, Prediction
-from sti_runtime.profile import PPM, DeviceProfile, FidelityTime, FixedTime, IoFit, WidthTime
+from sti_runtime.profile import PPM, DeviceProfile, FidelityTime, FixedTime, IoFit, ReadCost, WidthTime
 from sti_runtime.records import Record
 
 MODEL = "a" * 64
@@ -145,6 +145,7 @@ def device_profile(bundle: str, *, emulated: bool = False, alpha_ns: int = 1000)
         ),
         compute=(WidthTime(width=2, median_ns=100, p95_ns=120, samples=9),),
         decompress=(FidelityTime(fidelity=2, median_ns=10, p95_ns=12, samples=9),),
+        read_cost=ReadCost(median_ps_per_byte=1, p95_ps_per_byte=2, samples=9),
         fixed_median=fixed,
         fixed_p95=fixed,
         unfit=(),
@@ -347,7 +348,7 @@ def results(executed: Plan, *, emulated: bool = False) -> list[UnitResult]:
         mode_proven="direct", throttled=False, valid=True,
     )  # fmt: skip
     compute = ComputeSample(
-        width=2, fidelity=2, decompress_ns=20, compute_ns=100, throttled=False, warmup=False
+        width=2, fidelity=2, read_bytes=0, decompress_ns=20, compute_ns=100, throttled=False, warmup=False
     )
     fixed = FixedSample(
         embed_io_ns=10, embed_compute_ns=11, head_ns=12, bytes=4096, storage_bytes=4096, mode_asked="direct",

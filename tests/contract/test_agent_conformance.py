@@ -86,8 +86,13 @@ def test_every_kind_of_unit(agent: Agent, spool: Spool, content: Content) -> Non
 
     compute = result_of(ComputeProfileResult, found[2])
     assert [(s.width, s.fidelity, s.warmup) for s in compute.samples] == [
-        (2, bits, repeat == 0) for bits in (2, 6) for repeat in range(3)
+        (2, bits, repeat == 0) for bits in (2, 6) for repeat in range(5)
     ]
+    alone = [s.read_bytes for i, s in enumerate(compute.samples) if i % 5 < 3]
+    beside = [s.read_bytes for i, s in enumerate(compute.samples) if i % 5 >= 3]
+    assert alone == [0] * 6
+    assert any(beside[:2])
+    assert any(beside[2:])
     assert all(s.decompress_ns > 0 and s.compute_ns > 0 for s in compute.samples)
     assert compute.io_mode == "direct"
     assert 2 <= len(compute.reads) <= len(compute.samples)  # of either fidelity at least one

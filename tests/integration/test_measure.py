@@ -193,7 +193,9 @@ def test_profile_units_give_what_a_device_profile_is_fitted_from(
     samples = [s for result in compute for s in result.samples]
     reads = [s for result in compute for s in result.reads]
     assert {(s.versions, s.valid) for s in reads} == {(2, True), (4, True)}
-    assert [(s.width, s.fidelity, s.warmup) for s in samples[:6]] == [(2, 2, i == 0) for i in range(6)]
+    assert [(s.width, s.fidelity, s.warmup) for s in samples[:11]] == [(2, 2, i == 0) for i in range(11)]
+    assert [s.read_bytes for s in samples[:6]] == [0] * 6
+    assert any(s.read_bytes for s in samples[6:11])
     assert all(s.decompress_ns > 0 and s.compute_ns > 0 for s in samples)
 
     fixed = runner.run(FixedProfileUnit(number=0, kind="profile-fixed", warmups=1, rows=(0, 1, 2, 3, 4, 5)))

@@ -155,7 +155,7 @@ def fit_case(rng: random.Random) -> FitCase:
     io, compute, fixed = _SAMPLERS[kind](rng, widths, fidelities)
     wanted_widths = widths if rng.random() < 0.7 else (*widths, *widths, rng.randint(1, 12))
     wanted = fidelities if rng.random() < 0.7 else tuple(rng.sample(FIDELITIES, rng.randint(0, 6)))
-    beside = _beside(rng, io)
+    beside, compute = _beside(rng, io), _with_reads(rng, compute)
     return FitCase(wanted_widths, wanted, io, beside, compute, fixed, rng.randint(1, 512), rng.random() < 0.5)
 
 
@@ -188,18 +188,33 @@ def _beside(rng: random.Random, io: Sequence[IoSample]) -> tuple[IoSample, ...]:
     return tuple(again(rng.choice(io)) for _ in range(count))
 
 
+def _with_reads(rng: random.Random, compute: Sequence[ComputeSample]) -> tuple[ComputeSample, ...]:
+    """None, some or all of the layers with reads beside, mostly slower for it."""
+    share, most = rng.choice((0.0, 0.5, 0.5, 0.5, 0.9, 1.0)), rng.choice((10**7, 10**7, LARGEST))
+
+    def slowed(sample: ComputeSample) -> ComputeSample:
+        compute_ns = sample.compute_ns * rng.randint(900_000, 2_000_000) // PPM
+        return sample.model_copy(
+            update={"read_bytes": spread(rng, most, 1), "compute_ns": min(compute_ns, LARGEST)}
+        )
+
+    return tuple(slowed(sample) if rng.random() < share else sample for sample in compute)
+
+
 def _compute(
     width: int,
     fidelity: int,
     decompress_ns: int,
     compute_ns: int,
     *,
+    read_bytes: int = 0,
     warmup: bool = False,
     throttled: bool = False,
 ) -> ComputeSample:
     return ComputeSample(
         width=width,
         fidelity=fidelity,
+        read_bytes=read_bytes,
         decompress_ns=decompress_ns,
         compute_ns=compute_ns,
         throttled=throttled,
@@ -537,6 +552,7 @@ def _profile(rng: random.Random, manifest: Manifest) -> DeviceProfile:
         "extreme": (spread(rng, most), spread(rng, most), spread(rng, most, 1)),
     }[style]
     beside_ppm = spread(rng, LARGEST, PPM) if style == "extreme" else rng.randint(PPM, 4 * PPM)
+    ps_per_byte = spread(rng, LARGEST) if style == "extreme" else rng.randint(0, 1 + io[1])
     document = {
         "format": "stifarm-device-profile",
         "version": 1,
@@ -557,6 +573,11 @@ def _profile(rng: random.Random, manifest: Manifest) -> DeviceProfile:
         },
         "compute": rows("width", widths),
         "decompress": rows("fidelity", fidelities),
+        "read_cost": {
+            "median_ps_per_byte": rng.choice((0, ps_per_byte)),
+            "p95_ps_per_byte": rng.choice((0, ps_per_byte)),
+            "samples": 9,
+        },
         "fixed_median": fixed(),
         "fixed_p95": fixed(),
         "unfit": ["io: made up"] if rng.random() < 0.2 else [],

@@ -16,7 +16,7 @@ from sti_runtime.plan import Plan, Policy
 from sti_runtime.plan_build import layer_work, shard_costs, shard_rows
 from sti_runtime.planner import check_bundle, check_plan, plan_paper
 from sti_runtime.policies import POLICIES, Baseline, plan_policy
-from sti_runtime.profile import DeviceProfile
+from sti_runtime.profile import PPM, DeviceProfile
 from sti_runtime.timeline import layer_works
 from tests.unit.planning_data import PAGE, make_importance, make_manifest, make_profile
 
@@ -74,6 +74,8 @@ def cases(draw: st.DrawFn, *, tight: bool = True, slack: bool | None = None) -> 
         alpha_ns=draw(st.integers(0, 300)),
         ps_per_byte=draw(st.sampled_from([0, 20, 60, 200])),
         p95_ppm=draw(st.integers(900_000, 2_000_000)),
+        beside_ppm=draw(st.sampled_from([PPM, PPM, 1_300_000, 3_000_000])),
+        ps_per_byte_beside=draw(st.sampled_from([0, 0, 10, 100])),
         embed_io_ns=draw(nanoseconds),
         embed_compute_ns=draw(nanoseconds),
         head_ns=draw(nanoseconds),

@@ -41,11 +41,19 @@ def line(alpha_ns: int, ps_per_byte: int, *, repeats: int = 4) -> list[IoSample]
 
 
 def compute(
-    width: int, fidelity: int, decompress: int, ns: int, *, warmup: bool = False, throttled: bool = False
+    width: int,
+    fidelity: int,
+    decompress: int,
+    ns: int,
+    *,
+    read_bytes: int = 0,
+    warmup: bool = False,
+    throttled: bool = False,
 ) -> ComputeSample:
     return ComputeSample(
         width=width,
         fidelity=fidelity,
+        read_bytes=read_bytes,
         decompress_ns=decompress,
         compute_ns=ns,
         throttled=throttled,
@@ -53,7 +61,14 @@ def compute(
     )
 
 
-COMPUTE = [compute(m, k, m * k * 10, m * 1000 + i) for m in (1, 2) for k in FIDELITIES for i in range(5)]
+COMPUTE = [
+    compute(m, k, m * k * 10, m * 1000 + i + added, read_bytes=added * 10)
+    for m in (1, 2)
+    for k in FIDELITIES
+    for i in range(5)
+    for added in (0, 100)
+]
+"""Layers, each once more with 1,000 bytes read beside, which take 100 ns longer."""
 
 
 def fixed(
@@ -217,6 +232,38 @@ def test_without_reads_beside_compute_a_profile_is_unfit() -> None:
         assert profile.unfit == (f"io: {count} valid reads beside compute, fewer than 5",)
 
 
+def test_what_reading_adds_to_compute_is_per_byte_and_apart() -> None:
+    profile = fit()
+    assert profile.layer_ns(2, p95=False) == 2_002  # of the layers beside which nothing was read
+    assert profile.read_cost.median_ps_per_byte == 100
+    assert profile.read_cost.samples == 30
+    assert profile.sharing(p95=False).layer_ns(1_000) == 100
+    # Layers with reads beside are disturbed twice as much: planning's figure rises by as much as they do.
+    rows = [
+        *[compute(1, 2, 100, 900)] * 5,
+        *[compute(1, 2, 100, 1_000, read_bytes=1_000)] * 6,
+        compute(1, 2, 100, 2_100, read_bytes=1_000),
+    ]
+    profile = fit(None, rows, widths=(1,), fidelities=(2,))
+    assert profile.read_cost.median_ps_per_byte == 100
+    assert profile.read_cost.p95_ps_per_byte == 200
+
+
+def test_layers_that_reading_makes_faster_cost_nothing_to_read_beside() -> None:
+    rows = [*[compute(1, 2, 100, 900)] * 5, *[compute(1, 2, 100, 800, read_bytes=1_000)] * 5]
+    assert fit(None, rows, widths=(1,), fidelities=(2,)).read_cost.p95_ps_per_byte == 0
+
+
+def test_a_width_only_measured_beside_reads_counts_them() -> None:
+    rows = [compute(1, 2, 100, 900, read_bytes=8)] * 5
+    profile = fit(None, rows, widths=(1,), fidelities=(2,))
+    assert (profile.layer_ns(1), profile.decompress_ns(2), profile.read_cost.median_ps_per_byte) == (
+        900,
+        100,
+        0,
+    )
+
+
 def test_unfit_reasons() -> None:
     assert fit(line(5_000, 400)[: MIN_IO_SAMPLES - 1]).unfit == ("io: 11 valid samples, fewer than 12",)
     noisy = [
@@ -234,6 +281,7 @@ def test_unfit_reasons() -> None:
     )
     few = COMPUTE[: MIN_COMPUTE_SAMPLES - 1]
     assert fit(None, few, widths=(1,), fidelities=(2,)).unfit == (
+        "compute: 2 samples beside reads, fewer than 5",
         "compute: 4 samples of width 1, fewer than 5",
         "decompression: 4 samples of fidelity 2, fewer than 5",
     )

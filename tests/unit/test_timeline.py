@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sti_runtime.profile import PPM, FixedTime
+from sti_runtime.profile import PPM, FixedTime, Sharing
 from sti_runtime.timeline import LayerWork, Mode, Timeline, simulate
+
+ALONE = Sharing()
 
 
 def fixed(embed_io: int = 0, embed_compute: int = 0, head: int = 0) -> FixedTime:
@@ -19,9 +21,9 @@ def work(reads: list[tuple[int, int]], compute: int) -> LayerWork:
 
 
 def run(
-    layers: list[LayerWork], costs: FixedTime, working: int, mode: Mode = "pipeline", beside_ppm: int = PPM
+    layers: list[LayerWork], costs: FixedTime, working: int, mode: Mode = "pipeline", sharing: Sharing = ALONE
 ) -> Timeline:
-    timeline = simulate(layers, costs, working, mode, beside_ppm=beside_ppm)
+    timeline = simulate(layers, costs, working, mode, sharing=sharing)
     assert timeline is not None
     return timeline
 
@@ -71,35 +73,47 @@ def test_load_exec_computes_after_all_reads_and_needs_room_for_all() -> None:
 
 def test_a_read_is_slower_while_a_layer_is_computed() -> None:
     """Layer 1 reads 6 ns alone: 4 ns at half speed beside layer 0, the other 4 while nothing is computed."""
-    timeline = run([work([], 4), work([(10, 6)], 3)], fixed(), 10, beside_ppm=2 * PPM)
+    timeline = run([work([], 4), work([(10, 6)], 3)], fixed(), 10, sharing=Sharing(2 * PPM))
     assert timeline.layers == ((0, 0, 0, 4), (0, 8, 8, 11))
     assert timeline.stall_ns == 4
 
 
 def test_a_read_of_a_layer_that_waits_for_it_is_not_slower() -> None:
     layers = [work([(10, 5)], 4), work([(10, 2)], 4), work([(10, 3), (10, 3)], 1)]
-    timeline = run(layers, fixed(embed_io=1, embed_compute=2), 40, beside_ppm=3 * PPM)
+    timeline = run(layers, fixed(embed_io=1, embed_compute=2), 40, sharing=Sharing(3 * PPM))
     assert timeline.layers == ((1, 6, 6, 10), (6, 11, 11, 15), (11, 20, 20, 21))
 
 
 def test_a_read_that_ends_within_a_ns_ends_with_it() -> None:
-    timeline = run([work([], 100), work([(10, 3), (10, 3)], 1)], fixed(), 20, beside_ppm=1_100_000)
+    timeline = run([work([], 100), work([(10, 3), (10, 3)], 1)], fixed(), 20, sharing=Sharing(1_100_000))
     assert timeline.layers[1] == (0, 8, 100, 101)
+
+
+def test_what_a_layer_reads_prolongs_its_compute() -> None:
+    layers = [work([(10, 1)], 4), work([], 4), work([(10, 1), (9, 1)], 4)]
+    timeline = run(layers, fixed(), 40, sharing=Sharing(PPM, 250))
+    assert timeline.layers == ((0, 1, 1, 7), (0, 0, 7, 11), (1, 3, 11, 19))
 
 
 def test_load_exec_reads_at_full_speed() -> None:
     layers = [work([(10, 4)], 10), work([(10, 6)], 10)]
-    timeline = run(layers, fixed(), 20, "load-exec", 5 * PPM)
+    timeline = run(layers, fixed(), 20, "load-exec", Sharing(5 * PPM, 10_000))
     assert timeline.layers == ((0, 4, 10, 20), (4, 10, 20, 30))
 
 
 def oracle(
-    layers: list[LayerWork], costs: FixedTime, working: int, beside_ppm: int
+    layers: list[LayerWork], costs: FixedTime, working: int, sharing: Sharing
 ) -> tuple[int, list[int]] | None:
     """The same rules as time steps of 1 ns: an IO thread and a compute thread, state machines both."""
     queue = [(i, length, ns) for i, layer in enumerate(layers) for length, ns in layer.reads]
     pending = [len(layer.reads) for layer in layers]
-    limit = 6 * sum(ns for _, _, ns in queue) + sum(layer.compute_ns for layer in layers) + costs.total_ns + 2
+    limit = (
+        60 * len(layers)
+        + 6 * sum(ns for _, _, ns in queue)
+        + sum(layer.compute_ns for layer in layers)
+        + costs.total_ns
+        + 2
+    )
     used = computed = 0
     reading: tuple[int, int] | None = None
     computing: int | None = None
@@ -116,14 +130,15 @@ def oracle(
             if reading is None and queue and used + queue[0][1] <= working:
                 layer, length, ns = queue.pop(0)
                 used += length
-                reading = (layer, ns * beside_ppm)
+                reading = (layer, ns * sharing.beside_ppm)
             free = computing is None and now >= costs.embed_io_ns + costs.embed_compute_ns
             if free and computed < len(layers) and pending[computed] == 0:
-                computing = now + layers[computed].compute_ns
+                added = sharing.layer_ns(layers[computed].streamed_bytes)
+                computing = now + layers[computed].compute_ns + added
         if computed == len(layers):
             return ends[-1] + costs.head_ns, ends
         if reading is not None:
-            reading = (reading[0], reading[1] - (beside_ppm if computing is None else PPM))
+            reading = (reading[0], reading[1] - (sharing.beside_ppm if computing is None else PPM))
     return None
 
 
@@ -132,16 +147,17 @@ works = st.lists(
     st.builds(work, st.lists(lengths_and_times, max_size=3), st.integers(0, 15)), min_size=1, max_size=4
 )
 slower = st.one_of(st.just(PPM), st.integers(PPM, 5 * PPM))
+sharings = st.builds(Sharing, slower, st.one_of(st.just(0), st.integers(0, 3_000)))
 fixed_times = st.builds(fixed, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 
 
 @settings(max_examples=200, deadline=None)
-@given(works, fixed_times, st.integers(1, 30), slower)
+@given(works, fixed_times, st.integers(1, 30), sharings)
 def test_agrees_with_the_event_oracle(
-    layers: list[LayerWork], costs: FixedTime, working: int, beside_ppm: int
+    layers: list[LayerWork], costs: FixedTime, working: int, sharing: Sharing
 ) -> None:
-    timeline = simulate(layers, costs, working, beside_ppm=beside_ppm)
-    expected = oracle(layers, costs, working, beside_ppm)
+    timeline = simulate(layers, costs, working, sharing=sharing)
+    expected = oracle(layers, costs, working, sharing)
     if expected is None:
         assert timeline is None
     else:
@@ -150,12 +166,12 @@ def test_agrees_with_the_event_oracle(
 
 
 @settings(max_examples=200, deadline=None)
-@given(works, fixed_times, st.integers(1, 30), st.integers(0, 30), slower)
+@given(works, fixed_times, st.integers(1, 30), st.integers(0, 30), sharings)
 def test_more_working_buffer_never_makes_any_event_later(
-    layers: list[LayerWork], costs: FixedTime, working: int, more: int, beside_ppm: int
+    layers: list[LayerWork], costs: FixedTime, working: int, more: int, sharing: Sharing
 ) -> None:
-    small = simulate(layers, costs, working, beside_ppm=beside_ppm)
-    large = simulate(layers, costs, working + more, beside_ppm=beside_ppm)
+    small = simulate(layers, costs, working, sharing=sharing)
+    large = simulate(layers, costs, working + more, sharing=sharing)
     if small is None:
         return
     assert large is not None

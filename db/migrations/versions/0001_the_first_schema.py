@@ -291,6 +291,7 @@ def upgrade() -> None:
         "compute_samples",
         sa.Column("width", INT64, nullable=False),
         sa.Column("fidelity", INT64, nullable=False),
+        sa.Column("read_bytes", INT64, nullable=False),
         sa.Column("decompress_ns", INT64, nullable=False),
         sa.Column("compute_ns", INT64, nullable=False),
         sa.Column("id", INT64, nullable=False),
