@@ -6,6 +6,7 @@ All of them go through the executor's own code, so that what is profiled is what
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -148,7 +149,7 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
                 for repeat in range(unit.warmups + 2 * unit.repeats):
                     read_before = beside.read_bytes()
                     if repeat >= unit.warmups + unit.repeats:
-                        beside.next_layer()
+                        beside.next_layer(read_before)
                     decompress_ns, compute_ns = executor.compute_layer(shards[0].source_layer, loaded)
                     samples.append(
                         ComputeSample(
@@ -196,8 +197,9 @@ class _ReadBeside:
     def __enter__(self) -> Self:
         return self
 
-    def next_layer(self) -> None:
-        """Start reading a layer; returns at once."""
+    def next_layer(self, read_bytes: int) -> None:
+        """Start reading a layer; returns when more than ``read_bytes`` of it have reached the kernel: a layer
+        may be computed in less time than that takes."""
         if self._reading is not None:
             if not self._reading.done():
                 return
@@ -206,6 +208,8 @@ class _ReadBeside:
         self._asked_bytes += sum(shard.length for shard in shards)
         self._reading = self._pool.submit(self._read, shards)
         self._layer = (self._layer + 1) % self._manifest.model.layers
+        while not self._reading.done() and self.read_bytes() == read_bytes:
+            time.sleep(0)
 
     def read_bytes(self) -> int:
         """Bytes read from storage so far, by the kernel's count, else those of the reads begun."""

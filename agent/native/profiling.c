@@ -4,6 +4,7 @@
  */
 #include <inttypes.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
 #include "unit_kinds.h"
@@ -204,13 +205,15 @@ static StiCode beside_begin(Beside *beside, StiError *error) {
   return sti_fail_errno(error, STI_RESOURCE, problem, "Close other programs on the device.", "No thread to read beside");
 }
 
-/* Start reading a layer; returns at once. */
-static void beside_next(Beside *beside) {
+/* Start reading a layer, unless one is being read; returns at once whether it was started. */
+static bool beside_next(Beside *beside) {
   pthread_mutex_lock(&beside->lock);
-  if (!beside->asked) beside->begun_bytes += beside->layer_bytes;
+  const bool started = !beside->asked;
+  if (started) beside->begun_bytes += beside->layer_bytes;
   beside->asked = true; /* already so while the one before is being read: then it counts for both */
   pthread_cond_signal(&beside->changed);
   pthread_mutex_unlock(&beside->lock);
+  return started;
 }
 
 /* Bytes read from storage so far, by the kernel's count, else those of the reads begun. */
@@ -220,6 +223,18 @@ static int64_t beside_bytes(Beside *beside) {
   const int64_t begun = beside->begun_bytes;
   pthread_mutex_unlock(&beside->lock);
   return counted < 0 ? begun : counted;
+}
+
+static bool beside_is_reading(Beside *beside) {
+  pthread_mutex_lock(&beside->lock);
+  const bool reading = beside->asked;
+  pthread_mutex_unlock(&beside->lock);
+  return reading;
+}
+
+/* Until the read that was started has reached the kernel: a layer may be computed in less time than that takes. */
+static void beside_await(Beside *beside, int64_t bytes_before) {
+  while (beside_is_reading(beside) && beside_bytes(beside) == bytes_before) sched_yield();
 }
 
 /* Whether a read has ended, or failed. */
@@ -260,7 +275,7 @@ static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fide
     for (int64_t repeat = 0; repeat < unit->warmups + 2 * unit->repeats && code == STI_OK; repeat++) {
       LayerTimes times;
       const int64_t before = beside_bytes(beside);
-      if (repeat >= unit->warmups + unit->repeats) beside_next(beside);
+      if (repeat >= unit->warmups + unit->repeats && beside_next(beside)) beside_await(beside, before);
       executor_compute_layer(executor, shards[0].source_layer, &load, &times);
       ComputeSample *sample = &found->samples[first + repeat];
       *sample = (ComputeSample){.width = unit->widths[0],

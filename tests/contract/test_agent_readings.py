@@ -67,7 +67,7 @@ def units(content: Content) -> dict[str, tuple[Unit, int, int]]:
             ComputeProfileUnit(
                 number=0, kind="profile-compute", width=2, fidelities=(2, 4), warmups=1, repeats=2
             ),
-            6,
+            10,
             0,
         ),
         "profile-fixed": (FixedProfileUnit(number=0, kind="profile-fixed", warmups=1, rows=rows), ROWS, 0),

@@ -95,7 +95,7 @@ SAMPLES: tuple[type[Base], ...] = (
     RequestRow,
     EvaluationRow,
 )
-EXPECTED_ROWS = (3, 3, 2, 1, 1, 12, 1)
+EXPECTED_ROWS = (5, 3, 2, 1, 1, 12, 1)
 
 
 @pytest.fixture(scope="session")
@@ -403,7 +403,7 @@ def test_rejected_record_is_kept_without_samples(store: Store) -> None:
     report = put(store, made, records)
     assert [(r.seq, r.reason) for r in report.rejected] == [(5, "logits that are not finite numbers")]
     assert put(store, made, records).conflicts == ()
-    assert counts(store) == (3, 3, 2, 1, 0, 0, 1)
+    assert counts(store) == (5, 3, 2, 1, 0, 0, 1)
     with store.reader() as session:
         assert get_job(session, made.job.id).state == "failed"
         (kept,) = rejections_of(session, made.job.id)
