@@ -200,7 +200,8 @@ def test_row_6_shows_the_worst_fidelity_of_each_group() -> None:
 
 def test_rows_7_and_8_are_per_board() -> None:
     def plan(board: str, measured_ms: int, stall_ms: int) -> PlanSample:
-        return PlanSample(board, 200 * MS, 100 * MS, measured_ms * MS, 10 * MS, stall_ms * MS)
+        passes_ns = (measured_ms * MS, measured_ms * MS * 11 // 10)
+        return PlanSample(board, 200 * MS, 100 * MS, measured_ms * MS, passes_ns, 10 * MS, stall_ms * MS)
 
     found = Measured(plans=[plan("fast", 100, 10), plan("fast", 104, 12), plan("slow", 125, 30)])
     stalls = claims_of(found, {7})
@@ -209,6 +210,7 @@ def test_rows_7_and_8_are_per_board() -> None:
         ("slow", "10.00 %", False),
     ]
     errors = claims_of(found, {8})
+    assert "the same plan differs by 10.0 % in the median, 10.0 % at the 95th" in errors[0].note
     assert [(entry.regime, entry.shown, entry.reached) for entry in errors] == [
         ("fast", "1.9 %", True),
         ("fast", "3.8 %", True),
