@@ -196,8 +196,8 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
         try:
             with noting_units(folder) as note:
                 refused = _run_units(job, spool, journal, note, stop)
-            if refused is not None or len(state.finished) >= len(job.units):
-                journal.append(_end(journal, refused))
+                if refused is not None or len(state.finished) >= len(job.units):
+                    journal.append(_end(journal, refused))
         finally:
             (folder / PID_FILE).unlink(missing_ok=True)
     done, failed = len(state.done), len(state.failed)

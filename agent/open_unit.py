@@ -115,7 +115,10 @@ def noting_units(folder: Path) -> Iterator[UnitNote]:
     try:
         yield UnitNote(path, descriptor, boot)
     finally:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: cannot be removed: %s", path, error.strerror)
         os.close(descriptor)
 
 
@@ -140,7 +143,7 @@ def killed_error(unit: Unit, kills: int, before: int | None, now: int | None) ->
     else:
         evidence = (
             "the kernel counts no out-of-memory kill of its own in that time,"
-            " so Android's low-memory killer or a user did it"
+            " so it was Android's low-memory killer, a user, or a crash that agent.log tells of"
         )
     return ResourceError(
         f"The agent was killed {kills} times while it ran unit {unit.number} ({unit.kind}),"

@@ -144,30 +144,39 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
         loaded, _ = executor.load_layer(shards, IO_MODE)
         try:
             # Touches the memory that the reads beside go to: that is not their cost.
-            executor.drop_layer(executor.load_layer(shards, IO_MODE)[0])
+            executor.drop_layer(
+                executor.load_layer(_largest_layer(manifest, len(shards), fidelity), IO_MODE)[0]
+            )
             with _ReadBeside(executor, manifest, [fidelity] * unit.width) as beside:
-                for repeat in range(unit.warmups + 2 * unit.repeats):
-                    read_before = beside.read_bytes()
-                    if repeat >= unit.warmups + unit.repeats:
-                        beside.next_layer(read_before)
+                alone = unit.warmups + unit.repeats
+                read_before = beside.read_bytes()
+                for repeat in range(alone + unit.repeats):
+                    if repeat >= alone:
+                        beside.next_layer()
                     decompress_ns, compute_ns = executor.compute_layer(shards[0].source_layer, loaded)
                     samples.append(
                         ComputeSample(
                             width=unit.width,
                             fidelity=fidelity,
-                            read_bytes=beside.read_bytes() - read_before,
+                            read_bytes=0,
                             decompress_ns=decompress_ns,
                             compute_ns=compute_ns,
                             throttled=watch.sampled(len(samples) + 1),
                             warmup=repeat < unit.warmups,
                         )
                     )
+                # Shared out evenly: the kernel counts bytes when they are asked of storage, and a read may
+                # span several layers.
+                read_bytes = (beside.read_bytes() - read_before) // unit.repeats
                 while not beside.has_read():
                     executor.compute_layer(shards[0].source_layer, loaded)
+                late = watch.sampled(len(samples))
         finally:
             executor.drop_layer(loaded)
+        with_reads = samples[-unit.repeats :]
+        samples[-unit.repeats :] = [s.model_copy(update={"read_bytes": read_bytes}) for s in with_reads]
         # Which of the reads a throttled layer was beside cannot be told: then none counts.
-        throttled = any(sample.throttled for sample in samples[-2 * unit.repeats :])
+        throttled = late or any(sample.throttled for sample in with_reads)
         reads += (_io_sample(load, io_mode, throttled=throttled) for load in beside.loads)
     executor.reset()
     return ComputeProfileResult(
@@ -177,6 +186,12 @@ def profile_compute(unit: ComputeProfileUnit, context: Context) -> ComputeProfil
         samples=tuple(samples),
         reads=tuple(reads),
     )
+
+
+def _largest_layer(manifest: Manifest, width: int, fidelity: int) -> tuple[PlannedShard, ...]:
+    """The layer with the most bytes: memory for its reads is enough for those of any other."""
+    layers = (layer_shards(manifest, layer, [fidelity] * width) for layer in range(manifest.model.layers))
+    return max(layers, key=lambda shards: sum(shard.length for shard in shards))
 
 
 class _ReadBeside:
@@ -197,9 +212,10 @@ class _ReadBeside:
     def __enter__(self) -> Self:
         return self
 
-    def next_layer(self, read_bytes: int) -> None:
-        """Start reading a layer; returns when more than ``read_bytes`` of it have reached the kernel: a layer
-        may be computed in less time than that takes."""
+    def next_layer(self) -> None:
+        """Start reading a layer; returns when the first of it has reached the kernel: a layer may be computed
+        in less time than that takes."""
+        read_bytes = self.read_bytes()
         if self._reading is not None:
             if not self._reading.done():
                 return

@@ -1,6 +1,7 @@
 """The cheap sensors between a unit's samples, and which samples they show to be throttled.
 
-A watch reads once when it begins and once after every sample, never while one is timed. A sample is
+A watch reads once when it begins and once after every sample, never while one is timed (reads beside
+compute excepted). A sample is
 throttled when the reading before or the one after it shows throttling:
 
 * a cooling device holds the CPU's clock below its full one;

@@ -193,7 +193,9 @@ def _compute(unit: ComputeProfileUnit, result: ComputeProfileResult, context: Co
             return f"a sample of width {sample.width} at {sample.fidelity} bits, which was not asked"
     if not result.reads:
         return "no reads beside"
-    return _reads(result, result.reads, context)
+    return _reads(result, result.reads, context) or _too_large(
+        "bytes from storage", (s.read_bytes for s in result.samples), SIZE_CAP_BYTES
+    )
 
 
 def _fixed(_: FixedProfileUnit, result: FixedProfileResult, context: Context) -> str | None:

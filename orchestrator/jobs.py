@@ -30,7 +30,7 @@ from sti_runtime.messages import (
 from sti_runtime.plan import Plan
 from sti_runtime.records import canonical_json, sha256_hex
 
-PROFILE_ROUNDS = 3
+PROFILE_ROUNDS = 4
 COMPUTE_WARMUPS = 1
 COMPUTE_REPEATS = 2
 FIXED_WARMUPS = 3

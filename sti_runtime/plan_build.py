@@ -82,13 +82,15 @@ def _check_extent(manifest: Manifest, profile: DeviceProfile, regions: int, byte
     if bytes_ >= 1 << 63:
         raise InputError("The bundle's versions come to 2^63 bytes or more.", "Name another bundle.")
     read_ns = versions * profile.io.alpha_ns + bytes_ * profile.io.ps_per_byte // 1000
+    cost = profile.read_cost
     worst_ns = -(-read_ns * max(profile.io.p95_ppm, PPM) // PPM) + versions
     total_ns = (
         -(-worst_ns * profile.io.beside_ppm // PPM)
         + versions
         + manifest.model.layers * max(max(row.median_ns, row.p95_ns) for row in profile.compute)
         + shards * max(max(row.median_ns, row.p95_ns) for row in profile.decompress)
-        + bytes_ * max(profile.read_cost.median_ps_per_byte, profile.read_cost.p95_ps_per_byte) // 1000
+        + manifest.model.layers * max(cost.median_layer_ns, cost.p95_layer_ns)
+        + bytes_ * max(cost.median_ps_per_byte, cost.p95_ps_per_byte) // 1000
         + max(profile.fixed_median.total_ns, profile.fixed_p95.total_ns)
     )
     if total_ns >= 1 << 63:

@@ -240,7 +240,7 @@ class _Draft:
                 continue
             self.fidelities[index] = fidelity
             self.works[layer] = self._layer_work(layer)
-            if self._ends_in_time(self.margins[0] - debit):
+            if self._ends_in_time(min([*self.aib[:layer], self.margins[layer] - debit])):
                 for later in range(layer, len(self.aib)):
                     self.aib[later] -= debit
                 self._update_margins()

@@ -63,8 +63,11 @@ class FidelityTime(Record):
 
 
 class ReadCost(Record):
-    """What reading adds to the compute beside it, ps per byte: they share processors and memory."""
+    """What reading a layer adds to the compute beside it, once and per byte (ps): they share processors and
+    memory."""
 
+    median_layer_ns: NonNegative
+    p95_layer_ns: NonNegative
     median_ps_per_byte: NonNegative
     p95_ps_per_byte: NonNegative
     samples: NonNegative
@@ -72,14 +75,15 @@ class ReadCost(Record):
 
 class Sharing(NamedTuple):
     """What IO and compute take from each other. ``beside_ppm``: how much longer a read takes while a layer
-    is computed, at least 10^6; ``ps_per_byte``: by how much a byte read beside it prolongs compute."""
+    is computed, at least 10^6; reading a layer prolongs compute by ``each_ns`` and ``ps_per_byte``."""
 
     beside_ppm: int = PPM
+    each_ns: int = 0
     ps_per_byte: int = 0
 
     def layer_ns(self, streamed_bytes: int) -> int:
         """What reading a layer's bytes adds to compute; counted with that layer."""
-        return streamed_bytes * self.ps_per_byte // 1000
+        return self.each_ns + streamed_bytes * self.ps_per_byte // 1000 if streamed_bytes else 0
 
 
 class FixedTime(Record):
@@ -128,7 +132,9 @@ class DeviceProfile(Record):
     def sharing(self, *, p95: bool = True) -> Sharing:
         """What IO and compute take from each other."""
         cost = self.read_cost
-        return Sharing(self.io.beside_ppm, cost.p95_ps_per_byte if p95 else cost.median_ps_per_byte)
+        if p95:
+            return Sharing(self.io.beside_ppm, cost.p95_layer_ns, cost.p95_ps_per_byte)
+        return Sharing(self.io.beside_ppm, cost.median_layer_ns, cost.median_ps_per_byte)
 
     def layer_ns(self, width: int, *, p95: bool = True) -> int:
         """Time of one layer of ``width`` slices without decompression. Raises: KeyError."""

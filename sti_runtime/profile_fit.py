@@ -177,7 +177,7 @@ class _LayerTotals:
     """Medians of the parts of a layer's time, and how far layers as a whole exceed their sum.
 
     The medians are of samples without reads beside (of a width or fidelity that has none, of all its
-    samples); what a byte read beside adds is the median over the others. ``width_ratios`` and
+    samples); what reading beside adds is fitted to the others. ``width_ratios`` and
     ``fidelity_ratios``: for each width and each fidelity the 95th percentile of (decompression + compute) ÷
     (its medians summed), ppm, at least 1. The parts' own percentiles would not do: a disturbance hits either
     part of a layer, seldom both, and their sum would count it twice.
@@ -210,25 +210,30 @@ def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
         return compute[row.width] + row.width * decompress[row.fidelity]
 
     beside = [row for row in rows if row.read_bytes > 0]
-    added = [
-        max(0, row.decompress_ns + row.compute_ns - usual_ns(row)) * 1000 // row.read_bytes for row in beside
-    ]
-    ps_per_byte = nearest_rank(added, 50) if added else 0
+    added = sorted(
+        (row.read_bytes, max(0, row.decompress_ns + row.compute_ns - usual_ns(row))) for row in beside
+    )
+    few = (len(added) + 1) // 2  # those that read the least tell what reading costs at all
+    each_ns = nearest_rank((ns for _, ns in added[:few]), 50) if few else 0
+    slopes = [max(0, ns - each_ns) * 1000 // bytes_ for bytes_, ns in added[few:]]
+    ps_per_byte = nearest_rank(slopes, 50) if slopes else 0
+
+    def added_ns(row: ComputeSample) -> int:
+        return each_ns + row.read_bytes * ps_per_byte // 1000 if row.read_bytes else 0
 
     def ratio(group: Sequence[ComputeSample]) -> int:
         return nearest_rank(
             (
                 max(
                     PPM,
-                    (row.decompress_ns + row.compute_ns)
-                    * PPM
-                    // max(1, usual_ns(row) + row.read_bytes * ps_per_byte // 1000),
+                    (row.decompress_ns + row.compute_ns) * PPM // max(1, usual_ns(row) + added_ns(row)),
                 )
                 for row in group
             ),
             95,
         )
 
+    beside_ratio = ratio(beside) if beside else PPM
     return _LayerTotals(
         compute_ns=compute,
         decompress_ns=decompress,
@@ -237,8 +242,10 @@ def _layer_totals(rows: Sequence[ComputeSample]) -> _LayerTotals:
         width_samples={width: len(group) for width, group in by_width.items()},
         fidelity_samples={fidelity: len(group) for fidelity, group in by_fidelity.items()},
         read_cost=ReadCost(
+            median_layer_ns=each_ns,
+            p95_layer_ns=-(-each_ns * beside_ratio // PPM),
             median_ps_per_byte=ps_per_byte,
-            p95_ps_per_byte=-(-ps_per_byte * ratio(beside) // PPM) if beside else 0,
+            p95_ps_per_byte=-(-ps_per_byte * beside_ratio // PPM),
             samples=len(beside),
         ),
     )

@@ -13,7 +13,7 @@
 #include "unit_kinds.h"
 #include "verbs.h"
 
-enum { ROUNDS = 3, COMPUTE_WARMUPS = 1, COMPUTE_REPEATS = 2, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
+enum { ROUNDS = 4, COMPUTE_WARMUPS = 1, COMPUTE_REPEATS = 2, FIXED_WARMUPS = 3, FIXED_REQUESTS = 30 };
 
 typedef struct {
   int64_t *widths, *fidelities; /* ascending: of the bundle's submodels, of its regions */

@@ -60,7 +60,9 @@ StiCode unit_note_open(const char *folder, UnitNote *note, StiError *error) {
 }
 
 void unit_note_remove(UnitNote *note) {
-  unlink(note->path);
+  /* An empty note counts for nothing, should it have to stay. */
+  if (unlink(note->path) != 0 && errno != ENOENT && ftruncate(note->fd, 0) != 0)
+    log_warning("%s: cannot be removed: %s", note->path, strerror(errno));
   close(note->fd);
   note->fd = -1;
 }
@@ -112,8 +114,8 @@ static void describe(int64_t before, int64_t now, char evidence[200]) {
     snprintf(evidence, 200, "the kernel counts %" PRId64 " out-of-memory kill(s) in that time", now - before);
   else
     snprintf(evidence, 200,
-             "the kernel counts no out-of-memory kill of its own in that time, so Android's low-memory killer or a user"
-             " did it");
+             "the kernel counts no out-of-memory kill of its own in that time, so it was Android's low-memory killer, a"
+             " user, or a crash that agent.log tells of");
 }
 
 StiCode unit_note_verdict(const UnitNote *note, const Unit *unit, StiError *error) {

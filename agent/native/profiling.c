@@ -4,12 +4,12 @@
  */
 #include <inttypes.h>
 #include <pthread.h>
-#include <sched.h>
 #include <string.h>
+#include <time.h>
 
 #include "unit_kinds.h"
 
-enum { MOST_SAMPLES = RECORD_CAP_BYTES / 64 }; /* one takes more than 64 bytes of the record */
+enum { MOST_SAMPLES = RECORD_CAP_BYTES / 256 }; /* with its reading and its read one takes about as much of the record */
 static const IoMode asked_mode = IO_DIRECT; /* where storage refuses it, buffered reads after eviction */
 
 /* ------------------------------------------------------------------ choosing */
@@ -156,7 +156,7 @@ typedef struct {
   pthread_mutex_t lock;
   pthread_cond_t changed;
   bool asked, leaving; /* guarded by lock, as are code, reads and read_count */
-  IoSample *reads;     /* [warmups + 2 · repeats], those that ended before the thread was to leave */
+  IoSample *reads;     /* [repeats], those that ended before the thread was to leave */
   size_t read_count;
   int64_t begun_bytes; /* of the reads begun */
   StiCode code; /* the first error, with its words in error */
@@ -205,12 +205,12 @@ static StiCode beside_begin(Beside *beside, StiError *error) {
   return sti_fail_errno(error, STI_RESOURCE, problem, "Close other programs on the device.", "No thread to read beside");
 }
 
-/* Start reading a layer, unless one is being read; returns at once whether it was started. */
+/* Start reading a layer, unless one is being read or one has failed; returns at once whether it was started. */
 static bool beside_next(Beside *beside) {
   pthread_mutex_lock(&beside->lock);
-  const bool started = !beside->asked;
+  const bool started = !beside->asked && !beside->leaving;
   if (started) beside->begun_bytes += beside->layer_bytes;
-  beside->asked = true; /* already so while the one before is being read: then it counts for both */
+  beside->asked |= started;
   pthread_cond_signal(&beside->changed);
   pthread_mutex_unlock(&beside->lock);
   return started;
@@ -234,7 +234,15 @@ static bool beside_is_reading(Beside *beside) {
 
 /* Until the read that was started has reached the kernel: a layer may be computed in less time than that takes. */
 static void beside_await(Beside *beside, int64_t bytes_before) {
-  while (beside_is_reading(beside) && beside_bytes(beside) == bytes_before) sched_yield();
+  static const struct timespec pause = {.tv_nsec = 20000}; /* looking takes the lock that reads are issued under */
+  while (beside_is_reading(beside) && beside_bytes(beside) == bytes_before) nanosleep(&pause, NULL);
+}
+
+static StiCode beside_code(Beside *beside) {
+  pthread_mutex_lock(&beside->lock);
+  const StiCode code = beside->code;
+  pthread_mutex_unlock(&beside->lock);
+  return code;
 }
 
 /* Whether a read has ended, or failed. */
@@ -258,50 +266,88 @@ static StiCode beside_end(Beside *beside, StiError *error) {
   return beside->code;
 }
 
-/* One fidelity: the layer computed again and again, at first alone, then while others are read. Its samples, warmups +
+/* One layer computed; *sample but for its reads. */
+static StiCode compute_once(Executor *executor, const LayerLoad *load, int32_t source_layer, ComputeSample *sample) {
+  LayerTimes times;
+  executor_compute_layer(executor, source_layer, load, &times);
+  sample->decompress_ns = times.decompress_ns;
+  sample->compute_ns = times.compute_ns;
+  return unit_stopped();
+}
+
+/* The layer computed `repeats` times while others are read, and on until a read has ended. What is read is shared out
+ * evenly over the samples [repeats], which lie from `after` on: the kernel counts bytes when they are asked of storage,
+ * and a read may span several layers. Of a throttled stretch no read counts: which of them it was cannot be told. */
+static StiCode compute_beside(Executor *executor, const LayerLoad *load, int32_t source_layer, Beside *beside,
+                              ComputeSample *samples, int64_t repeats, Watch *watch, int64_t after, StiError *error) {
+  const int64_t before = beside_bytes(beside);
+  bool throttled = false, late = false;
+  StiCode code = STI_OK;
+  for (int64_t i = 0; i < repeats && code == STI_OK; i++) {
+    const int64_t begun = beside_bytes(beside);
+    if (beside_next(beside)) beside_await(beside, begun);
+    code = compute_once(executor, load, source_layer, &samples[i]);
+    if (code == STI_OK) code = watch_sampled(watch, after + i + 1, &samples[i].throttled, error);
+    if (code == STI_OK) code = beside_code(beside);
+    throttled |= samples[i].throttled;
+  }
+  const int64_t read_bytes = beside_bytes(beside) - before;
+  for (int64_t i = 0; i < repeats; i++) samples[i].read_bytes = read_bytes / repeats;
+  ComputeSample unrecorded;
+  while (code == STI_OK && !beside_has_read(beside)) code = compute_once(executor, load, source_layer, &unrecorded);
+  if (code == STI_OK) code = watch_sampled(watch, after + repeats, &late, error);
+  StiError failure;
+  const StiCode read = beside_end(beside, &failure);
+  if (read != STI_OK && (code == STI_OK || code == read)) {
+    code = read;
+    *error = failure;
+  }
+  for (size_t i = 0; i < beside->read_count && (throttled || late); i++) {
+    beside->reads[i].throttled = true;
+    beside->reads[i].valid = false;
+  }
+  return code;
+}
+
+/* One fidelity: a layer computed again and again, at first alone, then while others are read. Its samples, warmups +
  * 2 · repeats, are those from `first` on. */
 static StiCode compute_fidelity(Context *context, const Unit *unit, int64_t fidelity, const PlannedShard *shards,
                                 Beside *beside, ComputeSamples *found, int64_t first, StiError *error) {
   Executor *executor;
   LayerLoad load;
-  bool throttled = false;
+  const int64_t alone = unit->warmups + unit->repeats;
+  ComputeSample *samples = &found->samples[first];
   STI_TRY(context_executor(context, &executor, error));
   STI_TRY(executor_load_layer(executor, shards, (int32_t)unit->widths[0], asked_mode, &load, error));
+  for (int64_t i = 0; i < alone + unit->repeats; i++)
+    samples[i] = (ComputeSample){.width = unit->widths[0], .fidelity = fidelity, .warmup = i < unit->warmups};
   IoSample first_touch; /* of the memory that the reads beside go to: it is not their cost */
   StiCode code = read_beside(beside, &first_touch);
   if (code != STI_OK) *error = beside->error;
-  if (code == STI_OK) code = beside_begin(beside, error);
-  if (code == STI_OK) {
-    for (int64_t repeat = 0; repeat < unit->warmups + 2 * unit->repeats && code == STI_OK; repeat++) {
-      LayerTimes times;
-      const int64_t before = beside_bytes(beside);
-      if (repeat >= unit->warmups + unit->repeats && beside_next(beside)) beside_await(beside, before);
-      executor_compute_layer(executor, shards[0].source_layer, &load, &times);
-      ComputeSample *sample = &found->samples[first + repeat];
-      *sample = (ComputeSample){.width = unit->widths[0],
-                                .fidelity = fidelity,
-                                .read_bytes = beside_bytes(beside) - before,
-                                .decompress_ns = times.decompress_ns,
-                                .compute_ns = times.compute_ns,
-                                .warmup = repeat < unit->warmups};
-      code = watch_sampled(&found->watch, first + repeat + 1, &sample->throttled, error);
-      throttled |= sample->throttled;
-      if (code == STI_OK) code = unit_stopped();
-    }
-    while (code == STI_OK && !beside_has_read(beside)) {
-      LayerTimes ignored;
-      executor_compute_layer(executor, shards[0].source_layer, &load, &ignored);
-      code = unit_stopped();
-    }
-    StiCode read = beside_end(beside, error);
-    for (size_t i = 0; i < beside->read_count && throttled; i++) { /* which of them it was cannot be told */
-      beside->reads[i].throttled = true;
-      beside->reads[i].valid = false;
-    }
-    if (code == STI_OK) code = read;
+  for (int64_t i = 0; i < alone && code == STI_OK; i++) {
+    code = compute_once(executor, &load, shards[0].source_layer, &samples[i]);
+    if (code == STI_OK) code = watch_sampled(&found->watch, first + i + 1, &samples[i].throttled, error);
   }
+  if (code == STI_OK) code = beside_begin(beside, error);
+  if (code == STI_OK)
+    code = compute_beside(executor, &load, shards[0].source_layer, beside, &samples[alone], unit->repeats,
+                          &found->watch, first + alone, error);
   executor_drop_layer(executor, &load);
   return code;
+}
+
+/* The layer with the most bytes at a fidelity: memory for its reads is enough for those of any other. */
+static StiCode largest_layer(const Manifest *manifest, int64_t width, int64_t fidelity, PlannedShard *shards,
+                             int32_t *largest, StiError *error) {
+  int64_t most = -1;
+  for (int32_t layer = 0; layer < manifest->model.layers; layer++) {
+    int64_t bytes = 0;
+    STI_TRY(uniform_layer(manifest, layer, width, fidelity, shards, error));
+    for (int64_t slice = 0; slice < width; slice++) bytes += shards[slice].length;
+    if (bytes > most) *largest = layer;
+    if (bytes > most) most = bytes;
+  }
+  return STI_OK;
 }
 
 /* After computing alone, reads go on beside as in a request: while a layer is computed at most the next one is being
@@ -338,6 +384,7 @@ StiCode profile_compute(Context *context, const Unit *unit, Arena *arena, Comput
                      .io_mode = found->io_mode,
                      .shards = read,
                      .reads = found->reads + found->read_count};
+    STI_TRY(largest_layer(manifest, width, fidelity, shards, &beside.layer, error));
     STI_TRY(uniform_layer(manifest, i % manifest->model.layers, width, fidelity, shards, error));
     for (int64_t slice = 0; slice < width; slice++) beside.layer_bytes += shards[slice].length;
     STI_TRY(compute_fidelity(context, unit, fidelity, shards, &beside, found, i * each, error));

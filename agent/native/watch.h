@@ -1,6 +1,7 @@
 /* watch.h: the cheap sensors between a unit's samples, and which samples they show to be throttled (agent/watch.py).
  *
- * A watch reads once when it begins and once after every sample, never while one is timed.
+ * A watch reads once when it begins and once after every sample, never while one is timed (reads beside compute
+ * excepted).
  */
 #ifndef AGENT_WATCH_H
 #define AGENT_WATCH_H

@@ -239,13 +239,18 @@ static int32_t group_medians(Keyed *figures, size_t n, KeyedTime *times) {
   return count;
 }
 
+/* median · ratio / 10⁶, rounded up; false: 2^63 or more. */
+static bool scaled_up(int64_t median, Wide ratio, int64_t *p95) {
+  Wide product;
+  return wide_scale(ratio, (uint64_t)median, &product) && wide_to_int(wide_ceiling(product, wide_of(PPM)), p95);
+}
+
 /* p95 figures of the same groups: the median times the 95th percentile of ratios [n]; sorts the ratios. */
 static StiCode group_p95(Keyed *ratios, size_t n, KeyedTime *times, StiError *error) {
   qsort(ratios, n, sizeof *ratios, by_key);
   for (size_t first = 0; first < n; first += (size_t)times++->samples) {
-    Wide product, ratio = ratios[first + rank_of((size_t)times->samples, 95)].value;
-    bool fits = wide_scale(ratio, (uint64_t)times->median_ns, &product);
-    if (!fits || !wide_to_int(wide_ceiling(product, wide_of(PPM)), &times->p95_ns)) return too_large(error);
+    const Wide ratio = ratios[first + rank_of((size_t)times->samples, 95)].value;
+    if (!scaled_up(times->median_ns, ratio, &times->p95_ns)) return too_large(error);
   }
   return STI_OK;
 }
@@ -299,7 +304,12 @@ static Wide read_ps(int64_t bytes, int64_t ps_per_byte) {
 /* How far the layer as a whole exceeds its medians, ppm, at least 10⁶: the parts' own percentiles would not do, since
  * a disturbance hits either part, seldom both, and their sum would count it twice. */
 static Wide layer_ratio(const ComputeSample *row, const DeviceProfile *profile) {
-  Wide usual = wide_sum(layer_usual(row, profile), read_ps(row->read_bytes, profile->read_cost.median_ps_per_byte));
+  const ReadCost *cost = &profile->read_cost;
+  Wide usual = layer_usual(row, profile);
+  if (row->read_bytes > 0) {
+    usual = wide_sum(usual, wide_of((uint64_t)cost->median_layer_ns));
+    usual = wide_sum(usual, read_ps(row->read_bytes, cost->median_ps_per_byte));
+  }
   Wide measured = layer_measured(row);
   Wide ratio = ppm_of(measured, wide_compare(usual, wide_of(1)) < 0 ? wide_of(1) : usual);
   return wide_compare(ratio, wide_of(PPM)) < 0 ? wide_of(PPM) : ratio;
@@ -326,23 +336,44 @@ static int64_t *copy_of(Arena *arena, const int64_t *values, size_t n) {
   return copy;
 }
 
-/* What a byte read beside adds to compute: the median over rows [n] with such reads; their number in samples. */
+typedef struct { int64_t bytes; Wide ns; } Added;
+
+static int by_bytes(const void *a, const void *b) {
+  const Added *left = a, *right = b;
+  if (left->bytes != right->bytes) return left->bytes < right->bytes ? -1 : 1;
+  return wide_compare(left->ns, right->ns);
+}
+
+/* What reading beside adds to compute, over rows [n] with such reads: those that read the least tell what it costs at
+ * all, the others what a byte costs. */
 static StiCode fit_read_cost(Arena *arena, const ComputeSample *rows, size_t n, DeviceProfile *profile,
                              StiError *error) {
   ReadCost *cost = &profile->read_cost;
   size_t count = 0;
-  Wide *added = arena_alloc(arena, (n + 1) * sizeof *added);
-  if (!added) return sti_out_of_memory(error);
+  Added *added = arena_alloc(arena, (n + 1) * sizeof *added);
+  Wide *values = arena_alloc(arena, (n + 1) * sizeof *values);
+  if (!added || !values) return sti_out_of_memory(error);
   *cost = (ReadCost){0};
   for (size_t i = 0; i < n; i++) {
     if (rows[i].read_bytes == 0) continue;
     Wide usual = layer_usual(&rows[i], profile), measured = layer_measured(&rows[i]);
-    Wide excess = wide_compare(measured, usual) > 0 ? wide_difference(measured, usual) : wide_of(0);
-    wide_scale(excess, 1000, &excess);
-    added[count++] = wide_floor(excess, wide_of((uint64_t)rows[i].read_bytes));
+    added[count++] = (Added){rows[i].read_bytes, wide_compare(measured, usual) > 0 ? wide_difference(measured, usual)
+                                                                                  : wide_of(0)};
   }
   cost->samples = (int64_t)count;
-  if (count > 0 && !wide_to_int(wide_percentile(added, count, 50), &cost->median_ps_per_byte)) return too_large(error);
+  if (count == 0) return STI_OK;
+  qsort(added, count, sizeof *added, by_bytes);
+  const size_t few = (count + 1) / 2;
+  for (size_t i = 0; i < few; i++) values[i] = added[i].ns;
+  const Wide each = wide_percentile(values, few, 50);
+  if (!wide_to_int(each, &cost->median_layer_ns)) return too_large(error);
+  if (count == few) return STI_OK;
+  for (size_t i = few; i < count; i++) {
+    Wide more = wide_compare(added[i].ns, each) > 0 ? wide_difference(added[i].ns, each) : wide_of(0);
+    wide_scale(more, 1000, &more);
+    values[i - few] = wide_floor(more, wide_of((uint64_t)added[i].bytes));
+  }
+  if (!wide_to_int(wide_percentile(values, count - few, 50), &cost->median_ps_per_byte)) return too_large(error);
   return STI_OK;
 }
 
@@ -351,14 +382,14 @@ static StiCode fit_read_p95(Arena *arena, const ComputeSample *rows, size_t n, D
                             StiError *error) {
   ReadCost *cost = &profile->read_cost;
   size_t count = 0;
-  Wide product, *ratios = arena_alloc(arena, (n + 1) * sizeof *ratios);
+  Wide *ratios = arena_alloc(arena, (n + 1) * sizeof *ratios);
   if (!ratios) return sti_out_of_memory(error);
   for (size_t i = 0; i < n; i++)
     if (rows[i].read_bytes > 0) ratios[count++] = layer_ratio(&rows[i], profile);
   if (count == 0) return STI_OK;
-  bool fits = wide_scale(wide_percentile(ratios, count, 95), (uint64_t)cost->median_ps_per_byte, &product);
-  if (!fits || !wide_to_int(wide_ceiling(product, wide_of(PPM)), &cost->p95_ps_per_byte)) return too_large(error);
-  return STI_OK;
+  const Wide ratio = wide_percentile(ratios, count, 95);
+  if (!scaled_up(cost->median_layer_ns, ratio, &cost->p95_layer_ns)) return too_large(error);
+  return scaled_up(cost->median_ps_per_byte, ratio, &cost->p95_ps_per_byte) ? STI_OK : too_large(error);
 }
 
 static StiCode fit_layers(Arena *arena, const ProfileSamples *samples, DeviceProfile *profile, StiError *error) {

@@ -175,7 +175,8 @@ int32_t merge_reads(const PlannedShard *shards, const int32_t *index, int32_t co
 
 typedef struct { int64_t alpha_ns, ps_per_byte, p95_ppm, error_ppm, samples, beside_ppm, beside_samples; } IoFit;
 typedef struct { int64_t key /* width or fidelity */, median_ns, p95_ns, samples; } KeyedTime;
-typedef struct { int64_t median_ps_per_byte, p95_ps_per_byte, samples; } ReadCost; /* of compute, per byte read beside */
+/* What reading a layer adds to the compute beside it, once and per byte. */
+typedef struct { int64_t median_layer_ns, p95_layer_ns, median_ps_per_byte, p95_ps_per_byte, samples; } ReadCost;
 typedef struct { int64_t embed_io_ns, embed_compute_ns, head_ns, samples; } FixedTime;
 
 typedef struct {

@@ -33,7 +33,8 @@ static uint64_t largest_time(const KeyedTime *times, int32_t count) {
 
 Sharing profile_sharing(const DeviceProfile *profile, Figure figure) {
   const ReadCost *cost = &profile->read_cost;
-  return (Sharing){profile->io.beside_ppm, figure == FIGURE_P95 ? cost->p95_ps_per_byte : cost->median_ps_per_byte};
+  if (figure == FIGURE_P95) return (Sharing){profile->io.beside_ppm, cost->p95_layer_ns, cost->p95_ps_per_byte};
+  return (Sharing){profile->io.beside_ppm, cost->median_layer_ns, cost->median_ps_per_byte};
 }
 
 int64_t profile_layer_ns(const DeviceProfile *profile, int32_t width, Figure figure) {
@@ -130,7 +131,9 @@ static StiCode check_extent(const Manifest *manifest, const DeviceProfile *profi
   total = wide_sum(wide_ceiling(total, wide_of(PPM)), wide_of((uint64_t)count));
   total = wide_sum(total, wide_product((uint64_t)layers, largest_time(profile->compute, profile->compute_count)));
   total = wide_sum(total, wide_product((uint64_t)shards, largest_time(profile->decompress, profile->decompress_count)));
+  const int64_t each_ns = larger(profile->read_cost.median_layer_ns, profile->read_cost.p95_layer_ns);
   const int64_t ps_per_byte = larger(profile->read_cost.median_ps_per_byte, profile->read_cost.p95_ps_per_byte);
+  total = wide_sum(total, wide_product((uint64_t)layers, (uint64_t)each_ns));
   total = wide_sum(total, wide_floor(wide_product((uint64_t)bytes, (uint64_t)ps_per_byte), wide_of(1000)));
   Wide usual = fixed_total(&profile->fixed_median), worst = fixed_total(&profile->fixed_p95);
   total = wide_sum(total, wide_compare(usual, worst) > 0 ? usual : worst);

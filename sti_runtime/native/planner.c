@@ -187,7 +187,10 @@ static void raise_one(Draft *draft, int32_t layer, int32_t slice) {
     desk->spare = before;
     desk->choice.grade[index] = (int8_t)grade;
     layer_work(costs, &desk->choice, layer, draft->layer_ns, FIGURE_P95, &desk->works[layer]);
-    if (ends_in_time(draft, draft->margins[0] - debit_ns)) {
+    int64_t margin_ns = draft->margins[layer] - debit_ns;
+    for (int32_t l = 0; l < layer; l++)
+      if (draft->aib[l] < margin_ns) margin_ns = draft->aib[l];
+    if (ends_in_time(draft, margin_ns)) {
       for (int32_t l = layer; l < draft->submodel->depth; l++) draft->aib[l] -= debit_ns;
       update_margins(draft);
       return;

@@ -25,7 +25,9 @@ static StiCode parse_io(const JsonValue *value, const char *source, IoFit *io, S
 static StiCode parse_read_cost(const JsonValue *value, const char *source, ReadCost *cost, StiError *error) {
   Fields fields;
   fields_begin(&fields, value, source, "DeviceProfile", "read_cost", error);
+  cost->median_layer_ns = field_int(&fields, "median_layer_ns", 0, INT_MOST);
   cost->median_ps_per_byte = field_int(&fields, "median_ps_per_byte", 0, INT_MOST);
+  cost->p95_layer_ns = field_int(&fields, "p95_layer_ns", 0, INT_MOST);
   cost->p95_ps_per_byte = field_int(&fields, "p95_ps_per_byte", 0, INT_MOST);
   cost->samples = field_int(&fields, "samples", 0, INT_MOST);
   return fields_end(&fields);
@@ -157,7 +159,9 @@ void profile_write(Text *out, const DeviceProfile *profile) {
   json_int_field(out, "queue_depth", profile->queue_depth);
   json_key(out, "read_cost");
   json_open(out, '{');
+  json_int_field(out, "median_layer_ns", profile->read_cost.median_layer_ns);
   json_int_field(out, "median_ps_per_byte", profile->read_cost.median_ps_per_byte);
+  json_int_field(out, "p95_layer_ns", profile->read_cost.p95_layer_ns);
   json_int_field(out, "p95_ps_per_byte", profile->read_cost.p95_ps_per_byte);
   json_int_field(out, "samples", profile->read_cost.samples);
   json_close(out, '}');

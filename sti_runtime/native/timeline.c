@@ -47,8 +47,9 @@ static int64_t read_end(int64_t now_ns, int64_t alone_ns, int64_t beside_ppm, co
 }
 
 int64_t sharing_layer_ns(Sharing sharing, int64_t streamed_bytes) {
+  if (streamed_bytes == 0) return 0;
   const Wide ps = wide_product((uint64_t)streamed_bytes, (uint64_t)sharing.ps_per_byte);
-  return (int64_t)wide_floor(ps, wide_of(1000)).low;
+  return sharing.each_ns + (int64_t)wide_floor(ps, wide_of(1000)).low;
 }
 
 bool simulate(const LayerWork *works, int32_t depth, const FixedTime *fixed, int64_t working_bytes, bool load_exec,

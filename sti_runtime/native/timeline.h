@@ -19,8 +19,8 @@ typedef struct {
 } Timeline;
 
 /* What IO and compute take from each other: while a layer is computed a read takes beside_ppm / 10^6 times as long as
- * alone; a byte that a layer streams prolongs its compute by ps_per_byte. */
-typedef struct { int64_t beside_ppm, ps_per_byte; } Sharing;
+ * alone; reading a layer prolongs its compute by each_ns, and by ps_per_byte. */
+typedef struct { int64_t beside_ppm, each_ns, ps_per_byte; } Sharing;
 
 int64_t sharing_layer_ns(Sharing sharing, int64_t streamed_bytes);
 

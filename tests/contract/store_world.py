@@ -145,7 +145,9 @@ def device_profile(bundle: str, *, emulated: bool = False, alpha_ns: int = 1000)
         ),
         compute=(WidthTime(width=2, median_ns=100, p95_ns=120, samples=9),),
         decompress=(FidelityTime(fidelity=2, median_ns=10, p95_ns=12, samples=9),),
-        read_cost=ReadCost(median_ps_per_byte=1, p95_ps_per_byte=2, samples=9),
+        read_cost=ReadCost(
+            median_layer_ns=3, p95_layer_ns=4, median_ps_per_byte=1, p95_ps_per_byte=2, samples=9
+        ),
         fixed_median=fixed,
         fixed_p95=fixed,
         unfit=(),

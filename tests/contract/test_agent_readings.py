@@ -90,7 +90,8 @@ def test_a_clock_that_drops_in_the_middle_of_a_unit_counts_against_the_later_sam
     unit, count, skipped = units(content)[kind]
     cpu = min(os.sched_getaffinity(0))
     high = skipped + DROP
-    readings = [FULL_KHZ] * high + [HELD_KHZ] * (skipped + count + 1 - high)
+    more = len(unit.fidelities) if isinstance(unit, ComputeProfileUnit) else 0  # when reads beside end
+    readings = [FULL_KHZ] * high + [HELD_KHZ] * (skipped + count + 1 + more - high)
     sysfs = tmp_path / "sys"
     with ceilings(sysfs / f"devices/system/cpu/cpu{cpu}/cpufreq", readings):
         result = result_of_unit(agent.in_environment(STIFARM_SYSFS=str(sysfs)), spool, content, unit, cpu)
@@ -102,6 +103,8 @@ def test_a_clock_that_drops_in_the_middle_of_a_unit_counts_against_the_later_sam
         assert (result.before.throttled, result.after.throttled) == (None, None)
     else:
         assert [sample.throttled for sample in result.samples] == expected
+    if kind == "profile-compute":  # all are beside layers that are
+        assert {(read.throttled, read.valid) for read in result.reads} == {(True, False)}
     if kind == "profile-io":
         assert not any(sample.valid for sample in result.samples if sample.throttled)
     found = {reading.after: reading for reading in result.readings}

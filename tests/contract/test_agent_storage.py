@@ -11,7 +11,7 @@ import pytest
 
 from agent.open_unit import OPEN_UNIT_FILE
 from agent.spool import Spool
-from sti_runtime.messages import FailureRecord, ProbeUnit, ResultRecord
+from sti_runtime.messages import ComputeProfileUnit, FailureRecord, ProbeUnit, ResultRecord
 from tests.agent_data import probes
 from tests.agents import Agent
 from tests.contract.agent_world import (
@@ -71,6 +71,26 @@ def test_a_read_error_of_the_kernel_fails_the_unit_and_the_next_runs(
     assert "Verify the bundle" in failure.remedy
     mended = a_job(agent, spool, content, units=units, id="mended")
     assert run(agent, spool, mended)[1] == {"state": "ended", "done": 4, "failed": 0}
+
+
+def test_a_read_error_beside_compute_fails_the_unit_and_the_next_runs(
+    agent: Agent, spool: Spool, content: Content, tmp_path: Path
+) -> None:
+    """The layer is read, then another for the memory, then three beside compute: the first of these fails."""
+    file = spool.bundle(content.bundle.digest) / content.bundle.region_path(4).name
+    compute = ComputeProfileUnit(
+        number=0, kind="profile-compute", width=2, fidelities=(4,), warmups=1, repeats=3
+    )
+    units = numbered([execute(0, content.plan(32)), compute, ProbeUnit(number=0, kind="probe")])
+    job = a_job(agent, spool, content, units=units, queue_depth=1)
+    argv = (*failing_reads(file, 3, tmp_path / "trace"), *agent.argv)
+    failing = Agent(agent.name, argv, emulated=agent.emulated, environment=agent.environment)
+    assert run(failing, spool, job) == (0, {"state": "ended", "done": 2, "failed": 1})
+    found = [record.payload for record in journal_of(spool, job)[1:-1]]
+    assert [type(item) for item in found] == [ResultRecord, FailureRecord, ResultRecord]
+    failure = found[1]
+    assert isinstance(failure, FailureRecord)
+    assert (failure.error, f"{file}: reading" in failure.what) == ("StorageReadError", True), failure
 
 
 @pytest.fixture

@@ -484,7 +484,7 @@ def plan_case(rng: random.Random, where: World) -> PlanCase:
     working_bytes = rng.choice(
         (1 << 40, LARGEST, sum(sizes), spread(rng, 4 * layer, 1), *(rng.randint(2, 16) * layer // 2,) * 3)
     )
-    if rng.random() < 0.3:  # part of layer 0, and reads that wait for room
+    if rng.random() < 0.4:  # part of layer 0, and reads that wait for room
         preload_bytes, working_bytes = rng.randint(1, layer), rng.randint(2, 6) * layer // 2
     return PlanCase(
         profile=profile,
@@ -574,6 +574,8 @@ def _profile(rng: random.Random, manifest: Manifest) -> DeviceProfile:
         "compute": rows("width", widths),
         "decompress": rows("fidelity", fidelities),
         "read_cost": {
+            "median_layer_ns": rng.choice((0, ns())),
+            "p95_layer_ns": rng.choice((0, ns())),
             "median_ps_per_byte": rng.choice((0, ps_per_byte)),
             "p95_ps_per_byte": rng.choice((0, ps_per_byte)),
             "samples": 9,

@@ -156,11 +156,11 @@ def test_the_profile_is_of_this_bundle_and_fit(content: Content, files: dict[str
     assert (profile.threads, profile.queue_depth, profile.emulated) == (2, 8, False)
     assert [row.width for row in profile.compute] == sorted({s.width for s in manifest.submodels})
     assert tuple(row.fidelity for row in profile.decompress) == manifest.fidelities
-    # As many samples as a host asks for: 3 rounds of widths × (fidelities and mixed), 12 layers, 30 requests.
+    # As many samples as a host asks for: 4 rounds of widths × (fidelities and mixed), 16 layers, 30 requests.
     widths, fidelities = len(profile.compute), len(manifest.fidelities)
-    assert profile.io.samples == 3 * widths * (fidelities + 1)
-    assert {row.samples for row in profile.compute} == {12 * fidelities}
-    assert {row.samples for row in profile.decompress} == {12 * widths}
+    assert profile.io.samples == 4 * widths * (fidelities + 1)
+    assert {row.samples for row in profile.compute} == {16 * fidelities}
+    assert {row.samples for row in profile.decompress} == {16 * widths}
     assert profile.fixed_median.samples == 30
     assert not [reason for reason in profile.unfit if "residual" not in reason], profile.unfit
 

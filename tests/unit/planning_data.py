@@ -110,6 +110,7 @@ def make_profile(
     ps_per_byte: int = 0,
     p95_ppm: int = PPM,
     beside_ppm: int = PPM,
+    layer_ns_beside: int = 0,
     ps_per_byte_beside: int = 0,
     embed_io_ns: int = 0,
     embed_compute_ns: int = 0,
@@ -148,6 +149,8 @@ def make_profile(
             "compute": rows("width", layer_ns),
             "decompress": rows("fidelity", decompress_ns),
             "read_cost": {
+                "median_layer_ns": layer_ns_beside * median_percent // 100,
+                "p95_layer_ns": layer_ns_beside,
                 "median_ps_per_byte": ps_per_byte_beside * median_percent // 100,
                 "p95_ps_per_byte": ps_per_byte_beside,
                 "samples": 9,

@@ -75,6 +75,7 @@ def cases(draw: st.DrawFn, *, tight: bool = True, slack: bool | None = None) -> 
         ps_per_byte=draw(st.sampled_from([0, 20, 60, 200])),
         p95_ppm=draw(st.integers(900_000, 2_000_000)),
         beside_ppm=draw(st.sampled_from([PPM, PPM, 1_300_000, 3_000_000])),
+        layer_ns_beside=draw(st.sampled_from([0, 0, 50, 700])),
         ps_per_byte_beside=draw(st.sampled_from([0, 0, 10, 100])),
         embed_io_ns=draw(nanoseconds),
         embed_compute_ns=draw(nanoseconds),

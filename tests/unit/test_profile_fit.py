@@ -62,13 +62,13 @@ def compute(
 
 
 COMPUTE = [
-    compute(m, k, m * k * 10, m * 1000 + i + added, read_bytes=added * 10)
+    compute(m, k, m * k * 10, m * 1000 + i + added, read_bytes=bytes_)
     for m in (1, 2)
     for k in FIDELITIES
     for i in range(5)
-    for added in (0, 100)
+    for bytes_, added in ((0, 0), (0, 0), (10, 40), (1_000, 140))
 ]
-"""Layers, each once more with 1,000 bytes read beside, which take 100 ns longer."""
+"""Layers, twice alone, then with reads beside, which take 40 ns longer and 0.1 ns per byte."""
 
 
 def fixed(
@@ -232,26 +232,29 @@ def test_without_reads_beside_compute_a_profile_is_unfit() -> None:
         assert profile.unfit == (f"io: {count} valid reads beside compute, fewer than 5",)
 
 
-def test_what_reading_adds_to_compute_is_per_byte_and_apart() -> None:
+def test_what_reading_adds_to_compute_is_apart_once_and_per_byte() -> None:
     profile = fit()
     assert profile.layer_ns(2, p95=False) == 2_002  # of the layers beside which nothing was read
-    assert profile.read_cost.median_ps_per_byte == 100
-    assert profile.read_cost.samples == 30
-    assert profile.sharing(p95=False).layer_ns(1_000) == 100
-    # Layers with reads beside are disturbed twice as much: planning's figure rises by as much as they do.
+    cost = profile.read_cost
+    assert (cost.median_layer_ns, cost.median_ps_per_byte, cost.samples) == (40, 100, 60)
+    sharing = profile.sharing(p95=False)
+    assert [sharing.layer_ns(bytes_) for bytes_ in (0, 1, 1_000)] == [0, 40, 140]
+    # Layers with reads beside are disturbed twice as much: planning's figures rise by as much as they do.
     rows = [
         *[compute(1, 2, 100, 900)] * 5,
         *[compute(1, 2, 100, 1_000, read_bytes=1_000)] * 6,
-        compute(1, 2, 100, 2_100, read_bytes=1_000),
+        *[compute(1, 2, 100, 1_500, read_bytes=6_000)] * 6,
+        compute(1, 2, 100, 3_100, read_bytes=6_000),
     ]
-    profile = fit(None, rows, widths=(1,), fidelities=(2,))
-    assert profile.read_cost.median_ps_per_byte == 100
-    assert profile.read_cost.p95_ps_per_byte == 200
+    cost = fit(None, rows, widths=(1,), fidelities=(2,)).read_cost
+    assert (cost.median_layer_ns, cost.median_ps_per_byte) == (100, 83)
+    assert (cost.p95_layer_ns, cost.p95_ps_per_byte) == (201, 167)
 
 
 def test_layers_that_reading_makes_faster_cost_nothing_to_read_beside() -> None:
     rows = [*[compute(1, 2, 100, 900)] * 5, *[compute(1, 2, 100, 800, read_bytes=1_000)] * 5]
-    assert fit(None, rows, widths=(1,), fidelities=(2,)).read_cost.p95_ps_per_byte == 0
+    cost = fit(None, rows, widths=(1,), fidelities=(2,)).read_cost
+    assert (cost.p95_layer_ns, cost.p95_ps_per_byte) == (0, 0)
 
 
 def test_a_width_only_measured_beside_reads_counts_them() -> None:

@@ -91,13 +91,13 @@ def test_a_read_that_ends_within_a_ns_ends_with_it() -> None:
 
 def test_what_a_layer_reads_prolongs_its_compute() -> None:
     layers = [work([(10, 1)], 4), work([], 4), work([(10, 1), (9, 1)], 4)]
-    timeline = run(layers, fixed(), 40, sharing=Sharing(PPM, 250))
-    assert timeline.layers == ((0, 1, 1, 7), (0, 0, 7, 11), (1, 3, 11, 19))
+    timeline = run(layers, fixed(), 40, sharing=Sharing(PPM, 1, 250))
+    assert timeline.layers == ((0, 1, 1, 8), (0, 0, 8, 12), (1, 3, 12, 21))
 
 
 def test_load_exec_reads_at_full_speed() -> None:
     layers = [work([(10, 4)], 10), work([(10, 6)], 10)]
-    timeline = run(layers, fixed(), 20, "load-exec", Sharing(5 * PPM, 10_000))
+    timeline = run(layers, fixed(), 20, "load-exec", Sharing(5 * PPM, 7, 10_000))
     assert timeline.layers == ((0, 4, 10, 20), (4, 10, 20, 30))
 
 
@@ -147,7 +147,7 @@ works = st.lists(
     st.builds(work, st.lists(lengths_and_times, max_size=3), st.integers(0, 15)), min_size=1, max_size=4
 )
 slower = st.one_of(st.just(PPM), st.integers(PPM, 5 * PPM))
-sharings = st.builds(Sharing, slower, st.one_of(st.just(0), st.integers(0, 3_000)))
+sharings = st.builds(Sharing, slower, st.integers(0, 9), st.one_of(st.just(0), st.integers(0, 3_000)))
 fixed_times = st.builds(fixed, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 
 
