@@ -78,6 +78,7 @@ PLANS = 50
 PLAN_REQUESTS = 4
 """Of each of the two passes over the plans of a profile."""
 PLANS_PER_PROFILE = 25
+BOARDS = ("this", "io", "cpu")
 KERNEL_ROUNDS = 30
 PEER_ROWS = frozenset({1, 2, 4, 10})
 LIMITED_ROWS = frozenset({3})
@@ -298,14 +299,18 @@ def _plan_sample(board: Board, plan: Plan, first: Inferred, second: Inferred) ->
     )
 
 
-def limited_boards(folder: Path) -> Iterator[contextlib.AbstractContextManager[Board]]:
+def limited_boards(
+    folder: Path, names: Sequence[str] = BOARDS
+) -> Iterator[contextlib.AbstractContextManager[Board]]:
     """Boards that the kernel makes of this machine: one waits for its storage, one for its processor.
 
     After a pause the kernel lets a tenth of a second's bytes pass at once: only at a low rate is that little
     beside what a layer reads.
     """
-    yield limited_board("reads limited to 10 MB/s", folder, read_bytes_per_s=10_000_000)
-    yield limited_board("CPU limited to half of one", folder, cpu_share_milli=500)
+    if "io" in names:
+        yield limited_board("reads limited to 10 MB/s", folder, read_bytes_per_s=10_000_000)
+    if "cpu" in names:
+        yield limited_board("CPU limited to half of one", folder, cpu_share_milli=500)
 
 
 # ------------------------------------------------------------------ limits
@@ -337,6 +342,7 @@ class Settings:
     rows: frozenset[int]
     rounds: int
     plans: int
+    boards: tuple[str, ...]
     seed: int
 
 
@@ -402,8 +408,9 @@ def _rounds(cases: Sequence[Case], found: Measured, settings: Settings, progress
 
 
 def _predictions(ours: Ours, found: Measured, settings: Settings, progress: Progress) -> None:
-    found.plans = plan_samples(ours, THIS_MACHINE, settings.plans, progress)
-    for limited in limited_boards(ours.folder):
+    if "this" in settings.boards:
+        found.plans = plan_samples(ours, THIS_MACHINE, settings.plans, progress)
+    for limited in limited_boards(ours.folder, settings.boards):
         try:
             with limited as board:
                 found.plans += plan_samples(ours, board, settings.plans, progress)
@@ -503,6 +510,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=_rows, default=frozenset(ROWS), help="for example 1,4 (default: all)")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--plans", type=int, default=PLANS, help="random plans per board")
+    parser.add_argument(
+        "--boards", nargs="+", choices=BOARDS, default=BOARDS, help="of rows 7 and 8 (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the order of cases")
     parser.add_argument("--json", type=Path, help="where to write every sample")
     parser.add_argument("--write", type=Path, help="page whose table is to be replaced: docs/engine.md")
@@ -515,7 +525,7 @@ def main() -> None:
     options = _parser().parse_args()
     if platform.machine() != "x86_64":
         raise SystemExit("This benchmark runs on x86-64: its peers are installed and built for it.")
-    settings = Settings(options.rows, options.rounds, options.plans, options.seed)
+    settings = Settings(options.rows, options.rounds, options.plans, tuple(options.boards), options.seed)
     cache, home = PageCache.best(), PeersHome(cache_folder() / "peers")
     model = prepare(cache_folder() / "model")
     executable = options.agent or build_agent("x86_64")

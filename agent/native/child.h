@@ -1,6 +1,7 @@
 /* child.h: a process of our own: it is given a text on its standard input and says what it has to say until a limit.
  *
- * Between call and return the process exists; afterwards it has ended and been waited for.
+ * Between call and return the process exists; afterwards it has ended and been waited for, or was killed and has not ended
+ * within ten seconds (in a call of the kernel that cannot be interrupted).
  */
 #ifndef AGENT_CHILD_H
 #define AGENT_CHILD_H
