@@ -297,7 +297,8 @@ class IoProfileResult(Record):
 class ComputeSample(Record):
     """One layer: total decompression of its ``width`` shards at ``fidelity``, then compute.
 
-    ``read_bytes``: what was read from storage meanwhile (where the kernel does not count: what was asked).
+    ``read_bytes``: 0 if it was computed alone; else an equal share of what was read from storage beside the
+    layers of its fidelity (where the kernel does not count: of what was asked).
     """
 
     width: Positive

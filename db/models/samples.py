@@ -57,7 +57,7 @@ class IoSampleRow(_Sample, Base):
 
 class ComputeSampleRow(_Sample, Base):
     """One layer of ``width`` slices: decompression of its shards at ``fidelity``, then compute;
-    ``read_bytes``: read from storage meanwhile."""
+    ``read_bytes``: its share of what was read from storage beside such layers, 0 for one computed alone."""
 
     __tablename__ = "compute_samples"
     __table_args__ = (UniqueConstraint("journal_id", "ordinal"),)

@@ -37,13 +37,6 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
         yield opened
 
 
-@pytest.fixture
-def worker(farm: Farm) -> Iterator[HostWorker]:
-    started = HostWorker(farm.settings, farm.inventory.devices)
-    yield started
-    started.close()
-
-
 def open_unit(folder: Path) -> tuple[int, int] | None:
     """The unit that the agent has begun, and how often it was killed in it before."""
     path = folder / "open-unit"

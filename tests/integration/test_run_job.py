@@ -52,13 +52,6 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
         yield opened
 
 
-@pytest.fixture
-def worker(farm: Farm) -> Iterator[HostWorker]:
-    started = HostWorker(farm.settings, farm.inventory.devices)
-    yield started
-    started.close()
-
-
 def run(farm: Farm, worker: HostWorker, request: Request) -> Outcome:
     return run_job(farm.store, worker, farm.owner, request)
 
