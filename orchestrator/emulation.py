@@ -37,6 +37,9 @@ from sti_runtime.records import Digest, Record, canonical_json, sha256_hex
 TOLERANCE = 0.15
 """Largest relative deviation of a verified rate from its nominal."""
 
+HOST_MECHANISMS = ("cgroup-v1", "cgroup-v2")
+"""What this host sets around an agent; other mechanisms are the agent's own or were there before."""
+
 Resource = Literal["io", "cpu"]
 Probe = Callable[[Emulation], VerifiedEmulation]
 """Runs the agent's probe unit under an emulation (inside its groups, where it has any)."""
@@ -73,9 +76,9 @@ class GroupSite:
     def limits(self, emulation: Emulation) -> tuple[GroupLimits, ...]:
         """The groups an emulation needs. Raises: CgroupUnavailableError."""
         groups: list[GroupLimits] = []
-        if emulation.io_mechanism not in (None, "agent") and emulation.io_bytes_per_s is not None:
+        if emulation.io_mechanism in HOST_MECHANISMS and emulation.io_bytes_per_s is not None:
             groups.append(self.io_limits(emulation.io_bytes_per_s))
-        if emulation.cpu_mechanism not in (None, "agent") and emulation.cpu_share_milli is not None:
+        if emulation.cpu_mechanism in HOST_MECHANISMS and emulation.cpu_share_milli is not None:
             groups.append(self.cpu_limits(emulation.cpu_share_milli))
         return tuple(groups)
 
@@ -118,7 +121,7 @@ def resolve_emulation(
     emulation = _kernel_first(device, spec, site, reasons)
     verified = probe(emulation)
     wrong = deviations(verified)
-    by_kernel = {r: what for r, what in wrong.items() if _mechanism(emulation, r) != "agent"}
+    by_kernel = {r: what for r, what in wrong.items() if _mechanism(emulation, r) in HOST_MECHANISMS}
     if by_kernel:
         reasons += [
             f"the kernel's limit does not hold: {what}; the agent throttles instead"
@@ -195,7 +198,9 @@ def _off(measured: int, nominal: int) -> bool:
 def _kernel_first(device: Device, spec: EmulateSpec, site: GroupSite, reasons: list[str]) -> Emulation:
     """The emulation with the kernel's limits wherever they can be set."""
     wanted: dict[Resource, str] = {}
-    if spec.mechanism != "agent":
+    if spec.mechanism.startswith("lab-"):
+        wanted = {"io": spec.mechanism, "cpu": spec.mechanism}
+    elif spec.mechanism != "agent":
         tries: tuple[tuple[Resource, Callable[[], GroupLimits]], ...] = (
             ("io", lambda: site.io_limits(spec.read_bytes_per_s or 0)),
             ("cpu", lambda: site.cpu_limits(spec.cpu_share_milli or 0)),

@@ -110,7 +110,7 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
         threads=device.threads or len(device.cpus) or max(1, len(facts.cpus)),
         queue_depth=QUEUE_DEPTH,
         cpus=device.cpus,
-        machine_lock=str(farm.settings.machine_lock) if device.transport == "local" else None,
+        machine_lock=device.shared_machine(farm.settings.machine_lock),
         emulation=emulation,
         gates=device.gates,
     )

@@ -25,34 +25,56 @@ CAP_BYTES = 1 << 20
 
 DEFAULT_WAIT_LIMIT_S = 60
 RESERVED_NAMES = frozenset({"all"})
-MECHANISMS = ("auto", "cgroup", "agent")
+MECHANISMS = ("auto", "cgroup", "agent", "lab", "lab-cgroup-v1", "lab-cgroup-v2")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@()/-]{0,127}")
+_ENDPOINT = re.compile(
+    r"((?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
+)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-Mechanism = Literal["auto", "cgroup", "agent"]
+Mechanism = Literal["auto", "cgroup", "agent", "lab", "lab-cgroup-v1", "lab-cgroup-v2"]
+"""Who slows a device. ``lab``: nobody, it is virtual all the same; ``lab-cgroup-*``: who made it (``stifarm
+lab up``) had the kernel limit it, and the host sets nothing."""
 
 
 @dataclass(frozen=True)
 class EmulateSpec:
-    """How a device is slowed; ``None``: that resource is not. ``cpu_share_milli``: thousandths of one CPU."""
+    """How a device is slowed; ``None``: that resource is not. ``cpu_share_milli``: thousandths of one CPU.
+
+    With neither rate the device is virtual (mechanism ``lab``): not slowed, but no real one.
+    """
 
     read_bytes_per_s: int | None
     cpu_share_milli: int | None
     mechanism: Mechanism
+
+    @property
+    def limited(self) -> bool:
+        """Whether a resource is limited."""
+        return self.read_bytes_per_s is not None or self.cpu_share_milli is not None
 
 
 @dataclass(frozen=True)
 class Device:
     """One device of the inventory. ``threads`` ``None``: as many as it may use CPUs.
 
-    ``workdir`` ``None``: the transport's default. ``line``: where the inventory says so.
+    ``workdir`` ``None``: the transport's default. ``line``: where the inventory says so. ``address``:
+    ``[user@]host[:port]``, to an ssh server or an adb daemon; ``serial``: as adb lists it. ``adb_server``:
+    ``host:port`` of the adb server to ask. ``key_file`` and ``known_hosts``: of ssh, absolute; ``None``: the
+    user's own. ``machine_lock``: the file, on the device, that is locked while something is timed on a
+    machine that other devices share.
     """
 
     name: str
     transport: str
     address: str | None
     serial: str | None
+    adb_server: str | None
+    key_file: Path | None
+    known_hosts: Path | None
+    machine_lock: str | None
     host: str
     workdir: str | None
     engine: EngineName
@@ -67,6 +89,10 @@ class Device:
     def emulated(self) -> bool:
         """Whether figures of this device are those of a slowed machine."""
         return self.emulate is not None
+
+    def shared_machine(self, own_lock: Path) -> str | None:
+        """The lock file of the machine that it shares with other devices; ``own_lock``: this machine's."""
+        return str(own_lock) if self.machine_lock is None and self.transport == "local" else self.machine_lock
 
     @property
     def native(self) -> bool:
@@ -126,6 +152,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.folder = Path()
 
     def wrong(self, node: yaml.Node, what: str) -> None:
         """Note a problem at the line of ``node``."""
@@ -162,6 +189,7 @@ class _Reader:
 
     def inventory(self, root: yaml.Node, path: Path) -> Inventory | None:
         """The whole file."""
+        self.folder = path.absolute().parent
         values = self.fields(root, "the inventory", _INVENTORY)
         if not isinstance(root, yaml.MappingNode):
             return None
@@ -182,13 +210,29 @@ class _Reader:
         for name in ("name", "transport"):
             if name not in _keys(node):
                 self.wrong(node, f"a device lacks {name!r}.")
+        if len(self.problems) == before:
+            self.addressing(node, values)
         if len(self.problems) > before:
             return None
         defaults: dict[str, object] = {
-            "address": None, "serial": None, "host": "local", "workdir": None, "engine": "native",
+            "address": None, "serial": None, "adb_server": None, "key_file": None, "known_hosts": None,
+            "machine_lock": None, "host": "local", "workdir": None, "engine": "native",
             "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "emulate": None,
         }  # fmt: skip
         return Device(**{**defaults, **values}, line=node.start_mark.line + 1)  # type: ignore[arg-type]
+
+    def addressing(self, node: yaml.Node, values: Mapping[str, object]) -> None:
+        """Fields that belong to a way of reaching devices are there exactly for devices reached so."""
+        transport = str(values["transport"])
+        kind = TRANSPORTS[transport]
+        given = [name for name in kind.one_of if name in values]
+        if kind.one_of and len(given) != 1:
+            wanted = " or ".join(kind.one_of)
+            self.wrong(node, f"a device over {transport} gives {wanted}{', not both' if given else ''}.")
+        for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
+            for name in fields:
+                if name in values and name not in kind.fields:
+                    self.wrong(node, f"{name} is for transport {other}; this device has {transport}.")
 
 
 def _keys(node: yaml.MappingNode) -> set[str]:
@@ -212,6 +256,38 @@ def _text(reader: _Reader, node: yaml.Node, name: str) -> str | None:
         reader.wrong(node, f"{name} must be a text, not {_describe(node)}.")
         return None
     return str(node.value)
+
+
+def _file(reader: _Reader, node: yaml.Node, name: str) -> Path | None:
+    text = _text(reader, node, name)
+    return None if text is None else reader.folder / Path(text).expanduser()
+
+
+def _absolute(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    text = _text(reader, node, name)
+    if text is not None and not text.startswith("/"):
+        reader.wrong(node, f"{name} must be an absolute path on the device, not {text!r}.")
+        return None
+    return text
+
+
+def _endpoint(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    text = _text(reader, node, name)
+    if text is None:
+        return None
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or (match["port"] is not None and not 0 < int(match["port"]) < 1 << 16):
+        reader.wrong(node, f"{name} must be host:port (or user@host:port for ssh), not {text!r}.")
+        return None
+    return text
+
+
+def _serial(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    text = _text(reader, node, name)
+    if text is not None and _SERIAL.fullmatch(text) is None:
+        reader.wrong(node, f"{name} {text!r} is no serial that adb could list (adb devices shows them).")
+        return None
+    return text
 
 
 def _number(reader: _Reader, node: yaml.Node, name: str, low: float, high: float, unit: str) -> float | None:
@@ -328,10 +404,15 @@ def _parse_emulate(reader: _Reader, node: yaml.Node, name: str) -> EmulateSpec |
     if len(reader.problems) > before:
         return None
     rate, share = values.get("read_bandwidth"), values.get("cpu_share")
-    if rate is None and share is None:
-        reader.wrong(node, f"{name} must limit something: read_bandwidth, cpu_share or both.")
+    mechanism = values.get("mechanism", "auto")
+    if (rate is None and share is None) != (mechanism == "lab"):
+        reader.wrong(
+            node,
+            f"{name} must limit something: read_bandwidth, cpu_share or both"
+            " (mechanism lab, for a virtual device at full speed, nothing).",
+        )
         return None
-    return EmulateSpec(rate, share, values.get("mechanism", "auto"))  # type: ignore[arg-type]
+    return EmulateSpec(rate, share, mechanism)  # type: ignore[arg-type]
 
 
 def _parse_devices(reader: _Reader, node: yaml.Node, name: str) -> tuple[Device, ...] | None:
@@ -372,8 +453,12 @@ _EMULATE: Mapping[str, Parse] = {
 _DEVICE: Mapping[str, Parse] = {
     "name": _name,
     "transport": _choice(tuple(TRANSPORTS)),
-    "address": _text,
-    "serial": _text,
+    "address": _endpoint,
+    "serial": _serial,
+    "adb_server": _endpoint,
+    "key_file": _file,
+    "known_hosts": _file,
+    "machine_lock": _absolute,
     "host": _text,
     "workdir": _text,
     "engine": _choice(ENGINES),

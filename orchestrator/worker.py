@@ -76,6 +76,7 @@ class HostWorker:
         self._devices = {device.name: device for device in devices}
         self._transports: dict[str, Transport] = {}
         self._have_agent: set[str] = set()
+        self._workdirs: dict[str, str] = {}
         self._locks = {device.name: threading.RLock() for device in devices}
         self._transports_lock = threading.Lock()
         self._progress: dict[str, tuple[int, int]] = {}
@@ -107,10 +108,16 @@ class HostWorker:
     def spool(self, name: str) -> str:
         """The device's work folder; a local one may be relative to the inventory."""
         device = self._devices[name]
-        if device.workdir is None:
-            return str(self._settings.spool(name))
-        local = device.transport == "local"
-        return str(self._settings.inventory.parent / device.workdir) if local else device.workdir
+        if device.transport == "local":
+            given = self._settings.inventory.parent / (device.workdir or "")
+            return str(given if device.workdir else self._settings.spool(name))
+        if device.workdir is not None:
+            return device.workdir
+        with self._locks[name]:
+            if name not in self._workdirs:
+                transport = self._connect(name)
+                self._workdirs[name] = self._retried(transport.default_workdir)
+            return self._workdirs[name]
 
     def progress(self, name: str) -> tuple[int, int]:
         """(bytes sent, bytes to send) of the deploy under way to a device; (0, 0) without one."""
@@ -245,12 +252,12 @@ class HostWorker:
     # -------------------------------------------------------------- emulation
 
     def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None:
-        """How an emulated device is slowed, verified on first use and remembered; None for a real one.
+        """How a slowed device is slowed, verified on first use and remembered; None for one at full speed.
 
         ``bundle``: a deployed one, at whose read size the verification reads.
         """
         device, transport = self._device(name)
-        if device.emulate is None:
+        if device.emulate is None or not device.emulate.limited:
             return None
         if device.transport == "local":
             Path(self.spool(name)).mkdir(parents=True, exist_ok=True)  # its disk is what gets limited
@@ -286,7 +293,7 @@ class HostWorker:
             threads=device.threads or 1,
             queue_depth=1,
             cpus=device.cpus,
-            machine_lock=str(self._settings.machine_lock) if device.transport == "local" else None,
+            machine_lock=device.shared_machine(self._settings.machine_lock),
             emulation=emulation,
             gates=Gates(
                 max_temperature_milli_c=None,

@@ -54,14 +54,18 @@ class Lease(Record):
     takeover: bool
 
 
+Mechanism = Literal["cgroup-v1", "cgroup-v2", "agent", "lab-cgroup-v1", "lab-cgroup-v2"]
+
+
 class Emulation(Record):
     """A slowed device. ``None``: that resource is not limited. Mechanism "agent" asks the agent to
-    throttle itself; "cgroup-v1" and "cgroup-v2" were applied by the host around the agent."""
+    throttle itself; "cgroup-v1" and "cgroup-v2" were applied by the host around the agent, "lab-cgroup-…"
+    around the whole device by who made it."""
 
     io_bytes_per_s: Positive | None
-    io_mechanism: Literal["cgroup-v1", "cgroup-v2", "agent"] | None
+    io_mechanism: Mechanism | None
     cpu_share_milli: Annotated[int, Field(gt=0, le=1_000_000)] | None
-    cpu_mechanism: Literal["cgroup-v1", "cgroup-v2", "agent"] | None
+    cpu_mechanism: Mechanism | None
 
 
 class Gates(Record):

@@ -13,7 +13,8 @@ const char *const unit_kind_names[] = {"probe",   "profile-io", "profile-compute
 const char *const engine_names[] = {"torch", "native", "native-int8", NULL};
 
 /* From MECHANISM_CGROUP_V1 on. */
-static const char *const mechanism_names[] = {"cgroup-v1", "cgroup-v2", "agent", NULL};
+static const char *const mechanism_names[] = {"cgroup-v1",     "cgroup-v2",     "agent",
+                                              "lab-cgroup-v1", "lab-cgroup-v2", NULL};
 static const char *const request_kind_names[] = {"spawn-cold", "cold", "warm", "cached", NULL};
 static const char *const io_mode_names[] = {"direct", "buffered", NULL};
 
@@ -215,7 +216,7 @@ static void write_unit(Text *out, const Unit *unit) {
   json_close(out, '}');
 }
 
-static const char *mechanism_name(Mechanism mechanism) {
+const char *mechanism_name(Mechanism mechanism) {
   return mechanism == MECHANISM_NONE ? NULL : mechanism_names[mechanism - MECHANISM_CGROUP_V1];
 }
 

@@ -11,7 +11,17 @@ enum { RECORD_CAP_BYTES = 4 << 20, PROTOCOL_VERSION = 1 };
 
 typedef struct { const char *store; int64_t counter; bool takeover; } Lease;
 
-typedef enum { MECHANISM_NONE, MECHANISM_CGROUP_V1, MECHANISM_CGROUP_V2, MECHANISM_AGENT } Mechanism;
+/* Who slows a resource. LAB: whoever made the virtual device, by control groups around all of it. */
+typedef enum {
+  MECHANISM_NONE,
+  MECHANISM_CGROUP_V1,
+  MECHANISM_CGROUP_V2,
+  MECHANISM_AGENT,
+  MECHANISM_LAB_CGROUP_V1,
+  MECHANISM_LAB_CGROUP_V2
+} Mechanism;
+const char *mechanism_name(Mechanism mechanism); /* "cgroup-v1", …; NULL for MECHANISM_NONE */
+
 typedef struct {
   int64_t io_bytes_per_s;  /* 0: not limited */
   Mechanism io_mechanism;

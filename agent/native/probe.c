@@ -312,12 +312,11 @@ static StiCode verify(Context *context, Verified *found, StiError *error) {
 }
 
 static void write_mechanism(Text *out, const char *key, Mechanism mechanism) {
-  static const char *const names[] = {NULL, "cgroup-v1", "cgroup-v2", "agent"};
   json_key(out, key);
-  if (names[mechanism] == NULL)
+  if (mechanism == MECHANISM_NONE)
     json_null(out);
   else
-    json_text(out, names[mechanism]);
+    json_text(out, mechanism_name(mechanism));
 }
 
 static void write_emulation(Text *out, const Emulation *emulation) {

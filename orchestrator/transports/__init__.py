@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from orchestrator.transports.base import Transport
-from orchestrator.transports.local import LocalTransport
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Device
 
 Factory = Callable[["Device"], Transport]
 
-TRANSPORTS: Mapping[str, Factory] = {
-    "local": lambda device: LocalTransport(device.name),
+
+@dataclass(frozen=True)
+class TransportKind:
+    """A way to reach a device: ``module`` has a function ``connect(device)``, imported when first used.
+
+    ``one_of``: inventory fields of which a device gives exactly one; ``options``: fields that it may give.
+    """
+
+    module: str
+    one_of: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field of its own."""
+        return self.one_of + self.options
+
+
+TRANSPORTS: Mapping[str, TransportKind] = {
+    "local": TransportKind("orchestrator.transports.local"),
+    "adb": TransportKind(
+        "orchestrator.transports.adb", one_of=("serial", "address"), options=("adb_server",)
+    ),
+    "ssh": TransportKind(
+        "orchestrator.transports.ssh", one_of=("address",), options=("key_file", "known_hosts")
+    ),
 }
 
 
 def connect(device: Device) -> Transport:
-    """The transport of a device of a validated inventory."""
-    return TRANSPORTS[device.transport](device)
+    """The transport of a device of a validated inventory; nothing is sent before it is first used."""
+    factory = cast(Factory, import_module(TRANSPORTS[device.transport].module).connect)
+    return factory(device)

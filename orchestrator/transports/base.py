@@ -5,7 +5,8 @@ on the host are ``pathlib.Path``. Commands are argument vectors and never pass t
 
 Rules every transport keeps (tests/contract/test_transport.py runs them over each):
 
-* ``run`` ends within ``timeout_s`` and leaves no process behind, whatever the command started.
+* ``run`` ends within ``timeout_s`` and leaves no process behind, whatever the command started. ``stdin``
+  is fed to the command as it reads; a command that ends without reading it all is no error.
 * ``push`` and ``pull`` are atomic: the destination has its old content or all of the new one. They
   create missing parent folders of the destination.
 * ``read_from`` answers with what is there: fewer bytes at the end of the file, none beyond it.
@@ -18,7 +19,7 @@ Rules every transport keeps (tests/contract/test_transport.py runs them over eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -72,10 +73,13 @@ class Transport(Protocol):
         timeout_s: float,
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        stdin: Iterable[bytes] | None = None,
     ) -> Completed:
-        """Run a command to its end; ``env`` is added to the device's environment.
+        """Run a command to its end; ``env`` is added to the device's environment, ``stdin`` is its input
+        (None: empty), taken block by block as the link and the command keep up.
 
-        Raises: CommandTimeoutError, TransientError, StableError (no such command).
+        Raises: CommandTimeoutError, TransientError, StableError (no such command); what ``stdin`` raises,
+        after the command was killed.
         """
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
@@ -97,6 +101,11 @@ class Transport(Protocol):
         """Start a command that goes on by itself, its output appended to ``log``; returns its process id.
 
         Raises: TransientError, StableError (no such command).
+        """
+
+    def default_workdir(self) -> str:
+        """The absolute folder for ours on the device when the inventory names none; this user may write to
+        it and execute from it. Raises: TransientError, StableError.
         """
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
@@ -26,6 +26,7 @@ class FakeTransport:
         self._lock = threading.Lock()
         self._started = 0
         self.commands: list[tuple[str, ...]] = []
+        self.inputs: list[tuple[tuple[str, ...], bytes]] = []
         self.agent_argv: tuple[str, ...] = ("agent",)
 
     @property
@@ -40,10 +41,13 @@ class FakeTransport:
         timeout_s: float,
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        stdin: Iterable[bytes] | None = None,
     ) -> Completed:
-        """Ask the handler; its outputs are cut to the cap."""
+        """Ask the handler; its outputs are cut to the cap. Input is kept in ``inputs``, beside its argv."""
         with self._lock:
             self.commands.append(tuple(argv))
+            if stdin is not None:
+                self.inputs.append((tuple(argv), b"".join(stdin)))
         answer = self._handler(tuple(argv), env or {})
         cut = max(len(answer.stdout), len(answer.stderr)) > output_cap_bytes
         return Completed(
@@ -76,6 +80,10 @@ class FakeTransport:
         with self._lock:
             self._started += 1
             return self._started
+
+    def default_workdir(self) -> str:
+        """A folder below the root."""
+        return "/data/local/tmp/stifarm"
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from orchestrator.errors import (
     CommandTimeoutError,
@@ -23,6 +24,9 @@ from orchestrator.errors import (
 from orchestrator.transports import detach
 from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
 
+if TYPE_CHECKING:
+    from orchestrator.inventory import Device
+
 _COPY_BYTES = 1 << 20
 _DRAIN_S = 1.0
 _START_TIMEOUT_S = 30.0
@@ -33,6 +37,11 @@ _TRANSIENT = frozenset(
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 """Variables a command inherits. No others: the host's process may carry a token, a thread count or a
 choice of GPUs (Ray sets all three) that are nothing to do with the device."""
+
+
+def connect(device: Device) -> LocalTransport:
+    """The transport of a device of the inventory."""
+    return LocalTransport(device.name)
 
 
 class LocalTransport:
@@ -55,12 +64,13 @@ class LocalTransport:
         timeout_s: float,
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        stdin: Iterable[bytes] | None = None,
     ) -> Completed:
         """Run a command in a session of its own; see ``Transport.run``."""
         try:
             process = subprocess.Popen(
                 list(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=_environment(env),
@@ -72,6 +82,7 @@ class LocalTransport:
         assert process.stderr is not None
         with process:
             outputs = [_Drain(process.stdout, output_cap_bytes), _Drain(process.stderr, output_cap_bytes)]
+            feed = None if stdin is None else _Feed(process, stdin)
             try:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired as error:
@@ -86,6 +97,10 @@ class LocalTransport:
                 process.wait()
                 for output in outputs:
                     output.join(_DRAIN_S)
+                if feed is not None:
+                    feed.join(_DRAIN_S)
+        if feed is not None and feed.error is not None:
+            raise feed.error
         stdout, stderr = (output.data() for output in outputs)
         return Completed(tuple(argv), process.returncode, stdout, stderr, any(o.truncated for o in outputs))
 
@@ -136,6 +151,10 @@ class LocalTransport:
             )
         return int(started.stdout)
 
+    def default_workdir(self) -> str:
+        """A folder of the user's home."""
+        return str(Path.home() / ".stifarm-device")
+
     def close(self) -> None:
         """There is no connection to give back."""
 
@@ -181,6 +200,40 @@ class LocalTransport:
         if error.errno in _TRANSIENT:
             return TransientError(text, "Try again.", device=self._device)
         return StableError(text, "Check the path, its permissions and the installation.", device=self._device)
+
+
+class _Feed:
+    """Writes a command's input from a thread; ``error`` is what the source of the input raised.
+
+    The command is ended then: half of an input must not pass for all of it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], source: Iterable[bytes]) -> None:
+        self._process, self._source = process, source
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def _feed(self) -> None:
+        stream = self._process.stdin
+        assert stream is not None
+        try:
+            for block in self._source:
+                view = memoryview(block)
+                while view:
+                    view = view[os.write(stream.fileno(), view) :]
+        except BrokenPipeError:
+            return  # the command ended, or closed its input
+        except Exception as error:  # noqa: BLE001 - of the caller's own making; raised again in run()
+            self.error = error
+            _kill_group(self._process.pid)
+        finally:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the input was written or the command has gone."""
+        self._thread.join(timeout_s)
 
 
 class _Drain:

