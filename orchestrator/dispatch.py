@@ -7,6 +7,7 @@ killed controller would miss: the next call with the same request goes on from t
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, res
 from db.session import Store
 from orchestrator.deploy import DeployReport
 from orchestrator.emulation import ResolvedEmulation
-from orchestrator.errors import StableError
+from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
 from orchestrator.jobs import DeviceTarget, job_key, make_job
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
@@ -31,6 +32,11 @@ from sti_runtime.errors import StifarmError
 from sti_runtime.messages import FailureRecord, Job, Lease, Unit, UnitResult
 
 LEASE_TTL_NS = 120 * 10**9
+LINK_LIMIT_S = 600
+"""So long is a device waited for that is lost while its job is under way: a reboot, a cable."""
+
+_LINK_PAUSE_S = 0.5
+_LINK_PAUSE_MOST_S = 5.0
 _POLL_WAIT_S = 2.0
 _RESTARTS = 3
 """So often is an agent started again that finishes no unit: more often than it may be killed in one before it
@@ -138,12 +144,14 @@ def run_job(
     request: Request,
     *,
     advance: Advance | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Drive one job to its end. A done job is not repeated, an interrupted one goes on; one that ended
     with failures begins a new attempt, of which only the newest result of each unit counts.
 
-    After KeyboardInterrupt the agent is asked to stop behind its present unit; the same request resumes.
-    Raises: DeviceError, StoreError.
+    A lost link is waited for up to LINK_LIMIT_S; the agent goes on meanwhile. After KeyboardInterrupt, or
+    when ``stop`` is set (which then raises it), the agent is asked to stop behind its present unit; the
+    same request resumes. Raises: DeviceError, StoreError.
     """
     fresh, key = _find_or_create(store, request)
     if not fresh:
@@ -151,7 +159,7 @@ def run_job(
     _drain_given_up(store, worker, request, key)
     job, grant = _open_attempt(store, owner, request, key)
     try:
-        _drive(store, worker, request, job, grant, advance)
+        _drive(store, worker, request, job, grant, advance, stop)
     except KeyboardInterrupt:
         _ask_to_stop(worker, request, job)
         raise
@@ -276,13 +284,29 @@ def _drive(
     job: Job,
     grant: LeaseGrant,
     advance: Advance | None,
+    stop: threading.Event | None,
 ) -> None:
     name, offset, restarts, finished = request.device, 0, 0, 0
     total = len(job.units)
     renewed = time.monotonic()
-    worker.start_job(name, job)
+    link = _Link(name)
+    start = True
     while True:
-        polled = worker.poll(name, job.id, job.attempt, offset, _POLL_WAIT_S)
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
+        if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
+            with store.session() as session:
+                grant = renew_lease(session, grant, LEASE_TTL_NS)
+            renewed = time.monotonic()
+        try:
+            if start:
+                worker.start_job(name, job)
+                start = False
+            polled = worker.poll(name, job.id, job.attempt, offset, _POLL_WAIT_S)
+        except (LinkError, CommandTimeoutError) as error:
+            link.lost(error)
+            continue
+        link.there()
         if polled.records:
             with store.session() as session:
                 report = ingest(
@@ -308,10 +332,6 @@ def _drive(
             if report.complete:
                 return
         offset = polled.next_offset
-        if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
-            with store.session() as session:
-                grant = renew_lease(session, grant, LEASE_TTL_NS)
-            renewed = time.monotonic()
         if polled.state == "running" or polled.records:
             continue
         if polled.state == "ended":
@@ -337,7 +357,44 @@ def _drive(
         )
         # From the start: after a reboot the journal may be shorter than what was read of it.
         offset = 0
-        worker.start_job(name, job)
+        start = True
+
+
+class _Link:
+    """How long a device has been out of reach while its job is under way."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._since: float | None = None
+        self._pause_s = _LINK_PAUSE_S
+
+    def there(self) -> None:
+        """The device has answered."""
+        if self._since is not None:
+            gone_s = round(time.monotonic() - self._since, 1)
+            structlog.get_logger(__name__).warning("reached again", device=self._device, after_s=gone_s)
+        self._since, self._pause_s = None, _LINK_PAUSE_S
+
+    def lost(self, error: TransientError) -> None:
+        """Wait a moment after a call that failed. Raises: LinkError when the limit is used up."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            structlog.get_logger(__name__).warning(
+                "out of reach, its job goes on there; waiting",
+                device=self._device,
+                limit_s=LINK_LIMIT_S,
+                cause=error.what,
+            )
+        if now - self._since > LINK_LIMIT_S:
+            raise LinkError(
+                f"it could not be reached for {LINK_LIMIT_S} s ({error.what})",
+                f"{error.remedy} Its job goes on there, and nothing measured is lost: run the same command"
+                " again when it can be reached.",
+                device=self._device,
+            ) from error
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LINK_PAUSE_MOST_S)
 
 
 def _lose(store: Store, job: Job) -> None:

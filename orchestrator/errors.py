@@ -5,7 +5,8 @@ StifarmError
 │   ├── InventoryError      the inventory file: every problem with its line
 │   └── SelectorError       a device selector that names nothing
 ├── DeviceError             something went wrong with one device
-│   ├── TransientError      worth another try: link lost, timeout, busy
+│   ├── TransientError      worth another try: timeout, busy, an interrupted call
+│   │   ├── LinkError           the device cannot be reached now: cable, reboot, server gone
 │   │   └── CommandTimeoutError
 │   └── StableError         will fail again until somebody changes something: never retried
 │       ├── MissingFileError    a file that was to be read is not on the device
@@ -57,6 +58,10 @@ class DeviceError(StifarmError):
 
 class TransientError(DeviceError):
     """The link was lost, something took too long or was busy: trying again may help."""
+
+
+class LinkError(TransientError):
+    """The device cannot be reached now: a cable, a reboot, a network, a server. What runs there goes on."""
 
 
 class CommandTimeoutError(TransientError):

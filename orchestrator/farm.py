@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Farm:
 
     settings: Settings
     store: Store
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the person pressed Ctrl-C: threads that drive jobs then ask the agents to stop."""
 
     @cached_property
     def inventory(self) -> Inventory:

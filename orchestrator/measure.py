@@ -83,7 +83,7 @@ def profile_device(
     request = _request(ready, work, "profile", units)
     if again:
         request = next_repetition(farm.store, request)
-    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance)
+    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)
     outcome.require_complete()
     return Profiled(ready.name, fit(farm, ready, work, outcome.job_id), outcome.ran)
 
@@ -260,7 +260,7 @@ def run_plans(
     request = _request(ready, work, "execute", units)
     if again:
         request = next_repetition(farm.store, request)
-    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance)
+    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)
     outcome.require_complete()
     return outcome
 
@@ -297,7 +297,7 @@ def score_plans(
     request = _request(ready, work, "evaluate", jobs.evaluate_units(missing))
     # Nothing is timed: a slowed device need not be slow for this.
     request = replace(request, target=replace(request.target, emulation=None))
-    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance)
+    outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)
     outcome.require_complete()
     return outcome
 

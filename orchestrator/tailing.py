@@ -14,7 +14,6 @@ from sti_runtime.messages import EndRecord, JournalRecord
 
 PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 
-POLL_PAUSE_S = 0.1
 _START_GRACE_S = 30.0
 _LOG_TAIL_BYTES = 2000
 
@@ -82,7 +81,7 @@ def await_start(transport: Transport, folder: str, pid: int) -> None:
     """
     deadline = time.monotonic() + _START_GRACE_S
     while time.monotonic() < deadline and not agent_runs(transport, folder) and _ticks(transport, pid):
-        time.sleep(POLL_PAUSE_S)
+        time.sleep(transport.poll_pause_s)
 
 
 def agent_runs(transport: Transport, folder: str) -> bool:

@@ -24,12 +24,11 @@ from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hierarchies
 from orchestrator.deploy import COMMIT_TIMEOUT_S, DeployReport, deploy_bundle, deploy_task_data
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
-from orchestrator.errors import CommandTimeoutError, MissingFileError, StableError, TransientError
+from orchestrator.errors import CommandTimeoutError, LinkError, MissingFileError, StableError, TransientError
 from orchestrator.facts import read_facts
 from orchestrator.inventory import Device
 from orchestrator.settings import Settings
 from orchestrator.tailing import (
-    POLL_PAUSE_S,
     PollResult,
     agent_runs,
     await_start,
@@ -60,6 +59,10 @@ from sti_runtime.messages import (
 _PROBE_LIMIT_S = 600.0
 _TRIES = 3
 _RETRY_PAUSE_S = 0.5
+_RETRY_PAUSE_MOST_S = 5.0
+REACH_LIMIT_S = 120.0
+"""So long is a device waited for that was reached before and is now gone, as for a reboot; one that was never
+reached is tried _TRIES times."""
 _EXIT_LIMIT_S = 60.0
 _LEAVE_LIMIT_S = 20.0
 _LEAVE_PAUSE_S = 0.2
@@ -77,6 +80,7 @@ class HostWorker:
         self._transports: dict[str, Transport] = {}
         self._have_agent: set[str] = set()
         self._workdirs: dict[str, str] = {}
+        self._reached: set[str] = set()
         self._locks = {device.name: threading.RLock() for device in devices}
         self._transports_lock = threading.Lock()
         self._progress: dict[str, tuple[int, int]] = {}
@@ -97,13 +101,15 @@ class HostWorker:
     def architecture(self, name: str) -> str:
         """Of ``toolchain.ARCHITECTURES``; asked without an agent."""
         transport = self._connect(name)
-        return self._retried(lambda: device_architecture(transport))
+        return self._retried(name, lambda: device_architecture(transport))
 
     def facts(self, name: str) -> DeviceFacts:
         """What the device says of itself; marks the spool of an emulated device first."""
         device, transport = self._device(name, check=True)
         with self._locks[name]:
-            return self._retried(lambda: read_facts(transport, self.spool(name), emulated=device.emulated))
+            return self._retried(
+                name, lambda: read_facts(transport, self.spool(name), emulated=device.emulated)
+            )
 
     def spool(self, name: str) -> str:
         """The device's work folder; a local one may be relative to the inventory."""
@@ -116,7 +122,7 @@ class HostWorker:
         with self._locks[name]:
             if name not in self._workdirs:
                 transport = self._connect(name)
-                self._workdirs[name] = self._retried(transport.default_workdir)
+                self._workdirs[name] = self._retried(name, transport.default_workdir)
             return self._workdirs[name]
 
     def progress(self, name: str) -> tuple[int, int]:
@@ -140,7 +146,7 @@ class HostWorker:
         with self._locks[name]:
             try:
                 return self._retried(
-                    lambda: how(transport, self.spool(name), path, self._forward(name), lease=lease)
+                    name, lambda: how(transport, self.spool(name), path, self._forward(name), lease=lease)
                 )
             finally:
                 self._progress.pop(name, None)
@@ -201,7 +207,7 @@ class HostWorker:
                 result = replace(result, state=checked_state(answer, name))
             if result.records or result.state != "running" or time.monotonic() >= deadline:
                 break
-            time.sleep(POLL_PAUSE_S)
+            time.sleep(transport.poll_pause_s)
         if result.state == "ended":
             self._leave_groups(name)
         elif result.state == "stopped":
@@ -221,7 +227,7 @@ class HostWorker:
         with self._locks[name]:
             # An agent that ends may hold the device a moment longer than its job is seen to run.
             answer = self._retried(
-                lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+                name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
             )
             self._have_agent.discard(name)  # it removed itself
             if (decided := self._settings.emulation / name).exists():
@@ -409,7 +415,7 @@ class HostWorker:
             with self._locks[name]:
                 try:
                     agent = self._retried(
-                        lambda: bring_agent(transport, self.spool(name), self._forward(name))
+                        name, lambda: bring_agent(transport, self.spool(name), self._forward(name))
                     )
                 finally:
                     self._progress.pop(name, None)
@@ -417,24 +423,33 @@ class HostWorker:
                 self._have_agent.add(name)
         return device, transport
 
-    def _retried(self, action: Callable[[], _T]) -> _T:
-        """Repeat an idempotent action while its errors are transient."""
-        for attempt in range(1, _TRIES):
+    def _retried(self, name: str, action: Callable[[], _T]) -> _T:
+        """Repeat an idempotent action while its errors are transient: a few times, but for a device that
+        was there before and is out of reach REACH_LIMIT_S long."""
+        deadline = time.monotonic() + REACH_LIMIT_S
+        pause_s, attempt = _RETRY_PAUSE_S, 1
+        while True:
             try:
-                return action()
+                done = action()
             except TransientError as error:
+                waited_for = isinstance(error, LinkError) and name in self._reached
+                if time.monotonic() > deadline if waited_for else attempt >= _TRIES:
+                    raise
                 _log.warning("trying again", device=error.device, cause=error.what, attempt=attempt)
-                time.sleep(_RETRY_PAUSE_S * attempt)
-        return action()
+            else:
+                self._reached.add(name)
+                return done
+            time.sleep(pause_s)
+            pause_s, attempt = min(2 * pause_s, _RETRY_PAUSE_MOST_S), attempt + 1
 
     def _push_bytes(self, transport: Transport, data: bytes, destination: str) -> None:
         with tempfile.TemporaryDirectory(prefix="stifarm-push-") as scratch:
             source = Path(scratch) / "file"
             source.write_bytes(data)
-            self._retried(lambda: transport.push(source, destination))
+            self._retried(transport.device, lambda: transport.push(source, destination))
 
     def _read_whole(self, transport: Transport, path: str) -> bytes | None:
         try:
-            return self._retried(lambda: transport.read_from(path, 0, JOB_CAP_BYTES + 1))
+            return self._retried(transport.device, lambda: transport.read_from(path, 0, JOB_CAP_BYTES + 1))
         except MissingFileError:
             return None

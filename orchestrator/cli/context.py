@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.inventory import Device
 from orchestrator.matching import select
 from orchestrator.settings import Settings, load_settings
+from orchestrator.side_by_side import side_by_side
 from orchestrator.toolchain import build_agent, is_built
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.units import format_ns, parse_bytes, parse_duration_ns
@@ -92,22 +94,25 @@ def driving(farm: Farm, selector: str) -> Iterator[Session]:
         # Every device of the inventory: accuracy may be measured on one that was not chosen.
         worker = pool.host_worker(farm.inventory.devices)
         note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
-        build_agents(worker, devices)
+        build_agents(worker, devices, farm.stop)
         yield Session(farm, devices, worker, pool)
 
 
-def build_agents(worker: Worker, devices: Sequence[Device]) -> None:
+def build_agents(worker: Worker, devices: Sequence[Device], stop: threading.Event) -> None:
     """Build, with a bar, what the devices will need and is not built yet.
 
     The worker would build it too, but in silence; what fails here fails there, where it is told of the
     device that it concerns.
     """
-    needed: set[str] = set()
-    for device in devices:
-        if device.native:
-            with suppress(StifarmError):
-                needed.add(worker.architecture(device.name))
-    for architecture in sorted(needed):
+
+    def architecture_of(device: Device) -> str | None:
+        with suppress(StifarmError):
+            return worker.architecture(device.name)
+        return None
+
+    native = [[device] for device in devices if device.native]
+    answers = side_by_side(native, architecture_of, stop)
+    for architecture in sorted({answer for _, answer in answers if answer is not None}):
         with suppress(ToolchainError):
             if not is_built(architecture):
                 with steps() as bars, bars.step(f"build the agent for {architecture}") as bar:

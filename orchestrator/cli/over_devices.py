@@ -1,4 +1,4 @@
-"""Working through the chosen devices: deploy, make ready, act, report; one failure stops no other."""
+"""Working on the chosen devices: deploy, make ready, act, report; one failure stops no other."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from orchestrator.errors import DeviceError
 from orchestrator.fleet import ReadyDevice
 from orchestrator.inventory import Device
 from orchestrator.measure import Work
+from orchestrator.side_by_side import by_machine, side_by_side
 from sti_runtime.errors import StifarmError
 
 T = TypeVar("T")
@@ -39,7 +40,13 @@ def deploy_all(
 ) -> list[fleet.Deployed]:
     """Deploy to every chosen device, each with a bar over what it lacks (in kB)."""
     with steps(quiet=quiet) as bars:
-        return [_deploy_one(session, work, bars, device, verify=verify) for device in session.devices]
+        results = side_by_side(
+            [[device] for device in session.devices],
+            lambda device: _deploy_one(session, work, bars, device, verify=verify),
+            session.farm.stop,
+        )
+        done = {device.name: result for device, result in results}
+    return [done[device.name] for device in session.devices]
 
 
 def _deploy_one(session: Session, work: Work, bars: Steps, device: Device, *, verify: bool) -> fleet.Deployed:
@@ -84,20 +91,26 @@ def each_device(
     *,
     quiet: bool,
 ) -> tuple[list[T], list[StifarmError]]:
-    """Run ``action`` for one device after the other, each with a bar; failures stop no other device.
+    """Run ``action`` for every device, each with a bar; failures stop no other device.
 
-    One after the other, for devices that share a machine must not be timed at the same time.
+    Devices that share a machine are worked on one after the other, for they must not be timed at the same
+    time; different machines side by side. Results are in the order of the devices.
     """
-    done: list[T] = []
+    done: dict[str, T] = {}
     errors: list[StifarmError] = []
+
+    def act(device: Device) -> None:
+        try:
+            done[device.name] = _one(session, work, bars, device.name, label, action)
+        except StifarmError as error:
+            fail(error if isinstance(error, DeviceError) else _named(error, device.name))
+            errors.append(error)
+
+    machines = by_machine(session.devices, session.farm.settings.machine_lock)
     with steps(quiet=quiet) as bars:
-        for device in session.devices:
-            try:
-                done.append(_one(session, work, bars, device.name, label, action))
-            except StifarmError as error:
-                fail(error if isinstance(error, DeviceError) else _named(error, device.name))
-                errors.append(error)
-    return done, errors
+        for _ in side_by_side(machines, act, session.farm.stop):
+            pass
+    return [done[device.name] for device in session.devices if device.name in done], errors
 
 
 def _one(

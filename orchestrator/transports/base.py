@@ -66,6 +66,9 @@ class Transport(Protocol):
     """How the agent is called on this device: the argv before its verb. At first that of the torch agent in
     the device's own Python; who brings an executable sets its path."""
 
+    poll_pause_s: float
+    """How long to wait between two looks at a job: looking must not disturb what is timed there."""
+
     def run(
         self,
         argv: Sequence[str],

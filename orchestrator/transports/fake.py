@@ -20,6 +20,8 @@ class FakeTransport:
     counted from 1. ``commands`` lists all argvs so far; the agent's begin with ``agent_argv``.
     """
 
+    poll_pause_s = 0.1
+
     def __init__(self, root: Path, handler: Handler, *, device: str = "fake") -> None:
         self._root, self._handler = root, handler
         self._files = LocalTransport(device)

@@ -47,6 +47,8 @@ def connect(device: Device) -> LocalTransport:
 class LocalTransport:
     """Commands and files of this machine, through the standard library."""
 
+    poll_pause_s = 0.1
+
     def __init__(self, device: str) -> None:
         self._device = device
         # The installed agent package; -P keeps the working folder out of the import path.

@@ -15,12 +15,13 @@ from db.leases import release_lease
 from db.models import AttemptRow, JournalRecordRow
 from orchestrator import fleet
 from orchestrator.dispatch import Request, run_job, take_lease
+from orchestrator.errors import LinkError
 from orchestrator.farm import Farm, open_farm
 from orchestrator.jobs import DeviceTarget
 from orchestrator.settings import load_settings
 from orchestrator.tailing import PollResult
 from orchestrator.worker import HostWorker
-from sti_runtime.messages import ProbeUnit, ResultRecord
+from sti_runtime.messages import Job, ProbeUnit, ResultRecord
 from tests.agent_data import OPEN_GATES
 from tests.farm_world import journal_lines, wait_for
 from tests.machine import Machine
@@ -97,6 +98,60 @@ def test_after_ctrl_c_the_same_request_goes_on_in_the_same_attempt(farm: Farm) -
         agent.join()
     assert attempts_and_results(farm)[1].total() < UNITS
     assert run_job(farm.store, HostWorker(farm.settings, devices), farm.owner, request).complete
+    require_once(farm)
+
+
+class CutWorker(HostWorker):
+    """The host's worker over a link that is cut: ``cuts`` polls and starts in a row fail, again and again."""
+
+    def __init__(self, farm: Farm, cuts: int) -> None:
+        super().__init__(farm.settings, farm.inventory.devices)
+        self._cuts, self._left, self.lost = cuts, cuts, 0
+
+    def _through(self) -> None:
+        self._left = self._cuts if self._left == 0 else self._left - 1
+        if self._left != self._cuts:
+            self.lost += 1
+            raise LinkError("its cable is out.", "Put it in.", device="desk")
+
+    def start_job(self, name: str, job: Job) -> bool:
+        """As the host's, when the link is there."""
+        self._through()
+        return super().start_job(name, job)
+
+    def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult:
+        """As the host's, when the link is there."""
+        self._through()
+        return super().poll(name, job_id, attempt, offset, wait_s)
+
+
+def test_a_link_that_comes_and_goes_costs_no_record(farm: Farm) -> None:
+    worker = CutWorker(farm, cuts=2)
+    assert run_job(farm.store, worker, farm.owner, request_of(farm, worker)).complete
+    assert worker.lost > 0
+    require_once(farm)
+
+
+def test_stop_ends_a_job_that_waits_for_its_link(farm: Farm) -> None:
+    worker, stop = CutWorker(farm, cuts=10**9), threading.Event()
+    request = request_of(farm, worker)
+    outcomes: list[BaseException] = []
+
+    def drive() -> None:
+        try:
+            run_job(farm.store, worker, farm.owner, request, stop=stop)
+        except KeyboardInterrupt as interrupt:
+            outcomes.append(interrupt)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    wait_for(lambda: worker.lost > 1, "the link to be lost")
+    stop.set()
+    driver.join()
+    assert len(outcomes) == 1
+    assert run_job(
+        farm.store, HostWorker(farm.settings, farm.inventory.devices), farm.owner, request
+    ).complete
     require_once(farm)
 
 
