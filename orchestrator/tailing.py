@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from sti_runtime.messages import EndRecord, JournalRecord
 PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 
 _START_GRACE_S = 30.0
+_JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _LOG_TAIL_BYTES = 2000
 
 
@@ -63,6 +66,16 @@ def checked_state(answer: dict[str, Any], device: str) -> PollState:
             device=device,
         )
     return states[state]
+
+
+def parse_journal_paths(output: bytes, folder: str) -> list[tuple[str, int]]:
+    """(job, attempt) out of paths ``<folder>/<job>/<attempt>/journal.log``; others are none of ours."""
+    found = []
+    for line in output.decode(errors="replace").splitlines():
+        parts = line.removeprefix(f"{folder}/").split("/")
+        if len(parts) == 3 and _JOB.fullmatch(parts[0]) and _ATTEMPT.fullmatch(parts[1]):
+            found.append((parts[0], int(parts[1])))
+    return sorted(found)
 
 
 def log_tail(transport: Transport, path: str) -> str:

@@ -34,6 +34,7 @@ from orchestrator.tailing import (
     await_start,
     checked_state,
     log_tail,
+    parse_journal_paths,
     read_journal,
 )
 from orchestrator.transports import connect
@@ -213,6 +214,16 @@ class HostWorker:
         elif result.state == "stopped":
             result = replace(result, detail=log_tail(transport, f"{folder}/{AGENT_LOG_FILE}"))
         return result
+
+    def journals(self, name: str) -> list[tuple[str, int]]:
+        """(job, attempt) of every journal on the device. Raises: DeviceError."""
+        _, transport = self._device(name)
+        folder = f"{self.spool(name)}/jobs"
+        found = self._retried(
+            name,
+            lambda: transport.run(["find", folder, "-type", "f", "-name", JOURNAL_FILE], timeout_s=60),
+        )
+        return parse_journal_paths(found.stdout, folder)
 
     def stop_job(self, name: str, job_id: str, attempt: int) -> bool:
         """Ask the agent to stop after its unit; whether there was one to ask."""

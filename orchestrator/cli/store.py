@@ -1,17 +1,25 @@
-"""Verbs about the store: upgrade, export, backup."""
+"""Verbs about the store: upgrade, export, backup, audit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from db.devices import list_devices
 from db.session import upgrade as upgrade_store
 from db.transfer import backup as backup_store
 from db.transfer import export_table, tables
-from orchestrator.cli.context import Options, farm_of
-from orchestrator.cli.output import success
+from orchestrator.audit import DeviceAudit, audit_device
+from orchestrator.cli.context import DevicesOption, JsonOption, Options, driving, farm_of
+from orchestrator.cli.output import emit_json, fail, success, table, warn
+from orchestrator.cli.over_devices import finish
+from orchestrator.inventory import Device
+from orchestrator.side_by_side import side_by_side
+from sti_runtime.errors import InputError, StifarmError
 
 db_app = typer.Typer(no_args_is_help=True, help="The SQL store.")
 
@@ -54,3 +62,79 @@ def backup(context: typer.Context, path: Annotated[Path, typer.Argument(help="Ne
     assert isinstance(options, Options)
     backup_store(options.settings().db_url, path)
     success(f"the store is backed up in {path}")
+
+
+MOST_SHOWN = 20
+"""Most discrepancies shown of one device; ``--json`` has all."""
+
+
+@db_app.command("audit")
+def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOption = False) -> None:
+    """Compare the store with the journals on devices, record by record and sample by sample.
+
+    What a device has measured must be in the store once, and unchanged; exit code 1 when it is not.
+    Example: stifarm db audit --devices all
+    """
+    with farm_of(context) as farm, driving(farm, devices) as session:
+        with farm.store.reader() as reader:
+            known = {row.name: row.id for row in list_devices(reader)}
+
+        def one(device: Device) -> DeviceAudit | StifarmError:
+            if device.name not in known:
+                return InputError(f"{device.name}: the store has nothing of it.", "Deploy to it first.")
+            try:
+                return audit_device(farm, session.worker, device.name, known[device.name])
+            except StifarmError as error:
+                return error
+
+        answers = side_by_side([[device] for device in session.devices], one, farm.stop)
+        found = {device.name: answer for device, answer in answers}
+    audits = [found[device.name] for device in session.devices]
+    done = [audit for audit in audits if isinstance(audit, DeviceAudit)]
+    if json:
+        emit_json([_audit_json(audit) for audit in done])
+    else:
+        _show_audits(done)
+    for error in audits:
+        if isinstance(error, StifarmError):
+            fail(error)
+    wrong = [audit for audit in done if not audit.ok]
+    if wrong:
+        raise typer.Exit(1)
+    finish([audit if isinstance(audit, StifarmError) else None for audit in audits])
+
+
+def _show_audits(audits: Sequence[DeviceAudit]) -> None:
+    table(
+        "Store against journals",
+        ("device", ">journals", ">records", ">samples", ">gone", ">foreign", "result"),
+        [
+            (
+                audit.device,
+                str(audit.journals),
+                str(audit.audit.records),
+                str(audit.audit.samples),
+                str(audit.forgotten),
+                str(len(audit.foreign)),
+                "agree" if audit.ok else f"{len(audit.audit.discrepancies)} discrepancies",
+            )
+            for audit in audits
+        ],
+        caption="gone: attempts whose journal is no longer on the device. foreign: of jobs of other stores.",
+    )
+    for audit in audits:
+        for wrong in audit.audit.discrepancies[:MOST_SHOWN]:
+            where = f"job {wrong.job_id}, attempt {wrong.attempt}, record {wrong.seq}"
+            warn(f"{audit.device}: {where}: {wrong.what}")
+
+
+def _audit_json(audit: DeviceAudit) -> dict[str, Any]:
+    return {
+        "device": audit.device,
+        "journals": audit.journals,
+        "records": audit.audit.records,
+        "samples": audit.audit.samples,
+        "forgotten": audit.forgotten,
+        "foreign": list(audit.foreign),
+        "discrepancies": [asdict(wrong) for wrong in audit.audit.discrepancies],
+    }

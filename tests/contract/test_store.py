@@ -23,6 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db import leases
 from db.artifacts import find_bundle, find_model, save_bundle, save_task_data
+from db.audit import Audit, audit_attempt
 from db.devices import (
     device_by_name,
     latest_facts,
@@ -1126,3 +1127,48 @@ def test_example_query_ranks_shards_by_what_they_gain_over_the_base(store: Store
     with store.reader() as session:
         rows = session.execute(text(query[query.index("SELECT") :])).all()
     assert [tuple(row) for row in rows] == [(0, 0, 50), (0, 1, 10), (1, 0, -10)]
+
+
+def audited(store: Store, made: world.World, records: list[JournalRecord]) -> Audit:
+    with store.reader() as session:
+        return audit_attempt(
+            session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records
+        )
+
+
+def test_an_audit_agrees_with_what_was_ingested(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+    records = world.journal(made.job, made.plan)
+    put(store, made, records)
+    found = audited(store, made, records)
+    evaluations = 1  # compared as records, not by their rows; a run is a row beside its requests
+    assert (found.records, found.samples) == (len(records), sum(EXPECTED_ROWS) - evaluations)
+    assert found.discrepancies == ()
+
+
+def test_an_audit_finds_every_kind_of_discrepancy(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+    records = world.journal(made.job, made.plan)
+    put(store, made, records)
+    kinds = {r.seq: r.payload.result.kind for r in records if isinstance(r.payload, ResultRecord)}
+    io, executed = (
+        next(seq for seq, kind in kinds.items() if kind == of) for of in ("profile-io", "execute")
+    )
+    with store.session() as session:
+        row = session.scalars(select(JournalRecordRow).where(JournalRecordRow.seq == io)).one()
+        sample = session.scalars(select(IoSampleRow).where(IoSampleRow.journal_id == row.id)).first()
+        session.delete(sample)
+        session.delete(session.scalars(select(RequestRow)).first())
+        start = session.scalars(select(JournalRecordRow).where(JournalRecordRow.seq == 0)).one()
+        start.digest = "0" * 64
+    lost = world.numbered([FailureRecord(type="failure", unit=0, error="X", what="y", remedy="")], first=90)
+    shorter = [*records[:-1], *lost]
+    found = {(wrong.seq, wrong.what) for wrong in audited(store, made, shorter).discrepancies}
+    assert (0, "the store holds another content") in found
+    assert (90, "the failure record is not in the store") in found
+    assert (records[-1].seq, "the store holds a record that is not in the journal") in found
+    assert any(seq == io and "io_samples" in what for seq, what in found)
+    assert any(seq == executed and "requests" in what for seq, what in found)
+    assert len(found) == 5
