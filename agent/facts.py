@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from agent import identity, sensors
+from agent import android, identity, sensors
 from agent.sensors import PROC, SYS, read_int, read_text
 from agent.spool import Spool, storage_error
 from sti_runtime.device_facts import DeviceFacts, StorageFacts, ThermalZone
@@ -205,6 +205,15 @@ def _notes(virtual: bool, direct_io: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def zones(sys: Path = SYS, root: Path = android.ROOT) -> tuple[tuple[str, int | None], ...]:
+    """The kernel's thermal zones; where none can be read, those of Android's thermal service."""
+    found = sensors.thermal_zones(sys)
+    if any(value is not None for _, value in found):
+        return found
+    thermal = android.android_thermal(root)
+    return thermal.zones if thermal is not None and thermal.zones else found
+
+
 def read_facts(spool: Spool) -> DeviceFacts:
     """All facts of this device. Imports no engine. Raises: StifarmError."""
     cpuinfo = read_text(PROC / "cpuinfo") or ""
@@ -238,16 +247,15 @@ def read_facts(spool: Spool) -> DeviceFacts:
         governors=tuple(g for g in governors if g),
         memory_bytes=sensors.parse_meminfo(read_text(PROC / "meminfo") or "").get("MemTotal"),
         storage=storage,
-        os_build=parse_os_release(read_text(Path("/etc/os-release")) or ""),
+        os_build=android.android_property("ro.build.fingerprint")
+        or parse_os_release(read_text(Path("/etc/os-release")) or ""),
         kernel=f"{platform.system()} {platform.release()} {platform.version()}",
         libc=libc.strip() or None,
         python=platform.python_version(),
         torch=torch,
         gpus=_gpus(),
-        thermal_zones=tuple(
-            ThermalZone(name=zone, temperature_milli_c=value) for zone, value in sensors.thermal_zones()
-        ),
-        battery=sensors.has_battery(),
+        thermal_zones=tuple(ThermalZone(name=zone, temperature_milli_c=value) for zone, value in zones()),
+        battery=sensors.has_battery() or android.android_battery() is not None,
         virtual_machine=virtual,
         notes=_notes(virtual, storage.direct_io),
     )

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from agent.android import ROOT, android_serial, is_android
 from agent.sensors import PROC, SYS, read_text
 from agent.spool import Spool, write_atomic
 from sti_runtime.errors import InputError
@@ -14,16 +15,22 @@ from sti_runtime.errors import InputError
 AGENT_NAME = "stifarm-agent-torch"
 _SALT = b"stifarm device identity v1\0"
 _ETC = Path("/etc")
-IdentitySource = Literal["device-tree-serial", "machine-id", "mac-address"]
+IdentitySource = Literal["android-serial", "device-tree-serial", "machine-id", "mac-address"]
 
 
-def machine_identity(*, sys: Path = SYS, proc: Path = PROC, etc: Path = _ETC) -> tuple[str, IdentitySource]:
-    """16 hex digits of a salted hash of the first there is: board serial, machine id, MAC address.
+def machine_identity(
+    *, sys: Path = SYS, proc: Path = PROC, etc: Path = _ETC, android: Path = ROOT
+) -> tuple[str, IdentitySource]:
+    """16 hex digits of a salted hash of the first there is: serial of an Android device, board serial,
+    machine id, MAC address.
 
-    The raw value never leaves the device. All three read the same with and without root.
+    The raw value never leaves the device. All read the same with and without root.
     Raises: InputError if the device has none of them.
     Source: machine-id(5), "a cryptographic, keyed hash function" for application-specific ids.
     """
+    phone = android_serial(android) if is_android(android) else None
+    if phone is not None:
+        return _hashed(phone), "android-serial"
     serial = (read_text(proc / "device-tree/serial-number") or "").strip("\0 \n")
     if serial.strip("0"):
         return _hashed(serial), "device-tree-serial"

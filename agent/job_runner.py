@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import fence, identity
+from agent import android, fence, identity
 from agent.errors import BusyError, RefusedError
 from agent.gates import POLL_S, check_gates, gate_error, shut
 from agent.journal import Journal
@@ -327,6 +327,8 @@ def _gated(
             if not held:
                 return None
             now = read_sensors(spool.root)
+            if job.gates.max_temperature_milli_c is not None or job.gates.min_battery_percent is not None:
+                now = android.complete(now)
             verdicts = check_gates(job.gates, now, previous) if timed else ()
             if not shut(verdicts):
                 log.info("Unit %d (%s) begins", unit.number, unit.kind)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent import android
 from agent.context import Context
 from agent.sensors import read_sensors
 from agent.spool import storage_error
@@ -40,7 +41,7 @@ def probe(unit: ProbeUnit, context: Context) -> ProbeResult:
     emulation = context.job.emulation
     return ProbeResult(
         kind="probe",
-        sensors=read_sensors(context.spool),
+        sensors=android.complete(read_sensors(context.spool)),
         verified=None if emulation is None else verify_emulation(emulation, context),
     )
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from sti_runtime.android import plausible_milli_c
 from sti_runtime.messages import CPU_NUMBERS, ClockTimes, Sensors
 
 SYS = Path(os.environ.get("STIFARM_SYSFS") or "/sys")
 """The kernel's sysfs; STIFARM_SYSFS names it where it is mounted elsewhere, as in a container."""
 PROC = Path("/proc")
-_PLAUSIBLE_MILLI_C = range(-40_000, 150_001)
 
 
 def read_text(path: Path) -> str | None:
@@ -53,11 +53,6 @@ def zone_folders(sys: Path = SYS) -> tuple[Path, ...]:
     return tuple(
         sorted(sys.glob("class/thermal/thermal_zone*"), key=lambda path: (len(path.name), path.name))
     )
-
-
-def plausible_milli_c(value: int | None) -> int | None:
-    """A zone's reading, or None: zones without a sensor read 0 or INT_MIN."""
-    return value if value is not None and value in _PLAUSIBLE_MILLI_C and value != 0 else None
 
 
 def online_cpus(sys: Path = SYS) -> tuple[int, ...]:

@@ -27,11 +27,11 @@ from agent.sensors import (
     parse_int,
     parse_load_milli,
     parse_meminfo,
-    plausible_milli_c,
     read_int,
     read_text,
     zone_folders,
 )
+from sti_runtime.android import plausible_milli_c
 from sti_runtime.messages import Job, Reading
 
 CLOCK_TOLERANCE_PERCENT = 15

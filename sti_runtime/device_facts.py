@@ -47,7 +47,7 @@ class DeviceFacts(Record):
     format: Literal["stifarm-facts"]
     version: Literal[1]
     identity: Annotated[str, Field(pattern=r"^[0-9a-f]{16}(/[0-9a-f]{12})?$")]
-    identity_source: Literal["device-tree-serial", "machine-id", "mac-address"]
+    identity_source: Literal["android-serial", "device-tree-serial", "machine-id", "mac-address"]
     emulated_spool: bool
     boot_id: Annotated[str, Field(min_length=1, max_length=64)]
     wall_ns: NonNegative

@@ -22,6 +22,7 @@
 #endif
 
 #include "../../sti_runtime/native/json.h"
+#include "android.h"
 #include "arguments.h"
 #include "facts_parse.h"
 #include "identity.h"
@@ -61,7 +62,8 @@ static bool property_of_android(char *build, size_t size) {
 static bool os_build(char *build, size_t size) {
   char *text = malloc(KERNEL_TEXT);
   if (text == NULL) return false;
-  bool found = (kernel_text(text, KERNEL_TEXT, "%s/system/build.prop", kernel_roots.android) &&
+  bool found = (is_android() && android_property("ro.build.fingerprint", build, size)) ||
+               (kernel_text(text, KERNEL_TEXT, "%s/system/build.prop", kernel_roots.android) &&
                 parse_build_prop(text, build, size)) ||
                property_of_android(build, size) ||
                (kernel_text(text, KERNEL_TEXT, "%s/os-release", kernel_roots.etc) && parse_os_release(text, build, size));
@@ -224,9 +226,17 @@ static void write_gpus(Text *out) {
   json_close(out, ']');
 }
 
+/* The kernel's zones; where none can be read, those of Android's thermal service. */
 static void write_zones(Text *out) {
   Zone zones[ENTRIES];
+  AndroidThermal thermal;
   int count = thermal_zones(zones, ENTRIES);
+  bool readable = false;
+  for (int i = 0; i < count; i++) readable |= zones[i].has_temperature;
+  if (!readable && is_android() && android_thermal(&thermal) && thermal.zone_count > 0) {
+    count = thermal.zone_count;
+    memcpy(zones, thermal.zones, sizeof zones);
+  }
   json_open(out, '[');
   for (int i = 0; i < count; i++) {
     json_open(out, '{');
@@ -259,6 +269,11 @@ static void write_notes(Text *out, bool virtual_, const char *direct_io) {
   json_close(out, ']');
 }
 
+static bool runs_from_battery(void) {
+  AndroidBattery battery;
+  return has_battery() || (is_android() && android_battery(&battery));
+}
+
 static const char *libc_name(void) {
 #ifdef __GLIBC__
   static char name[32];
@@ -289,7 +304,7 @@ static StiCode write_facts(Text *out, const Spool *spool, const char *cpuinfo, c
   json_text_field(out, "agent", agent_version());
   json_text_field(out, "agent_digest", agent_digest());
   json_text_field(out, "architecture", system_.machine);
-  json_bool_field(out, "battery", has_battery());
+  json_bool_field(out, "battery", runs_from_battery());
   json_text_field(out, "boot_id", boot);
   json_key(out, "cpu_features"), json_open(out, '[');
   for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../sti_runtime/native/json.h"
+#include "android.h"
 #include "arguments.h"
 #include "job.h"
 #include "kernel_files.h"
@@ -61,10 +62,13 @@ static bool first_address(char *address, size_t size) {
   return false;
 }
 
-/* Source: machine-id(5), "a cryptographic, keyed hash function" for application-specific ids. */
+/* An Android device by the number that its shell user can read; elsewhere by what the kernel or the system has.
+ * Source: machine-id(5), "a cryptographic, keyed hash function" for application-specific ids. */
 StiCode machine_identity(char machine[MACHINE_TEXT], const char **source, StiError *error) {
   char raw[256];
-  if (kernel_text(raw, sizeof raw, "%s/device-tree/serial-number", kernel_roots.proc) && raw[strspn(raw, "0")] != '\0')
+  if (is_android() && android_serial(raw, sizeof raw))
+    *source = "android-serial";
+  else if (kernel_text(raw, sizeof raw, "%s/device-tree/serial-number", kernel_roots.proc) && raw[strspn(raw, "0")] != '\0')
     *source = "device-tree-serial";
   else if (kernel_text(raw, sizeof raw, "%s/machine-id", kernel_roots.etc) && strlen(raw) == 32)
     *source = "machine-id";

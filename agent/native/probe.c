@@ -12,6 +12,7 @@
 
 #include "../../sti_runtime/native/storage.h"
 #include "../../sti_runtime/native/threads.h"
+#include "android.h"
 #include "spool.h"
 #include "unit_kinds.h"
 
@@ -346,6 +347,7 @@ StiCode run_probe(Context *context, Text *result, StiError *error) {
   Sensors sensors;
   Verified found;
   sensors_read(context->spool, &sensors);
+  android_complete(&sensors);
   if (context->job->emulated) STI_TRY(verify(context, &found, error));
   json_open(result, '{');
   json_text_field(result, "kind", "probe");

@@ -11,6 +11,7 @@
 
 #include "../../sti_runtime/native/threads.h"
 #include "agent_log.h"
+#include "android.h"
 #include "arguments.h"
 #include "job_records.h"
 #include "locks.h"
@@ -86,6 +87,7 @@ static StiCode run_gated(Run *run, const Unit *unit, Text *result, StiError *err
     STI_TRY(lock_hold_machine(run->job.machine_lock, timed, stop_requested, &machine, error));
     if (timed) {
       sensors_read(run->spool->root, &now);
+      if (gates->has_temperature || gates->has_battery) android_complete(&now);
       count = gates_check(gates, &now, before, verdicts);
     }
     bool open = !gates_shut(verdicts, count);

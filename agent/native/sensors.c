@@ -17,10 +17,14 @@ enum { COLDEST_MILLI_C = -40000, HOTTEST_MILLI_C = 150000 };
 
 /* ------------------------------------------------------------------ temperature */
 
-/* Source: Documentation/driver-api/thermal/sysfs-api.rst. Zones without a sensor read 0 or INT_MIN. */
+/* Zones without a sensor read 0 or INT_MIN. */
+bool plausible_milli_c(int64_t value, int64_t unit_milli_c) {
+  return value != 0 && value >= COLDEST_MILLI_C / unit_milli_c && value <= HOTTEST_MILLI_C / unit_milli_c;
+}
+
+/* Source: Documentation/driver-api/thermal/sysfs-api.rst. */
 bool zone_temperature(const char *folder, int64_t *milli_c) {
-  return kernel_int(milli_c, "%s/class/thermal/%s/temp", kernel_roots.sys, folder) && *milli_c != 0 &&
-         *milli_c >= COLDEST_MILLI_C && *milli_c <= HOTTEST_MILLI_C;
+  return kernel_int(milli_c, "%s/class/thermal/%s/temp", kernel_roots.sys, folder) && plausible_milli_c(*milli_c, 1);
 }
 
 int thermal_zones(Zone *zones, int cap) {

@@ -32,6 +32,7 @@ void sensors_write(Text *out, const Sensors *sensors); /* canonical JSON */
 typedef struct { char name[ZONE_NAME]; bool has_temperature; int64_t temperature_milli_c; } Zone;
 int thermal_zones(Zone *zones, int cap);                       /* zones that read nonsense have no temperature */
 bool zone_temperature(const char *folder, int64_t *milli_c);   /* of one zone, by its folder's name */
+bool plausible_milli_c(int64_t value, int64_t unit_milli_c);   /* of a reading; a zone without a sensor reads 0 */
 int cpu_coolers(EntryName *coolers, int cap);                  /* folders of cooling devices that slow the CPU */
 int parse_cpu_list(const char *text, int64_t *cpus, int cap);  /* "0-3,6"; 0 when malformed */
 int online_cpus(int64_t *cpus, int cap);                       /* those of this process where the list is unreadable */

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.identity import device_identity
+from agent.identity import device_identity, machine_identity
 from agent.spool import Spool
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.journal_format import PROTOCOL_VERSION
@@ -38,6 +38,7 @@ from sti_runtime.records import canonical_json, sha256_hex
 from sti_runtime.storage import direct_io_works
 from tests.agent_data import make_pack, manifest_of, probes
 from tests.agents import Agent
+from tests.android_root import PIXEL, android_root
 from tests.contract.agent_world import (
     ROWS,
     Content,
@@ -215,6 +216,19 @@ def test_facts_and_version(agent: Agent, tmp_path: Path) -> None:
     assert job.device == marked.identity
     assert run(agent, spool, job)[0] == 0
     assert result_of(StartRecord, journal_of(spool, job)[0].payload).emulated
+
+
+def test_a_phone_s_facts_come_from_its_own_programs(agent: Agent, tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path / "spool")
+    root = android_root(tmp_path / "phone")
+    phone = agent.in_environment(STIFARM_ANDROID=str(root), STIFARM_SYSFS=str(tmp_path / "sys"))
+    code, report = phone.call("facts", "--spool", spool.root)
+    assert code == 0
+    facts = DeviceFacts.from_json(canonical_json(report), source="facts")
+    identity, source = machine_identity(android=root)
+    assert (facts.identity, facts.identity_source, source) == (identity, source, "android-serial")
+    assert (facts.os_build, facts.battery) == (PIXEL, True)
+    assert {zone.name: zone.temperature_milli_c for zone in facts.thermal_zones}["BIG"] == 38_000
 
 
 def test_a_bundle_and_rows_arrive_and_are_verified(agent: Agent, content: Content, tmp_path: Path) -> None:

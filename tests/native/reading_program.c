@@ -1,6 +1,9 @@
 /* reading_program.c: the sensors and the parsers of facts over captured files, for test_reading.py.
  *
  *   sensors ROOT SPOOL            sensors of the trees ROOT/sys and ROOT/proc
+ *   complete ROOT SPOOL           the same, completed by Android's programs below ROOT/android
+ *   serial ROOT                   the serial that they say
+ *   battery | thermal             of standard input, what Android's services print
  *   watch ROOT LIMIT CPU…         a watch over those trees ("" for no limit): for each line of standard input one
  *                                 reading and a line, 1 if the sample is throttled; at its end the readings
  *   gates LIMITS… READINGS…       verdicts: "" for null; temperature, battery, load, free space; then before's temperature
@@ -11,24 +14,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../agent/native/android.h"
 #include "../../agent/native/facts_parse.h"
 #include "../../agent/native/kernel_files.h"
 #include "../../agent/native/sensors.h"
 #include "../../agent/native/watch.h"
+#include "../../sti_runtime/native/json.h"
 
 static void read_below(const char *root) {
-  static char sys[4096], proc[4096];
+  static char sys[4096], proc[4096], android[4096];
   snprintf(sys, sizeof sys, "%s/sys", root);
   snprintf(proc, sizeof proc, "%s/proc", root);
+  snprintf(android, sizeof android, "%s/android", root);
   kernel_roots.sys = sys;
+  kernel_roots.android = android;
   kernel_roots.proc = proc;
 }
 
-static int print_sensors(const char *root, const char *spool) {
+static int print_sensors(const char *root, const char *spool, bool complete) {
   Text out = {0};
   Sensors sensors;
   read_below(root);
   sensors_read(spool, &sensors);
+  if (complete) android_complete(&sensors);
   sensors_write(&out, &sensors);
   puts(out.data);
   text_free(&out);
@@ -88,6 +96,36 @@ static int print_gates(char **argv) {
   return 0;
 }
 
+static void print_battery(const char *text) {
+  AndroidBattery battery = parse_android_battery(text);
+  Text out = {0};
+  json_open(&out, '[');
+  json_bool(&out, battery.present);
+  battery.has_percent ? json_int(&out, battery.percent) : json_null(&out);
+  battery.has_temperature ? json_int(&out, battery.temperature_milli_c) : json_null(&out);
+  json_close(&out, ']');
+  puts(out.data);
+  text_free(&out);
+}
+
+static void print_thermal(const char *text) {
+  static AndroidThermal thermal;
+  Text out = {0};
+  parse_android_thermal(text, &thermal);
+  json_open(&out, '[');
+  thermal.has_status ? json_int(&out, thermal.status) : json_null(&out);
+  for (int i = 0; i < thermal.zone_count; i++) {
+    const Zone *zone = &thermal.zones[i];
+    json_open(&out, '[');
+    json_text(&out, zone->name);
+    zone->has_temperature ? json_int(&out, zone->temperature_milli_c) : json_null(&out);
+    json_close(&out, ']');
+  }
+  json_close(&out, ']');
+  puts(out.data);
+  text_free(&out);
+}
+
 static void print_found(bool found, const char *text) { puts(found ? text : "null"); }
 
 int main(int argc, char **argv) {
@@ -95,11 +133,19 @@ int main(int argc, char **argv) {
   char found[1024], other[1024];
   int64_t khz[16];
   const char *what = argc > 1 ? argv[1] : "";
-  if (strcmp(what, "sensors") == 0 && argc == 4) return print_sensors(argv[2], argv[3]);
+  if (strcmp(what, "sensors") == 0 && argc == 4) return print_sensors(argv[2], argv[3], false);
+  if (strcmp(what, "complete") == 0 && argc == 4) return print_sensors(argv[2], argv[3], true);
+  if (strcmp(what, "serial") == 0 && argc == 3) {
+    read_below(argv[2]);
+    print_found(android_serial(found, sizeof found), found);
+    return 0;
+  }
   if (strcmp(what, "watch") == 0 && argc >= 4) return print_watch(argv[2], argv[3], argv + 4, argc - 4);
   if (strcmp(what, "gates") == 0 && argc == 11) return print_gates(argv + 2);
   size_t length = fread(input, 1, sizeof input - 1, stdin);
   if (strcmp(what, "model") == 0) print_found(parse_cpu_model(input, found, sizeof found), found);
+  if (strcmp(what, "battery") == 0) print_battery(input);
+  if (strcmp(what, "thermal") == 0) print_thermal(input);
   if (strcmp(what, "features") == 0) puts(cpu_flags(input));
   if (strcmp(what, "os-release") == 0) print_found(parse_os_release(input, found, sizeof found), found);
   if (strcmp(what, "build-prop") == 0) print_found(parse_build_prop(input, found, sizeof found), found);

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from agent import facts
+from agent import android, facts
 from agent.gates import check_gates, gate_error, shut
 from agent.sensors import read_sensors
 from agent.watch import Watch
 from orchestrator.toolchain import SOURCE_FOLDERS
+from sti_runtime.android import own_serial, parse_battery, parse_thermal
 from sti_runtime.messages import Gates, Sensors
+from tests.android_root import CAPTURED, android_root, captured
 from tests.native.sanitized import ENVIRONMENT, build_sanitized
 from tests.unit.test_sensors import BIG_LITTLE, JETSON, MOUNTS, PI_4, VM, write
 from tests.unit.test_watch import BOARD, CPU, HELD
@@ -51,7 +53,7 @@ PHONE = {
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    names = ("sensors.c", "gates.c", "kernel_files.c", "facts_parse.c", "watch.c")
+    names = ("sensors.c", "gates.c", "kernel_files.c", "facts_parse.c", "watch.c", "android.c", "child.c")
     parts = [AGENT / name for name in names]
     program = Path(__file__).with_name("reading_program.c")
     return str(build_sanitized("address,undefined", program, *parts, runtime=BASE))
@@ -243,3 +245,50 @@ def entry(name: str, value: bytes, length: int | None = None) -> bytes:
 )
 def test_a_property_is_found_in_the_shared_area(program: str, area: bytes, expected: str) -> None:
     assert said(program, "property", "ro.build.fingerprint", text=area).strip() == expected
+
+
+# ------------------------------------------------------------------ Android's services
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CAPTURED.glob("dumpsys_battery_*.txt")))
+def test_a_battery_as_android_tells_it(program: str, name: str) -> None:
+    expected = parse_battery(captured(name))
+    found = json.loads(said(program, "battery", text=captured(name)))
+    values = None if expected is None else (expected.percent, expected.temperature_milli_c)
+    assert found == [expected is not None, *(values or (None, None))]
+
+
+@pytest.mark.parametrize(
+    "level", ["128\n  scale: 255", "101\n  scale: 100", "x\n  scale: 100", "1\n  scale: 0"]
+)
+def test_a_battery_with_odd_values(program: str, level: str) -> None:
+    text = f"  present: true\n  level: {level}\n  temperature: -2147483648\n"
+    expected = parse_battery(text)
+    assert expected is not None
+    assert json.loads(said(program, "battery", text=text)) == [True, expected.percent, None]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CAPTURED.glob("dumpsys_thermal*.txt")))
+def test_temperatures_as_android_tells_them(program: str, name: str) -> None:
+    expected = parse_thermal(captured(name))
+    found = json.loads(said(program, "thermal", text=captured(name)))
+    assert found == [expected.status, *map(list, expected.zones)]
+
+
+@pytest.mark.parametrize("serial", ["38071FDJH00000", "unknown", "0000", "0123456789ABCDEF", ""])
+def test_a_serial_is_one_only_if_it_is_the_device_s_own(program: str, tmp_path: Path, serial: str) -> None:
+    android_root(tmp_path / "android", serial=serial)
+    assert said(program, "serial", tmp_path).strip() == (own_serial(serial) or "null")
+
+
+@pytest.mark.parametrize("thermal", ["dumpsys_thermalservice_10", "dumpsys_thermalservice_14_not_ready", ""])
+@pytest.mark.parametrize("battery", ["dumpsys_battery_6", ""])
+def test_sensors_are_completed_alike(program: str, tmp_path: Path, thermal: str, battery: str) -> None:
+    root = android_root(tmp_path / "android", thermal=thermal, battery=battery)
+    bare = read_sensors(tmp_path, sys=tmp_path / "sys", proc=tmp_path / "proc")
+    found = Sensors.from_json(
+        said(program, "complete", tmp_path, tmp_path).strip().encode(), source="sensors"
+    )
+    expected = android.complete(bare, root)
+    for name in ("temperature_milli_c", "throttled", "battery_percent"):
+        assert getattr(found, name) == getattr(expected, name)
