@@ -64,6 +64,8 @@ def _failure(device: str, verb: str, completed: Completed) -> DeviceError:
     text = f"the agent's {verb} failed (exit code {completed.exit_code}): {what}"
     name = str(said.get("type", ""))
     kind = DeviceFullError if name == ResourceError.__name__ else _ERRORS.get(completed.exit_code)
+    if name == "RefusedError" and "belongs to store" in what:
+        remedy = f"If that farm is done with it, take it over: stifarm devices take-over --devices {device}"
     if kind is not None:
         return kind(text, remedy, device=device)
     return AgentError(text, remedy, device=device, error=name)

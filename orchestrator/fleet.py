@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from db.artifacts import list_bundles, list_tasks, task_data
-from db.devices import list_devices, record_facts, register_device, set_agent
+from db.devices import latest_facts, list_devices, record_facts, register_device, set_agent
+from db.documents import parse
 from db.errors import LeaseHeldError
 from db.leases import release_lease
 from orchestrator.deploy import DeployReport
+from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import Worker, take_lease
 from orchestrator.errors import DeviceError, StableError
 from orchestrator.farm import Farm
@@ -49,13 +53,33 @@ class ReadyDevice:
 def probe_device(farm: Farm, worker: Worker, device: Device) -> tuple[int, DeviceFacts]:
     """Read a device's facts and register both in the store; (row id, facts). Raises: DeviceError."""
     facts = worker.facts(device.name)
+    return register_facts(farm, worker, device, facts), facts
+
+
+def register_facts(
+    farm: Farm,
+    worker: Worker,
+    device: Device,
+    facts: DeviceFacts,
+    *,
+    seen: Seen | None = None,
+    replaced: bool = False,
+) -> int:
+    """Bring a device and what is known of it into the store; its row id. ``seen`` None: as it was last.
+
+    Raises: StableError for another protocol, other hardware behind the name (unless ``replaced``), two names
+    for one device.
+    """
     if facts.protocol != PROTOCOL_VERSION:
         raise StableError(
             f"its agent speaks protocol {facts.protocol}, this stifarm {PROTOCOL_VERSION}.",
             "Install the same version of stifarm on both sides.",
             device=device.name,
         )
+    _refuse_doubles(farm, worker, device, facts)
     with farm.store.session() as session:
+        if not replaced:
+            _refuse_replaced(session, device, facts)
         row = register_device(
             session,
             identity=facts.identity,
@@ -70,12 +94,58 @@ def probe_device(farm: Farm, worker: Worker, device: Device) -> tuple[int, Devic
         record_facts(
             session,
             row.id,
-            stable_facts(facts),
+            {
+                **stable_facts(facts),
+                "host_seen": _seen_before(session, row.id) if seen is None else seen.stable(),
+            },
             boot_id=facts.boot_id,
             os_build=facts.os_build,
             kernel=facts.kernel,
         )
-        return row.id, facts
+        return row.id
+
+
+def _machine(identity: str) -> str:
+    """The hardware's part of an identity; behind it stands what tells emulated devices of a machine apart."""
+    return identity.partition("/")[0]
+
+
+def _refuse_replaced(session: Session, device: Device, facts: DeviceFacts) -> None:
+    """Raises: StableError when the store knows other hardware under the device's name."""
+    before = next((row for row in list_devices(session) if row.name == device.name), None)
+    if before is not None and _machine(before.identity) != _machine(facts.identity):
+        raise StableError(
+            f"it is now other hardware ({facts.identity}); before it was {before.identity}.",
+            f"If that is on purpose: stifarm devices probe --devices {device.name}. What was measured on the "
+            "other device is kept.",
+            device=device.name,
+        )
+
+
+def _refuse_doubles(farm: Farm, worker: Worker, device: Device, facts: DeviceFacts) -> None:
+    """Raises: StableError when another name of the inventory leads to the same device now."""
+    with farm.store.reader() as session:
+        known = next((row.name for row in list_devices(session) if row.identity == facts.identity), None)
+    other = next((one for one in farm.inventory.devices if one.name == known), None)
+    if other is None or other.name == device.name:
+        return
+    try:
+        same = worker.facts(other.name).identity == facts.identity
+    except DeviceError:
+        return  # it cannot be asked now: the device may as well have moved to this name
+    if same:
+        raise StableError(
+            f"it is the same device as {other.name} ({facts.identity}): lines {other.line} and {device.line} "
+            f"of {farm.settings.inventory.name} lead to it.",
+            "Keep one of the two names.",
+            device=device.name,
+        )
+
+
+def _seen_before(session: Session, device_id: int) -> Any:
+    """What the host saw when it looked last; None when it never did."""
+    latest = latest_facts(session, device_id)
+    return None if latest is None else parse(latest.facts_json).get("host_seen")
 
 
 def stable_facts(facts: DeviceFacts) -> dict[str, Any]:

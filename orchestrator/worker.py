@@ -23,6 +23,7 @@ from orchestrator.agent_push import bring_agent, device_architecture
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hierarchies
 from orchestrator.deploy import COMMIT_TIMEOUT_S, DeployReport, deploy_bundle, deploy_task_data
+from orchestrator.device_facts.seen import Seen, look
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
 from orchestrator.errors import CommandTimeoutError, LinkError, MissingFileError, StableError, TransientError
 from orchestrator.facts import read_facts
@@ -111,6 +112,11 @@ class HostWorker:
             return self._retried(
                 name, lambda: read_facts(transport, self.spool(name), emulated=device.emulated)
             )
+
+    def look(self, name: str) -> Seen:
+        """What this host sees of the device without an agent; its work folder is made if it can be."""
+        transport = self._connect(name)
+        return self._retried(name, lambda: look(transport, self.spool(name)))
 
     def spool(self, name: str) -> str:
         """The device's work folder; a local one may be relative to the inventory."""
@@ -245,6 +251,14 @@ class HostWorker:
                 shutil.rmtree(decided)
             self._leave_groups(name)
         return answer
+
+    def take_over(self, name: str, lease: Lease) -> None:
+        """Make the lease's store the device's owner, whoever was. Raises: AgentError for a stale lease."""
+        _, transport = self._device(name)
+        taking = lease_arguments(lease.model_copy(update={"takeover": True}))
+        with self._locks[name]:
+            # Any verb with a lease does it; this one forgets a job that no store could have made.
+            call_agent(transport, self.spool(name), "forget", "take-over", "1", *taking)
 
     def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, Any]:
         """Remove bundles and task data that are not in ``keep`` (digests); running jobs keep theirs."""

@@ -28,7 +28,7 @@ class AndroidBattery:
 
 @dataclass(frozen=True)
 class AndroidThermal:
-    """What ``dumpsys thermalservice`` says: (name, milli °C) of each sensor; ``status``: 0 none, 6 shutdown."""
+    """What ``dumpsys thermalservice`` says: (name, milli °C) of each sensor; ``status``: 0 to 6, shutdown."""
 
     zones: tuple[tuple[str, int | None], ...]
     status: int | None

@@ -16,7 +16,8 @@ from orchestrator.cli.bundle import bundle_app
 from orchestrator.cli.context import Options
 from orchestrator.cli.demo import demo, init
 from orchestrator.cli.deploy import deploy
-from orchestrator.cli.devices import devices_app, doctor
+from orchestrator.cli.devices import devices_app
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.model import model_app, task_app
 from orchestrator.cli.output import fail, note
 from orchestrator.cli.plan import evaluate, plan

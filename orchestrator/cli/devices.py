@@ -1,16 +1,19 @@
-"""Verbs about devices: list, probe, clean; doctor."""
+"""Verbs about devices: list, probe, clean, take-over."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import typer
 
-from db.devices import list_devices
+from db.devices import latest_facts, list_devices
+from db.documents import parse
 from orchestrator import fleet
 from orchestrator.cli.context import DevicesOption, JsonOption, Session, driving, farm_of
-from orchestrator.cli.output import emit_json, fail, note, success, table
+from orchestrator.cli.output import emit_json, fail, success, table
 from orchestrator.cli.over_devices import finish
+from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
@@ -30,6 +33,8 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
     with farm_of(context) as farm:
         with farm.store.reader() as session:
             known = {row.name: row for row in list_devices(session)}
+            latest = {name: latest_facts(session, row.id) for name, row in known.items()}
+            seen = {name: parse(row.facts_json).get("host_seen") for name, row in latest.items() if row}
         devices = farm.inventory.devices
     if json:
         emit_json(
@@ -41,6 +46,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
                     "emulated": device.emulated,
                     "labels": dict(device.labels),
                     "identity": known[device.name].identity if device.name in known else None,
+                    "seen": seen.get(device.name),
                 }
                 for device in devices
             ]
@@ -48,7 +54,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
         return
     table(
         f"Devices of {farm.settings.inventory.name}",
-        ("device", "transport", "engine", "slowed to", "labels", "identity"),
+        ("device", "transport", "engine", "slowed to", "labels", "hardware", "identity"),
         [
             (
                 device.name,
@@ -56,11 +62,19 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
                 device.engine,
                 slowed(device),
                 " ".join(f"{key}={value}" for key, value in device.labels.items()),
+                hardware(seen.get(device.name) or {}),
                 known[device.name].identity if device.name in known else "not seen yet",
             )
             for device in devices
         ],
     )
+
+
+def hardware(seen: Mapping[str, Any]) -> str:
+    """Model and system of a device, from the stable facts that the host saw."""
+    model = " ".join(str(seen[key]) for key in ("manufacturer", "model") if seen.get(key))
+    system = f"Android {seen['os']}" if seen.get("system") == "android" else seen.get("os")
+    return ", ".join(str(part) for part in (model, seen.get("soc"), system) if part) or "–"
 
 
 def slowed(device: Device) -> str:
@@ -78,21 +92,35 @@ def slowed(device: Device) -> str:
 
 @devices_app.command("probe")
 def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOption = False) -> None:
-    """Read devices' facts (CPU, memory, storage, OS) into the store.
+    """Read devices' facts (CPU, memory, storage, OS) into the store; settle which hardware a name means.
 
     Example: stifarm devices probe --devices all
     """
     with farm_of(context) as farm, driving(farm, devices) as session:
         found, errors = _probe_all(farm, session)
     if json:
-        emit_json([facts.model_dump(mode="json") for _, facts in found])
+        emit_json(
+            [facts.model_dump(mode="json") | {"host_seen": dict(seen.values)} for _, facts, seen in found]
+        )
     else:
         table(
             "Facts",
-            ("device", "CPU", ">cores", ">memory", "storage", "direct IO", "OS", "kernel", "virtual"),
+            (
+                "device",
+                "hardware",
+                "CPU",
+                ">cores",
+                ">memory",
+                "storage",
+                "direct IO",
+                "OS",
+                "kernel",
+                "virtual",
+            ),
             [
                 (
                     device.name,
+                    hardware(seen.stable()),
                     facts.cpu_model or "unknown",
                     str(len(facts.cpus)),
                     "unknown" if facts.memory_bytes is None else format_bytes(facts.memory_bytes),
@@ -102,18 +130,23 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
                     facts.kernel,
                     {True: "yes", False: "no", None: "unknown"}[facts.virtual_machine],
                 )
-                for device, facts in found
+                for device, facts, seen in found
             ],
         )
     finish([*errors, *[None for _ in found]])
 
 
-def _probe_all(farm: Farm, session: Session) -> tuple[list[tuple[Device, DeviceFacts]], list[StifarmError]]:
-    found: list[tuple[Device, DeviceFacts]] = []
+Probed = tuple[Device, DeviceFacts, Seen]
+
+
+def _probe_all(farm: Farm, session: Session) -> tuple[list[Probed], list[StifarmError]]:
+    found: list[Probed] = []
     errors: list[StifarmError] = []
     for device in session.devices:
         try:
-            found.append((device, fleet.probe_device(farm, session.worker, device)[1]))
+            facts, seen = session.worker.facts(device.name), session.worker.look(device.name)
+            fleet.register_facts(farm, session.worker, device, facts, seen=seen, replaced=True)
+            found.append((device, facts, seen))
         except StifarmError as error:
             fail(error)
             errors.append(error)
@@ -147,93 +180,26 @@ def clean(context: typer.Context, devices: DevicesOption, json: JsonOption = Fal
     finish(errors)
 
 
-# ------------------------------------------------------------------ doctor
+@devices_app.command("take-over")
+def take_over(context: typer.Context, devices: DevicesOption, json: JsonOption = False) -> None:
+    """Make this farm the owner of devices that belonged to another one.
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. ``state``: ok, note or problem."""
-
-    subject: str
-    state: str
-    text: str
-    remedy: str = ""
-
-
-def doctor(context: typer.Context, devices: DevicesOption = "all", json: JsonOption = False) -> None:
-    """Say for this host and every device what works, what does not, and how to mend it.
-
-    Example: stifarm doctor
+    The other farm's jobs there end before their next unit, and its commands are refused from now on.
+    Example: stifarm devices take-over --devices phone-a
     """
-    with farm_of(context) as farm:
-        findings = [Finding("store", "ok", farm.store.url)]
-        inventory = farm.inventory
-        findings.append(
-            Finding("inventory", "ok", f"{farm.settings.inventory}: {len(inventory.devices)} devices")
-        )
-        with driving(farm, devices) as session:
-            findings.append(
-                Finding(
-                    "Ray", "ok", f"started in {session.pool_start_seconds:.1f} s, token authentication on"
-                )
-            )
-            for device in session.devices:
-                findings += _device_findings(farm, session, device)
+    errors: list[StifarmError | None] = []
+    with farm_of(context) as farm, driving(farm, devices) as session:
+        for device in session.devices:
+            try:
+                device_id, _ = fleet.probe_device(farm, session.worker, device)
+                with fleet.leased(farm, device_id) as lease:
+                    session.worker.take_over(device.name, lease)
+                errors.append(None)
+                if not json:
+                    success(f"{device.name}: belongs to this farm")
+            except StifarmError as error:
+                fail(error)
+                errors.append(error)
     if json:
-        emit_json([finding.__dict__ for finding in findings])
-    else:
-        marks = {"ok": "✓", "note": "!", "problem": "✗"}
-        table(
-            "Doctor",
-            ("", "subject", "finding", "what to do"),
-            [(marks[f.state], f.subject, f.text, f.remedy) for f in findings],
-        )
-    problems = [f for f in findings if f.state == "problem"]
-    note(f"{len(problems)} problems" if problems else "no problems")
-    raise typer.Exit(1 if problems else 0)
-
-
-def _device_findings(farm: Farm, session: Session, device: Device) -> list[Finding]:
-    try:
-        _, facts = fleet.probe_device(farm, session.worker, device)
-    except StifarmError as error:
-        return [Finding(device.name, "problem", error.what, error.remedy)]
-    found = [
-        Finding(
-            device.name,
-            "ok",
-            ", ".join(
-                [
-                    facts.cpu_model or facts.architecture,
-                    f"{len(facts.cpus)} CPUs",
-                    *facts.gpus,
-                    f"agent {facts.agent}",
-                ]
-            ),
-        )
-    ]
-    if facts.torch is None and not device.native:
-        found.append(
-            Finding(device.name, "problem", "no PyTorch for the torch engine", "Install torch there.")
-        )
-    if facts.storage.direct_io != "works":
-        found.append(
-            Finding(
-                device.name,
-                "note",
-                f"direct IO below {facts.storage.path}: {facts.storage.direct_io}",
-                "Cold reads then rest on evicting the page cache and are checked by bytes read; "
-                "a workdir on ext4, xfs or f2fs is better.",
-            )
-        )
-    if facts.storage.free_bytes < 1 << 30:
-        found.append(
-            Finding(
-                device.name,
-                "note",
-                f"{format_bytes(facts.storage.free_bytes)} free below {facts.storage.path}",
-                "Free some space or set another workdir in the inventory.",
-            )
-        )
-    found += [Finding(device.name, "note", text) for text in facts.notes]
-    return found
+        emit_json([device.name for device, error in zip(session.devices, errors, strict=True) if not error])
+    finish(errors)

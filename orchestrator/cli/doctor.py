@@ -1,0 +1,92 @@
+"""The verb doctor: gathers, side by side, and shows what orchestrator.doctor finds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from orchestrator import fleet
+from orchestrator.cli.context import JsonOption, Session, driving, farm_of
+from orchestrator.cli.output import emit_json, note, table
+from orchestrator.doctor import Examined, Finding, findings_of, same_hardware
+from orchestrator.farm import Farm
+from orchestrator.host_checks import host_findings
+from orchestrator.inventory import Device
+from orchestrator.side_by_side import side_by_side
+from sti_runtime.errors import StifarmError
+
+_MARKS = {"ok": "✓", "note": "!", "problem": "✗"}
+
+
+def doctor(
+    context: typer.Context,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", "-d", help="Examine devices too: all, names, label=value, transport:adb."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what works, what does not, and how to mend it: of this host and, with --devices, of devices.
+
+    Example: stifarm doctor --devices all
+    """
+    with farm_of(context) as farm:
+        inventory = farm.inventory
+        findings = [
+            Finding("store", "ok", farm.store.url),
+            Finding("inventory", "ok", f"{farm.settings.inventory}: {len(inventory.devices)} devices"),
+            *host_findings(farm.settings.home, inventory.devices, os.environ),
+        ]
+        if devices is not None:
+            with driving(farm, devices) as session:
+                findings += _device_findings(farm, session)
+    if json:
+        emit_json([asdict(finding) for finding in findings])
+    else:
+        table(
+            "Doctor",
+            ("", "subject", "finding", "what to do"),
+            [(_MARKS[f.state], f.subject, f.text, f.remedy) for f in findings],
+        )
+    problems = [f for f in findings if f.state == "problem"]
+    note(f"{len(problems)} problems" if problems else "no problems")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _device_findings(farm: Farm, session: Session) -> list[Finding]:
+    groups = [[device] for device in session.devices]
+    answers = {
+        device.name: examined
+        for device, examined in side_by_side(groups, lambda device: examine(session, device), farm.stop)
+    }
+    examined = [answers[device.name] for device in session.devices]
+    findings = []
+    for one in examined:
+        findings += findings_of(one) + _registered(farm, session, one)
+    return findings + same_hardware(examined)
+
+
+def examine(session: Session, device: Device) -> Examined:
+    """Look at one device, then ask its agent; what fails is kept, not raised."""
+    seen = None
+    try:
+        seen = session.worker.look(device.name)
+        return Examined(device, seen, session.worker.facts(device.name), None)
+    except StifarmError as error:
+        return Examined(device, seen, None, error)
+
+
+def _registered(farm: Farm, session: Session, one: Examined) -> Sequence[Finding]:
+    """Note in the store what was seen; a finding when other hardware stands behind the name."""
+    if one.facts is None or one.seen is None:
+        return ()
+    try:
+        fleet.register_facts(farm, session.worker, one.device, one.facts, seen=one.seen)
+    except StifarmError as error:
+        what = error.what.removeprefix(f"{one.device.name}: ")
+        return (Finding(one.device.name, "problem", what, error.remedy),)
+    return ()
