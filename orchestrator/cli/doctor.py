@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -64,7 +63,7 @@ def _device_findings(farm: Farm, session: Session) -> list[Finding]:
         for device, examined in side_by_side(groups, lambda device: examine(session, device), farm.stop)
     }
     examined = [answers[device.name] for device in session.devices]
-    findings = []
+    findings: list[Finding] = []
     for one in examined:
         findings += findings_of(one) + _registered(farm, session, one)
     return findings + same_hardware(examined)
@@ -80,13 +79,13 @@ def examine(session: Session, device: Device) -> Examined:
         return Examined(device, seen, None, error)
 
 
-def _registered(farm: Farm, session: Session, one: Examined) -> Sequence[Finding]:
+def _registered(farm: Farm, session: Session, one: Examined) -> list[Finding]:
     """Note in the store what was seen; a finding when other hardware stands behind the name."""
     if one.facts is None or one.seen is None:
-        return ()
+        return []
     try:
         fleet.register_facts(farm, session.worker, one.device, one.facts, seen=one.seen)
     except StifarmError as error:
         what = error.what.removeprefix(f"{one.device.name}: ")
-        return (Finding(one.device.name, "problem", what, error.remedy),)
-    return ()
+        return [Finding(one.device.name, "problem", what, error.remedy)]
+    return []
