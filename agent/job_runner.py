@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import android, fence, identity
+from agent import android, fence, identity, waiting
 from agent.errors import BusyError, RefusedError
 from agent.gates import POLL_S, check_gates, gate_error, shut
 from agent.journal import Journal
@@ -199,6 +199,7 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
                 if refused is not None or len(state.finished) >= len(job.units):
                     journal.append(_end(journal, refused))
         finally:
+            waiting.over(folder)
             (folder / PID_FILE).unlink(missing_ok=True)
     done, failed = len(state.done), len(state.failed)
     if state.end is None:
@@ -333,12 +334,15 @@ def _gated(
             if not shut(verdicts):
                 log.info("Unit %d (%s) begins", unit.number, unit.kind)
                 _log_verdicts(unit, verdicts)
+                waiting.over(spool.job(job.id, str(job.attempt)))
                 note.begin(unit.number)
                 with stop.unit():
                     result = run_unit(unit, context)
                 return _with_gates(result, verdicts)
         if waited_s >= job.gates.wait_limit_s:
+            waiting.over(spool.job(job.id, str(job.attempt)))
             raise gate_error(verdicts, waited_s, job.gates)
+        waiting.note(spool.job(job.id, str(job.attempt)), shut(verdicts))
         previous = now
         waited_s += _sleep(min(POLL_S, job.gates.wait_limit_s - waited_s), stop)
         if stop():

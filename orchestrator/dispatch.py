@@ -290,7 +290,7 @@ def _drive(
     advance: Advance | None,
     stop: threading.Event | None,
 ) -> None:
-    name, offset, restarts, finished = request.device, 0, 0, 0
+    name, offset, restarts, finished, waited_for = request.device, 0, 0, 0, ""
     total = len(job.units)
     renewed = time.monotonic()
     link = _Link(name)
@@ -336,6 +336,8 @@ def _drive(
             if report.complete:
                 return
         offset = polled.next_offset
+        if polled.state == "running":
+            waited_for = _tell_wait(name, polled.detail, waited_for)
         if polled.state == "running" or polled.records:
             continue
         if polled.state == "ended":
@@ -362,6 +364,13 @@ def _drive(
         # From the start: after a reboot the journal may be shorter than what was read of it.
         offset = 0
         start = True
+
+
+def _tell_wait(device: str, now: str, before: str) -> str:
+    """Say once for each wait which gates keep a unit from running; what is told now."""
+    if now and not before:
+        structlog.get_logger(__name__).warning("waits for its gates", device=device, cause=now)
+    return now
 
 
 class _Link:

@@ -19,16 +19,17 @@ _START_GRACE_S = 30.0
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _LOG_TAIL_BYTES = 2000
+_WAITING_CAP_BYTES = 500
 
 
 @dataclass(frozen=True)
 class PollResult:
     """A stretch of a job's journal and how the job stands.
 
-    ``state``: "absent" (the job is not on the device), "running", "stopped" (the agent is gone before
-    the end: start the job again; ``detail`` is the end of its log), "ended" (the end record is in
-    ``records`` or was read before), "damaged" (the journal is; ``detail`` says how). ``records`` are
-    good in every state.
+    ``state``: "absent" (the job is not on the device), "running" (``detail``: which gates its unit waits
+    for, if it does), "stopped" (the agent is gone before the end: start the job again; ``detail`` is the
+    end of its log), "ended" (the end record is in ``records`` or was read before), "damaged" (the journal
+    is; ``detail`` says how). ``records`` are good in every state.
     """
 
     records: tuple[JournalRecord, ...]
@@ -76,6 +77,15 @@ def parse_journal_paths(output: bytes, folder: str) -> list[tuple[str, int]]:
         if len(parts) == 3 and _JOB.fullmatch(parts[0]) and _ATTEMPT.fullmatch(parts[1]):
             found.append((parts[0], int(parts[1])))
     return sorted(found)
+
+
+def waits_for(transport: Transport, folder: str) -> str:
+    """Which gates a running job's unit waits for, in the agent's words; empty when for none."""
+    try:
+        data = transport.read_from(f"{folder}/waiting", 0, _WAITING_CAP_BYTES)
+    except MissingFileError:
+        return ""
+    return " ".join(data.decode(errors="replace").split())
 
 
 def log_tail(transport: Transport, path: str) -> str:

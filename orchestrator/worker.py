@@ -37,6 +37,7 @@ from orchestrator.tailing import (
     log_tail,
     parse_journal_paths,
     read_journal,
+    waits_for,
 )
 from orchestrator.transports import connect
 from orchestrator.transports.base import Progress, Transport
@@ -217,6 +218,8 @@ class HostWorker:
             time.sleep(transport.poll_pause_s)
         if result.state == "ended":
             self._leave_groups(name)
+        elif result.state == "running" and not result.records:
+            result = replace(result, detail=waits_for(transport, folder))
         elif result.state == "stopped":
             result = replace(result, detail=log_tail(transport, f"{folder}/{AGENT_LOG_FILE}"))
         return result

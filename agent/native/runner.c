@@ -20,6 +20,7 @@
 #include "signals.h"
 #include "units.h"
 #include "verbs.h"
+#include "waiting.h"
 
 static const double run_lock_wait_s = 5; /* longer than `collect` holds the lock; a running job is not waited for */
 static const double gate_poll_s = 2;
@@ -64,6 +65,7 @@ static StiCode run_open(Run *run, const Unit *unit, const GateVerdict *verdicts,
                         StiError *error) {
   log_info("Unit %" PRId64 " (%s) begins", unit->number, unit_kind_names[unit->kind]);
   log_verdicts(unit, verdicts, count);
+  waiting_over(run->folder);
   StiCode code = unit_note_begin(&run->note, unit, error);
   run->note_failed = code != STI_OK;
   if (run->note_failed) return code;
@@ -94,7 +96,11 @@ static StiCode run_gated(Run *run, const Unit *unit, Text *result, StiError *err
     StiCode code = open ? run_open(run, unit, verdicts, count, result, error) : STI_OK;
     lock_release(&machine);
     if (open) return code;
-    if (waited_s >= limit_s) return gates_error(verdicts, count, waited_s, gates, error);
+    if (waited_s >= limit_s) {
+      waiting_over(run->folder);
+      return gates_error(verdicts, count, waited_s, gates, error);
+    }
+    waiting_note(run->folder, verdicts, count);
     previous = now;
     waited_s += sleep_watching(limit_s - waited_s < gate_poll_s ? limit_s - waited_s : gate_poll_s);
     if (stop_requested()) return STI_STOPPED;
@@ -161,6 +167,7 @@ static StiCode run_units(Run *run, StiError *error) {
 static StiCode run_noting(Run *run, StiError *error) {
   STI_TRY(unit_note_open(run->folder, &run->note, error));
   StiCode code = run_units(run, error);
+  waiting_over(run->folder);
   unit_note_remove(&run->note);
   return code;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def test_what_the_host_saw_stays_in_the_store(tmp_path: Path) -> None:
         assert "clock_s" not in kept
 
 
-def parse_back(values: dict[str, object]) -> dict[str, object]:
+def parse_back(values: Mapping[str, object]) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

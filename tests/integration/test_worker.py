@@ -82,6 +82,25 @@ def follow(worker: HostWorker, job: Job, offset: int = 0) -> tuple[list[JournalR
     raise AssertionError("the job does not end")
 
 
+def test_what_a_unit_waits_for_is_told(worker: HostWorker, tmp_path: Path) -> None:
+    gates = OPEN_GATES.model_copy(update={"min_free_bytes": 2**62, "wait_limit_s": 600})
+    job = a_job(worker, tmp_path).model_copy(update={"gates": gates})
+    assert worker.start_job("desk", job)
+    offset, told = 0, ""
+    for _ in range(100):
+        polled = worker.poll("desk", job.id, 1, offset, 1.0)
+        offset, told = polled.next_offset, polled.detail
+        if told:
+            break
+    assert polled.state == "running"
+    assert told.startswith("free-space: ")
+    assert told.endswith(f" bytes < {2**62} bytes")
+    assert worker.stop_job("desk", job.id, 1)
+    _, state, _ = follow(worker, job, offset)
+    assert state == "stopped"
+    assert not (tmp_path / "work/desk/jobs" / job.id / "1" / "waiting").exists()
+
+
 def test_a_job_runs_is_tailed_once_and_not_started_again(worker: HostWorker, tmp_path: Path) -> None:
     job = a_job(worker, tmp_path)
     assert worker.spool("desk") == str(tmp_path / "work/desk")
