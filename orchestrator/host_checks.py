@@ -58,6 +58,9 @@ def _adb_server(environment: Mapping[str, str]) -> Finding:
         with socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_LIMIT_S):
             return Finding("adb", "ok", f"a server answers on port {port}; it is used as it is")
     except OSError:
+        if shutil.which("adb") is None and util.find_spec("adbutils") is None:
+            return Finding("adb", "problem", f"no server on port {port}, and no adb to start one with",
+                           "Install adb, or stifarm again: its package adbutils brings one.")  # fmt: skip
         return Finding("adb", "ok", f"no server on port {port}; one is started when a device needs it")
 
 

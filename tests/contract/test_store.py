@@ -425,6 +425,25 @@ def test_second_result_of_a_unit_and_changed_records_are_not_believed(store: Sto
     assert counts(store) == EXPECTED_ROWS
 
 
+@pytest.mark.parametrize("years", [-29, 76])
+def test_a_device_whose_clock_is_years_off_is_believed_all_the_same(store: Store, years: int) -> None:
+    made = make(store)
+    off_ns = years * 365 * 86_400 * 10**9
+    records = [
+        record.model_copy(update={"wall_ns": max(0, record.wall_ns + off_ns)})
+        for record in world.journal(made.job, made.plan)
+    ]
+    # Its clock is set right in the middle of the job, as by a board that has found the network.
+    records[4:] = world.journal(made.job, made.plan)[4:]
+    report = put(store, made, records)
+    assert (report.rejected, report.conflicts, report.complete) == ((), (), True)
+    assert counts(store) == EXPECTED_ROWS
+    with store.reader() as session:
+        found = profile_samples(session, device_id=made.device_id, bundle_digest=made.bundle, engine="torch")
+        assert found is not None
+        assert abs(found.newest_wall_ns - time.time_ns()) < 3600 * 10**9  # the host's clock counts
+
+
 def test_journal_of_unknown_job_attempt_or_device_is_refused(store: Store) -> None:
     made = make(store)
     records = world.journal(made.job, made.plan)
