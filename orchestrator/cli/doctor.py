@@ -64,8 +64,13 @@ def _device_findings(farm: Farm, session: Session) -> list[Finding]:
     }
     examined = [answers[device.name] for device in session.devices]
     findings: list[Finding] = []
+    registered: set[str] = set()
     for one in examined:
-        findings += findings_of(one) + _registered(farm, session, one)
+        findings += findings_of(one)
+        # A second name for the same device is a finding of its own, below.
+        if one.facts is not None and one.facts.identity not in registered:
+            registered.add(one.facts.identity)
+            findings += _registered(farm, session, one)
     return findings + same_hardware(examined)
 
 
