@@ -116,8 +116,8 @@ class HostWorker:
 
     def look(self, name: str) -> Seen:
         """What this host sees of the device without an agent; its work folder is made if it can be."""
-        transport = self._connect(name)
-        return self._retried(name, lambda: look(transport, self.spool(name)))
+        transport, spool = self._connect(name), self.spool(name)
+        return self._retried(name, lambda: look(transport, spool))
 
     def spool(self, name: str) -> str:
         """The device's work folder; a local one may be relative to the inventory."""
