@@ -328,7 +328,8 @@ def _gated(
             if not held:
                 return None
             now = read_sensors(spool.root)
-            if job.gates.max_temperature_milli_c is not None or job.gates.min_battery_percent is not None:
+            asked = (job.gates.max_temperature_milli_c, job.gates.min_battery_percent)
+            if timed and asked != (None, None):
                 now = android.complete(now)
             verdicts = check_gates(job.gates, now, previous) if timed else ()
             if not shut(verdicts):

@@ -260,7 +260,7 @@ class HostWorker:
         _, transport = self._device(name)
         taking = lease_arguments(lease.model_copy(update={"takeover": True}))
         with self._locks[name]:
-            # Any verb with a lease does it; this one forgets a job that no store could have made.
+            # Any verb with a lease does it; this one forgets a job that nobody made.
             call_agent(transport, self.spool(name), "forget", "take-over", "1", *taking)
 
     def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, Any]:
