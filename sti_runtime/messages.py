@@ -480,8 +480,8 @@ class SettingReport(Record):
     """What became of one setting. ``target``: the file, or ``namespace/key`` of Android's.
 
     ``before``: what it was before the agent changed it; None: not set, or not readable. ``state``: of a start
-    record "applied" or "not-applied"; of an end record "restored", "kept" (somebody changed it meanwhile: it is
-    left alone) or "not-restored" (tried again at the next contact). ``why``: the cause, if there is one.
+    record "applied" or "not-applied"; of an end record "restored", "kept" (somebody changed it: it is left
+    alone) or "not-restored" (tried again at the next contact). ``why``: the cause, if there is one.
     """
 
     target: Annotated[str, Field(max_length=300)]

@@ -181,17 +181,18 @@ static void take_file(Expansion *expansion, const char *target, bool matched) {
 
 static bool is_number(const char *text) { return text[0] != '\0' && text[strspn(text, "0123456789")] == '\0'; }
 
-/* Follow `pattern`, which begins with '/', below `target`. */
+/* Follow `pattern`, which begins with '/' or has ended, below `target`. */
 static void follow(Expansion *expansion, const TargetText target, const char *pattern, bool matched) {
-  size_t length = strcspn(pattern + 1, "/");
-  const char *part = pattern + 1, *rest = part + length;
-  bool star = length > 0 && part[length - 1] == '*';
-  char folder[PATH_MAX], prefix[ENTRY_NAME];
-  if (length == 0) {
+  if (pattern[0] == '\0') {
     take_file(expansion, target, matched);
     return;
   }
   TargetText below;
+  const char *part = pattern + 1;
+  size_t length = strcspn(part, "/");
+  const char *rest = part + length;
+  bool star = length > 0 && part[length - 1] == '*';
+  char folder[PATH_MAX], prefix[ENTRY_NAME];
   if (!star) {
     if (snprintf(below, sizeof below, "%s/%.*s", target, (int)length, part) < TARGET_ROOM)
       follow(expansion, below, rest, matched);
