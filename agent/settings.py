@@ -2,7 +2,7 @@
 
 Each change is a line of ``settings.journal``, on storage before anything is changed. At the end of the run
 each value is put back, last change first, and the file removed. What an agent leaves behind that was killed
-is put back by the next verb that finds nobody running. Format: docs/job-and-journal.md, 6.
+is put back by the next verb that finds nobody running. Format: docs/job-and-journal.md, 8.
 """
 
 from __future__ import annotations

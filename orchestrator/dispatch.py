@@ -26,6 +26,7 @@ from orchestrator.deploy import DeployReport
 from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
 from orchestrator.jobs import DeviceTarget, job_key, make_job
+from orchestrator.prepare import tell_settings
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
@@ -318,6 +319,7 @@ def _drive(
                     records=polled.records,
                 )
                 done = job_queries.progress(session, job.id, job.attempt)
+            tell_settings(name, polled.records)
             if done.results + done.failures > finished:
                 finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
             if advance is not None:

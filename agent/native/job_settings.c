@@ -1,4 +1,4 @@
-/* job_settings.c: the settings of a job file (docs/job-and-journal.md, 2 and 6), read and written. */
+/* job_settings.c: the settings of a job file (docs/job-and-journal.md, 2 and 8), read and written. */
 #include <string.h>
 
 #include "../../sti_runtime/native/records.h"

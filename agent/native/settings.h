@@ -1,4 +1,4 @@
-/* settings.h: what a job changes on the device, and that it is put back (docs/job-and-journal.md, 6).
+/* settings.h: what a job changes on the device, and that it is put back (docs/job-and-journal.md, 8).
  *
  * Each change is a line of settings.journal, on storage before anything is changed. At the end of the run each value is put
  * back, last change first, and the file removed; what a killed agent leaves is put back by the next verb that finds nobody
