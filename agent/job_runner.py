@@ -18,7 +18,7 @@ from agent.locks import hold, hold_machine
 from agent.open_unit import NoteError, UnitNote, noting_units
 from agent.process import PID_FILE, write_pid
 from agent.sensors import read_sensors
-from agent.settings import apply_settings, restore_settings
+from agent.settings import apply_settings, restore_at_end
 from agent.signals import AbandonUnitError, StopRequest
 from agent.spool import Spool, storage_error
 from sti_runtime.errors import FormatError, InputError, StifarmError
@@ -200,7 +200,7 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
                 try:
                     refused = _run_units(job, spool, journal, note, stop)
                 finally:
-                    restored = restore_settings(spool)
+                    restored = restore_at_end(spool)
                 if refused is not None or len(state.finished) >= len(job.units):
                     journal.append(_end(journal, refused, restored))
         finally:

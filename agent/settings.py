@@ -186,6 +186,15 @@ def _restore(change: Change, boot: str) -> SettingReport:
     return change.report("restored")
 
 
+def restore_at_end(spool: Spool) -> tuple[SettingReport, ...]:
+    """``restore_settings`` however the run ended; what fails is tried again at the next contact."""
+    try:
+        return restore_settings(spool)
+    except StifarmError as error:
+        log.log(logging.ERROR, "Settings are not restored: %s", error)
+        return ()
+
+
 def restore_left(spool: Spool) -> None:
     """At every contact: put back what a killed agent left, unless one runs now; told in its job's log.
 
