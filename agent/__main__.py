@@ -14,10 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.records import canonical_json
+
+if TYPE_CHECKING:
+    from agent.spool import Spool
 
 
 def _version(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,12 +30,30 @@ def _version(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"agent": agent_version(), "agent_digest": agent_digest(), "protocol": PROTOCOL_VERSION}
 
 
-def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    from agent.facts import read_facts
-    from agent.identity import mark_emulated
+def _open_spool(arguments: argparse.Namespace) -> Spool:
+    """The spool, after what a killed agent has left changed on the device was put back."""
     from agent.spool import Spool
 
     spool = Spool.open(arguments.spool)
+    if spool.settings.is_file():
+        from agent.settings import restore_left
+
+        restore_left(spool)
+    return spool
+
+
+def _restore(arguments: argparse.Namespace) -> dict[str, Any]:
+    from agent.settings import restore
+    from agent.spool import Spool
+
+    return restore(Spool.open(arguments.spool))
+
+
+def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    from agent.facts import read_facts
+    from agent.identity import mark_emulated
+
+    spool = _open_spool(arguments)
     if arguments.emulated:
         mark_emulated(spool)
     return read_facts(spool).model_dump(mode="json")
@@ -45,9 +66,8 @@ def _in_spool(module: str, function: str, *names: str) -> Callable[[argparse.Nam
         import importlib
 
         from agent.fence import admit, parse_lease
-        from agent.spool import Spool
 
-        spool = Spool.open(arguments.spool)
+        spool = _open_spool(arguments)
         if getattr(arguments, "lease", None) is not None:
             admit(spool, parse_lease(arguments.lease))
         values = [getattr(arguments, name) for name in names]
@@ -59,9 +79,8 @@ def _in_spool(module: str, function: str, *names: str) -> Callable[[argparse.Nam
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     from agent.job_runner import run_job
-    from agent.spool import Spool
 
-    outcome = run_job(arguments.job, Spool.open(arguments.spool))
+    outcome = run_job(arguments.job, _open_spool(arguments))
     report = {"state": outcome.state, "done": outcome.done, "failed": outcome.failed}
     if outcome.exit_code:
         # Leave without joining threads: after a second signal a unit's own may still be reading.
@@ -112,6 +131,7 @@ def _parser() -> _Parser:
     verb.add_argument("digest")
     verb = add("collect", _in_spool(house, "collect", "keep"), "Remove content not kept.", writes=True)
     verb.add_argument("--keep", nargs="*", default=[], action="extend", metavar="DIGEST")
+    add("restore", _restore, "Put back what a killed agent left changed on the device.")
     add("clean", _in_spool(house, "clean"), "Remove everything of ours.", writes=True)
 
     process = "agent.process"

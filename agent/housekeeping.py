@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.chunks import LOCK_WAIT_S
-from agent.errors import BusyError
+from agent.errors import BusyError, RefusedError
 from agent.locks import hold, read_label
 from agent.process import running_pid
+from agent.settings import restore_settings
 from agent.spool import OWNED, Spool, checked_digest, fsync_folder, remove_whole, storage_error
 from sti_runtime.errors import DigestError, InputError
 from sti_runtime.messages import JOB_CAP_BYTES, JOB_FILE, Job
@@ -112,13 +113,14 @@ def forget(spool: Spool, job_id: str, attempt: str) -> dict[str, Any]:
 def clean(spool: Spool) -> dict[str, Any]:
     """Remove everything of ours from the spool; the folder itself stays, and what others put there.
 
-    Raises: BusyError while a job runs.
+    Raises: BusyError while a job runs; RefusedError while a setting of the device cannot be put back.
     """
     removed = []
     with (
         hold(spool.run_lock, wait_s=0, what="The device"),
         hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"),
     ):
+        _check_restored(spool)
         leftovers = [p.name for p in spool.root.iterdir() if _is_leftover(p)]
         for name in (*OWNED, *leftovers):
             path = spool.root / name
@@ -127,6 +129,15 @@ def clean(spool: Spool) -> dict[str, Any]:
                 removed.append(name)
         fsync_folder(spool.root)
     return {"removed": removed}
+
+
+def _check_restored(spool: Spool) -> None:
+    left = [report for report in restore_settings(spool) if report.state == "not-restored"]
+    if left:
+        raise RefusedError(
+            f"{left[0].target} cannot be put back to {left[0].before!r}: {left[0].why}.",
+            "Put it back by hand, or restart the device where it is a file of /sys; then clean again.",
+        )
 
 
 def _is_leftover(path: Path) -> bool:

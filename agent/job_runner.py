@@ -18,6 +18,7 @@ from agent.locks import hold, hold_machine
 from agent.open_unit import NoteError, UnitNote, noting_units
 from agent.process import PID_FILE, write_pid
 from agent.sensors import read_sensors
+from agent.settings import apply_settings, restore_at_end
 from agent.signals import AbandonUnitError, StopRequest
 from agent.spool import Spool, storage_error
 from sti_runtime.errors import FormatError, InputError, StifarmError
@@ -36,6 +37,7 @@ from sti_runtime.messages import (
     Lease,
     Payload,
     ResultRecord,
+    SettingReport,
     StartRecord,
     Unit,
     UnitResult,
@@ -179,9 +181,9 @@ def _record_refusal(folder: Path, spool: Spool, lease: Lease | None, error: Refu
         log.warning("Another job runs; the refusal is not journalled")
 
 
-def _end(journal: Journal, refused: str | None) -> EndRecord:
-    state = journal.state
-    return EndRecord(type="end", done=len(state.done), failed=len(state.failed), refused=refused)
+def _end(journal: Journal, refused: str | None, settings: tuple[SettingReport, ...] = ()) -> EndRecord:
+    done, failed = len(journal.state.done), len(journal.state.failed)
+    return EndRecord(type="end", done=done, failed=failed, refused=refused, settings=settings)
 
 
 def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: StopRequest) -> Outcome:
@@ -195,9 +197,12 @@ def _run_held(job: Job, folder: Path, spool: Spool, journal: Journal, stop: Stop
         write_pid(folder)
         try:
             with noting_units(folder) as note:
-                refused = _run_units(job, spool, journal, note, stop)
+                try:
+                    refused = _run_units(job, spool, journal, note, stop)
+                finally:
+                    restored = restore_at_end(spool)
                 if refused is not None or len(state.finished) >= len(job.units):
-                    journal.append(_end(journal, refused))
+                    journal.append(_end(journal, refused, restored))
         finally:
             waiting.over(folder)
             (folder / PID_FILE).unlink(missing_ok=True)
@@ -215,6 +220,7 @@ def _run_units(job: Job, spool: Spool, journal: Journal, note: UnitNote, stop: S
     """Run what is not in the journal; returns why the job must end early, None if it need not."""
     finished = journal.state.finished
     remaining = [unit for unit in job.units if unit.number not in finished]
+    settings = apply_settings(job.settings, spool, f"{job.id}/{job.attempt}") if remaining else ()
     journal.append(
         StartRecord(
             type="start",
@@ -227,6 +233,7 @@ def _run_units(job: Job, spool: Spool, journal: Journal, note: UnitNote, stop: S
             protocol=PROTOCOL_VERSION,
             emulated=job.emulation is not None or identity.emulated_id(spool) is not None,
             sensors=read_sensors(spool.root),
+            settings=settings,
         )
     )
     if not remaining:

@@ -8,6 +8,7 @@
     jobs/<job id>/<attempt>/        job.json, journal.log, agent.log, pid, open-unit
     locks/                          lock files of the agent's processes
     fence.json                      highest lease counter seen of each store
+    settings.journal                what was changed on the device and is to be put back
     device_id                       only in the spool of an emulated device
     bin/                            the agent executable, where one is pushed
 
@@ -26,7 +27,17 @@ from pathlib import Path
 from agent.errors import StorageFullError
 from sti_runtime.errors import InputError, StifarmError
 
-OWNED = ("bundles", "tasks", "incoming", "jobs", "locks", "bin", "fence.json", "device_id")
+OWNED = (
+    "bundles",
+    "tasks",
+    "incoming",
+    "jobs",
+    "locks",
+    "bin",
+    "fence.json",
+    "settings.journal",
+    "device_id",
+)
 """Everything ``clean`` removes."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -101,6 +112,11 @@ class Spool:
     def fence(self) -> Path:
         """The fence file."""
         return self.root / "fence.json"
+
+    @property
+    def settings(self) -> Path:
+        """The journal of changed settings; there only while some are changed."""
+        return self.root / "settings.journal"
 
     @property
     def device_id(self) -> Path:

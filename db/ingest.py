@@ -26,7 +26,15 @@ from db.models import AttemptRow, BundleRow, JobRow, JournalRecordRow, TaskDataR
 from db.source import Source
 from db.upsert import insert_new
 from db.validate import Context, why_rejected
-from sti_runtime.messages import EndRecord, FailureRecord, Job, JournalRecord, ResultRecord, StartRecord
+from sti_runtime.messages import (
+    EndRecord,
+    FailureRecord,
+    Job,
+    JournalRecord,
+    ResultRecord,
+    SettingReport,
+    StartRecord,
+)
 from sti_runtime.records import sha256_hex
 
 
@@ -173,6 +181,8 @@ class _Batch:
             _started(self.session, self.opened, payload)
         elif isinstance(payload, EndRecord) and payload.refused is not None:
             self.opened.refused = storable(payload.refused)
+        if isinstance(payload, StartRecord | EndRecord):
+            _note_settings(self.session, self.row, payload.settings)
         return None
 
     def _at(self, column: InstrumentedAttribute[Any], seq: int) -> Select[Any]:
@@ -218,6 +228,16 @@ def _started(session: Session, opened: AttemptRow, start: StartRecord) -> None:
     opened.protocol, opened.agent_emulated = start.protocol, start.emulated
     set_agent(session, opened.device_id, start.agent_digest)
     session.flush()
+
+
+def _note_settings(session: Session, row: JobRow, reports: Sequence[SettingReport]) -> None:
+    """An event for each state that settings of the device should not be in; the record holds them all."""
+    for state in ("not-applied", "kept", "not-restored"):
+        found = [report for report in reports if report.state == state]
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            what = f"Job {row.id}: setting {found[0].target}{more} {state}: {found[0].why}."
+            record_event(session, "warning", f"setting-{state}", what, device_id=row.device_id, job_id=row.id)
 
 
 def _finish(session: Session, row: JobRow, opened: AttemptRow, done: set[int]) -> None:

@@ -27,6 +27,7 @@ from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
 from orchestrator.jobs import DeviceTarget, job_key, make_job
+from orchestrator.prepare import tell_settings
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
@@ -321,6 +322,7 @@ def _drive(
                     records=polled.records,
                 )
                 done = job_queries.progress(session, job.id, job.attempt)
+            tell_settings(name, polled.records)
             if done.results + done.failures > finished:
                 finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
             if advance is not None:

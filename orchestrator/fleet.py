@@ -183,6 +183,7 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
         machine_lock=device.shared_machine(farm.settings.machine_lock),
         emulation=emulation,
         gates=device.gates,
+        settings=device.prepare.settings,
     )
     parts = []
     if emulation is not None and emulation.io_mechanism is not None:

@@ -14,6 +14,7 @@ from typing import Literal
 import yaml
 
 from orchestrator.errors import InventoryError, Problem, near
+from orchestrator.prepare import Prepare
 from orchestrator.transports import TRANSPORTS
 from sti_runtime.errors import UnitsError
 from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
@@ -81,6 +82,7 @@ class Device:
     cpus: tuple[int, ...]
     threads: int | None
     gates: Gates
+    prepare: Prepare
     emulate: EmulateSpec | None
     line: int
     labels: Mapping[str, str] = field(hash=False)
@@ -217,7 +219,8 @@ class _Reader:
         defaults: dict[str, object] = {
             "address": None, "serial": None, "adb_server": None, "key_file": None, "known_hosts": None,
             "machine_lock": None, "host": "local", "workdir": None, "engine": "native",
-            "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "emulate": None,
+            "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "prepare": Prepare(),
+            "emulate": None,
         }  # fmt: skip
         return Device(**{**defaults, **values}, line=node.start_mark.line + 1)  # type: ignore[arg-type]
 
@@ -398,6 +401,30 @@ def _parse_gates(reader: _Reader, node: yaml.Node, name: str) -> Gates:
     return _gates(reader.fields(node, name, _GATES))
 
 
+def _governor(reader: _Reader, node: yaml.Node, name: str) -> str | None:
+    text = _text(reader, node, name)
+    if text is not None and re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", text) is None:
+        reader.wrong(node, f"{name} must be the kernel's name of one, as performance, not {text!r}.")
+        return None
+    return text
+
+
+def _truth(reader: _Reader, node: yaml.Node, name: str) -> bool | None:
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("true", "false"):
+        return bool(node.value == "true")
+    reader.wrong(node, f"{name} must be true or false, not {_describe(node)}.")
+    return None
+
+
+def _parse_prepare(reader: _Reader, node: yaml.Node, name: str) -> Prepare:
+    values = reader.fields(node, name, _PREPARE)
+    return Prepare(
+        stay_awake=values.get("stay_awake") is True,
+        governor=str(values["governor"]) if "governor" in values else None,
+        shallow_idle="idle" in values,
+    )
+
+
 def _parse_emulate(reader: _Reader, node: yaml.Node, name: str) -> EmulateSpec | None:
     before = len(reader.problems)
     values = reader.fields(node, name, _EMULATE)
@@ -450,6 +477,11 @@ _EMULATE: Mapping[str, Parse] = {
     "cpu_share": _milli(0.001, 1000, " (1 is one whole CPU)"),
     "mechanism": _choice(MECHANISMS),
 }
+_PREPARE: Mapping[str, Parse] = {
+    "stay_awake": _truth,
+    "governor": _governor,
+    "idle": _choice(("shallow",)),
+}
 _DEVICE: Mapping[str, Parse] = {
     "name": _name,
     "transport": _choice(tuple(TRANSPORTS)),
@@ -466,6 +498,7 @@ _DEVICE: Mapping[str, Parse] = {
     "threads": _integer(1, 1024),
     "labels": _labels,
     "gates": _parse_gates,
+    "prepare": _parse_prepare,
     "emulate": _parse_emulate,
 }
 _INVENTORY: Mapping[str, Parse] = {"version": _parse_version, "devices": _parse_devices}

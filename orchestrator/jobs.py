@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.messages import (
+    TIMED_KINDS,
     ComputeProfileUnit,
     Emulation,
     EvaluateUnit,
@@ -25,6 +26,7 @@ from sti_runtime.messages import (
     Lease,
     ProbeUnit,
     RequestKind,
+    Setting,
     Unit,
 )
 from sti_runtime.plan import Plan
@@ -40,7 +42,10 @@ EVALUATE_BATCH = 32
 
 @dataclass(frozen=True)
 class DeviceTarget:
-    """What a job needs to know of the device it is for; ``identity`` is the hardware's."""
+    """What a job needs to know of the device it is for; ``identity`` is the hardware's.
+
+    ``settings``: changed on the device while something is timed there.
+    """
 
     identity: str
     engine: str
@@ -50,6 +55,11 @@ class DeviceTarget:
     machine_lock: str | None
     emulation: Emulation | None
     gates: Gates
+    settings: tuple[Setting, ...] = ()
+
+    def settings_for(self, units: Sequence[Unit]) -> tuple[Setting, ...]:
+        """The settings of a job of these units: none where nothing is timed."""
+        return self.settings if any(unit.kind in TIMED_KINDS for unit in units) else ()
 
 
 def profile_units(manifest: Manifest, rows: int, *, seed: int = 0) -> tuple[Unit, ...]:
@@ -164,7 +174,7 @@ def job_key(
 
     ``again`` > 0 asks for a repetition on purpose.
     """
-    facts = {
+    facts: dict[str, object] = {
         "kind": kind,
         "device": target.identity,
         "engine": target.engine,
@@ -179,6 +189,8 @@ def job_key(
         "units": [unit.model_dump(mode="json") for unit in units],
         "again": again,
     }
+    if settings := target.settings_for(units):
+        facts["settings"] = [setting.model_dump(mode="json") for setting in settings]
     return sha256_hex(canonical_json(facts))
 
 
@@ -211,6 +223,7 @@ def make_job(
             "machine_lock": target.machine_lock,
             "emulation": target.emulation,
             "gates": target.gates,
+            "settings": target.settings_for(units),
             "units": units,
         }
     )

@@ -20,6 +20,10 @@ RECORD_CAP_BYTES = 4 << 20
 JOB_FILE = "job.json"
 JOURNAL_FILE = "journal.log"
 AGENT_LOG_FILE = "agent.log"
+SETTINGS_MOST = 64
+"""Settings of a job; one may stand for many files."""
+SETTING_REPORTS_MOST = 1024
+"""Files and values that the settings of one job may stand for."""
 
 JobId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 ThreadCount = Annotated[int, Field(gt=0, le=1024)]
@@ -76,6 +80,46 @@ class Gates(Record):
     max_load_milli: Integer | None
     min_free_bytes: Integer | None
     wait_limit_s: NonNegative
+
+
+SettingValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,62}[!-~])?$")]
+"""What is written into a setting: printable ASCII without blanks around."""
+
+
+class FileSetting(Record):
+    """A file of the kernel's sysfs. A part of ``path`` ending in ``*`` stands for all with a number there."""
+
+    kind: Literal["file"]
+    path: Annotated[
+        str,
+        Field(
+            max_length=255,
+            pattern=r"^/sys/(class|devices)(/[A-Za-z0-9_:@,+-][A-Za-z0-9_.:@,+-]*\*?)+$",
+        ),
+    ]
+    value: SettingValue
+
+
+class IdleSetting(Record):
+    """No CPU may enter an idle state that it needs more than ``latency_us`` microseconds to leave.
+
+    Source: Documentation/admin-guide/pm/cpuidle.rst (``disable`` and ``latency`` of each state).
+    """
+
+    kind: Literal["idle"]
+    latency_us: NonNegative
+
+
+class AndroidSetting(Record):
+    """A value of Android's settings provider, as its program ``settings`` gets and puts them."""
+
+    kind: Literal["android"]
+    namespace: Literal["global", "secure", "system"]
+    key: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.]{0,99}$")]
+    value: SettingValue
+
+
+Setting = Annotated[FileSetting | IdleSetting | AndroidSetting, Field(discriminator="kind")]
 
 
 class ProbeUnit(Record):
@@ -157,7 +201,8 @@ class Job(Record):
 
     ``device`` is the hardware identity the agent must find itself on. ``bundle`` and ``task_data`` name
     content below the spool. ``machine_lock``: path of the lock file that timed units hold, shared
-    by all devices of one physical machine. ``cpus`` pins the agent; empty: not pinned.
+    by all devices of one physical machine. ``cpus`` pins the agent; empty: not pinned. ``settings``: what the
+    agent changes on the device before its first unit, and puts back behind its last.
     """
 
     format: Literal["stifarm-job"]
@@ -175,6 +220,7 @@ class Job(Record):
     machine_lock: str | None
     emulation: Emulation | None
     gates: Gates
+    settings: tuple[Setting, ...] = Field(default=(), max_length=SETTINGS_MOST)
     units: tuple[Unit, ...] = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
@@ -430,8 +476,26 @@ UnitResult = Annotated[
 ]
 
 
+class SettingReport(Record):
+    """What became of one setting. ``target``: the file, or ``namespace/key`` of Android's.
+
+    ``before``: what it was before the agent changed it; None: not set, or not readable. ``state``: of a start
+    record "applied" or "not-applied"; of an end record "restored", "kept" (somebody changed it: it is left
+    alone) or "not-restored" (tried again at the next contact). ``why``: the cause, if there is one.
+    """
+
+    target: Annotated[str, Field(max_length=300)]
+    value: SettingValue
+    before: Annotated[str, Field(max_length=256)] | None
+    state: Literal["applied", "not-applied", "restored", "kept", "not-restored"]
+    why: Annotated[str, Field(max_length=500)]
+
+
+SettingReports = Annotated[tuple[SettingReport, ...], Field(max_length=SETTING_REPORTS_MOST)]
+
+
 class StartRecord(Record):
-    """The agent (re)started the job. ``first_unit``: where it goes on. ``facts``: agent-side facts."""
+    """The agent (re)started the job. ``first_unit``: where it goes on. ``settings``: what became of them."""
 
     type: Literal["start"]
     job: JobId
@@ -443,6 +507,7 @@ class StartRecord(Record):
     protocol: Positive
     emulated: bool
     sensors: Sensors
+    settings: SettingReports = ()
 
 
 class ResultRecord(Record):
@@ -467,12 +532,15 @@ class FailureRecord(Record):
 
 
 class EndRecord(Record):
-    """All units are in the journal, or the job was refused (``refused`` says why)."""
+    """All units are in the journal, or the job was refused (``refused`` says why).
+
+    ``settings``: what became of those that this run of the agent had changed."""
 
     type: Literal["end"]
     done: NonNegative
     failed: NonNegative
     refused: str | None
+    settings: SettingReports = ()
 
 
 Payload = Annotated[StartRecord | ResultRecord | FailureRecord | EndRecord, Field(discriminator="type")]

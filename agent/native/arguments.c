@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fence.h"
+#include "settings.h"
 #include "verbs.h"
 
 static StiCode usage_error(const char *verb, const char *argument, const char *problem, StiError *error) {
@@ -64,6 +65,7 @@ StiCode arguments_open(int argc, char **argv, int words, unsigned takes, Argumen
   LeaseText lease;
   STI_TRY(arguments_read(argc, argv, words, takes | TAKES_SPOOL, arguments, error));
   STI_TRY(spool_open(arguments->spool, spool, error));
+  settings_restore_left(spool);
   if (arguments->lease == NULL) return STI_OK;
   STI_TRY(lease_parse(arguments->lease, &lease, error));
   return fence_admit(spool, &lease.lease, error);

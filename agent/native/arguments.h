@@ -17,7 +17,7 @@ typedef struct {
 
 /* argv[0] is the verb; exactly `words` words are wanted, and --spool where it is taken. Errors: STI_INPUT. */
 StiCode arguments_read(int argc, char **argv, int words, unsigned takes, Arguments *arguments, StiError *error);
-/* The same, then open the spool and let the lease in, if one was given. */
+/* The same, then open the spool, put back what a killed agent left changed, and let the lease in, if one was given. */
 StiCode arguments_open(int argc, char **argv, int words, unsigned takes, Arguments *arguments, Spool *spool,
                        StiError *error);
 

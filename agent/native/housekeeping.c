@@ -13,6 +13,7 @@
 #include "job.h"
 #include "locks.h"
 #include "process.h"
+#include "settings.h"
 #include "verbs.h"
 
 enum { DIGEST_CHARS = 64 };
@@ -289,23 +290,29 @@ static StiCode clean(const Spool *spool, Text *out, StiError *error) {
   return problem == 0 ? code : storage_error(error, problem, spool->root);
 }
 
+/* Under the run lock. */
+static StiCode clean_held(const Spool *spool, Text *out, StiError *error) {
+  Lock deploy;
+  STI_TRY(settings_check_restored(spool, error));
+  STI_TRY(hold_deploy(spool, &deploy, error));
+  json_open(out, '{');
+  json_key(out, "removed"), json_open(out, '[');
+  StiCode code = clean(spool, out, error);
+  json_close(out, ']');
+  json_close(out, '}');
+  lock_release(&deploy);
+  return code;
+}
+
 /* Remove everything of ours from the spool; the folder itself stays, and what others put there. */
 StiCode verb_clean(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
   (void)exit_code;
   Arguments arguments;
   Spool spool;
-  Lock run, deploy;
+  Lock run;
   STI_TRY(arguments_open(argc, argv, 0, TAKES_LEASE, &arguments, &spool, error));
   STI_TRY(hold_run(&spool, 0, "", &run, error));
-  StiCode code = hold_deploy(&spool, &deploy, error);
-  if (code == STI_OK) {
-    json_open(out, '{');
-    json_key(out, "removed"), json_open(out, '[');
-    code = clean(&spool, out, error);
-    json_close(out, ']');
-    json_close(out, '}');
-    lock_release(&deploy);
-  }
+  StiCode code = clean_held(&spool, out, error);
   lock_release(&run);
   return code;
 }

@@ -130,7 +130,7 @@ static const StoredFormat stored = {"Job", "stifarm-job", 1, false, STI_REFUSED}
 
 /* The members that are parsed once all fields are known to be there. */
 typedef struct {
-  const JsonValue *emulation /* NULL for null */, *gates, *lease, *units;
+  const JsonValue *emulation /* NULL for null */, *gates, *lease, *settings /* NULL: not given */, *units;
 } Parts;
 
 static StiCode parse_parts(Arena *arena, const Parts *parts, const char *source, Job *job, StiError *error) {
@@ -138,6 +138,7 @@ static StiCode parse_parts(Arena *arena, const Parts *parts, const char *source,
   STI_TRY(parse_gates(parts->gates, source, &job->gates, error));
   job->emulated = parts->emulation != NULL;
   if (job->emulated) STI_TRY(parse_emulation(parts->emulation, source, &job->emulation, error));
+  if (parts->settings != NULL) STI_TRY(settings_parse(arena, parts->settings, source, job, error));
   job->unit_count = (int32_t)parts->units->array.count;
   job->units = new_array(arena, parts->units->array.count, sizeof *job->units);
   if (job->units == NULL) return sti_out_of_memory(error);
@@ -165,6 +166,7 @@ StiCode job_parse(Arena *arena, const char *data, size_t length, const char *sou
   parts.lease = field_value(&fields, "lease");
   if (!field_is_null(&fields, "machine_lock")) job->machine_lock = field_text(&fields, "machine_lock", 0, SIZE_MAX);
   job->queue_depth = field_int(&fields, "queue_depth", 1, JOB_THREAD_CAP);
+  if (field_is_given(&fields, "settings")) parts.settings = field_array(&fields, "settings", 0, SETTINGS_MOST);
   field_copy_digest_or_null(&fields, "task_data", job->task_data);
   job->threads = field_int(&fields, "threads", 1, JOB_THREAD_CAP);
   parts.units = field_array(&fields, "units", 1, MOST_UNITS);
@@ -268,6 +270,7 @@ void job_write(Text *out, const Job *job) {
   write_lease(out, &job->lease);
   write_text_or_null(out, "machine_lock", job->machine_lock);
   json_int_field(out, "queue_depth", job->queue_depth);
+  settings_write(out, job);
   write_text_or_null(out, "task_data", job->task_data[0] == '\0' ? NULL : job->task_data);
   json_int_field(out, "threads", job->threads);
   json_key(out, "units");

@@ -35,6 +35,18 @@ typedef struct {
   int64_t max_temperature_milli_c, min_battery_percent, max_load_milli, min_free_bytes, wait_limit_s;
 } Gates;
 
+typedef enum { SETTING_ANDROID, SETTING_FILE, SETTING_IDLE } SettingKind;
+
+/* What is to be changed on the device while the job runs. */
+typedef struct {
+  SettingKind kind;
+  const char *path;             /* file: /sys/…; a part that ends with '*' stands for all with a number there */
+  const char *namespace_, *key; /* android */
+  const char *value;            /* file, android */
+  int64_t latency_us;           /* idle: no state that takes longer to leave may be entered */
+} Setting;
+enum { SETTINGS_MOST = 64, SETTING_VALUE_MOST = 64 };
+
 typedef enum { UNIT_PROBE, UNIT_PROFILE_IO, UNIT_PROFILE_COMPUTE, UNIT_PROFILE_FIXED, UNIT_EXECUTE, UNIT_EVALUATE } UnitKind;
 extern const char *const unit_kind_names[]; /* "probe", …, NULL */
 
@@ -67,6 +79,7 @@ typedef struct {
   bool emulated;
   Emulation emulation;
   Gates gates;
+  Setting *settings; int32_t setting_count;
   Unit *units; int32_t unit_count;
 } Job;
 
@@ -74,5 +87,14 @@ typedef struct {
 StiCode job_parse(Arena *arena, const char *data, size_t length, const char *source, Job *job, StiError *error);
 void job_write(Text *out, const Job *job); /* canonical JSON: spawn-cold children get theirs on standard input */
 bool unit_is_timed(UnitKind kind);
+
+/* job_settings.c */
+StiCode settings_parse(Arena *arena, const JsonValue *array, const char *source, Job *job, StiError *error);
+void settings_write(Text *out, const Job *job);
+/* Whether the text is printable ASCII without blanks around, of 1 to SETTING_VALUE_MOST characters. */
+bool is_setting_value(const char *text);
+bool is_setting_path(const char *text, bool stars); /* /sys/class/… or /sys/devices/…, nowhere else; '*' or none */
+bool is_setting_key(const char *text);
+extern const char *const setting_namespaces[]; /* NULL-ended */
 
 #endif

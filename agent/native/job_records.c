@@ -6,7 +6,14 @@
 #include "agent_log.h"
 #include "sensors.h"
 
-StiCode append_end(Journal *journal, const char *refused, StiError *error) {
+/* "settings": what was reported of them; NULL: nothing. */
+static void write_settings(Text *payload, const Text *reports) {
+  json_key(payload, "settings");
+  if (reports == NULL) json_open(payload, '['), json_close(payload, ']');
+  else text_append(payload, reports->data, reports->length);
+}
+
+StiCode append_end(Journal *journal, const char *refused, const Text *settings, StiError *error) {
   Text payload = {0};
   json_open(&payload, '{');
   json_int_field(&payload, "done", journal->state.done.count);
@@ -16,6 +23,7 @@ StiCode append_end(Journal *journal, const char *refused, StiError *error) {
     json_text(&payload, refused);
   else
     json_null(&payload);
+  write_settings(&payload, settings);
   json_text_field(&payload, "type", "end");
   json_close(&payload, '}');
   StiCode code = journal_append(journal, &payload, error);
@@ -31,7 +39,8 @@ static void write_lease(Text *out, const Lease *lease) {
   json_close(out, '}');
 }
 
-StiCode append_start(Journal *journal, const Job *job, const Spool *spool, int64_t first_unit, StiError *error) {
+StiCode append_start(Journal *journal, const Job *job, const Spool *spool, int64_t first_unit, const Text *settings,
+                     StiError *error) {
   char mark[EMULATED_ID_TEXT];
   Sensors sensors;
   Text payload = {0};
@@ -47,6 +56,7 @@ StiCode append_start(Journal *journal, const Job *job, const Spool *spool, int64
   json_key(&payload, "lease"), write_lease(&payload, &job->lease);
   json_int_field(&payload, "protocol", PROTOCOL_VERSION);
   json_key(&payload, "sensors"), sensors_write(&payload, &sensors);
+  write_settings(&payload, settings);
   json_text_field(&payload, "type", "start");
   json_close(&payload, '}');
   StiCode code = journal_append(journal, &payload, error);

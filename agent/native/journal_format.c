@@ -65,6 +65,7 @@ static void decode_start(Fields *fields, Record *record) {
   decode_lease(field_object(fields, "lease"), fields, &record->lease);
   field_int(fields, "protocol", 1, INT64_MAX);
   field_object(fields, "sensors");
+  if (field_is_given(fields, "settings")) field_array(fields, "settings", 0, SETTING_REPORTS_MOST);
 }
 
 static void decode_result(Fields *fields, Record *record) {
@@ -88,6 +89,7 @@ static void decode_end(Fields *fields, Record *record) {
   field_int(fields, "done", 0, INT64_MAX);
   field_int(fields, "failed", 0, INT64_MAX);
   record->refused = field_is_null(fields, "refused") ? NULL : field_words(fields, "refused");
+  if (field_is_given(fields, "settings")) field_array(fields, "settings", 0, SETTING_REPORTS_MOST);
 }
 
 static StiCode decode_payload(const JsonValue *value, const char *source, Record *record, StiError *error) {

@@ -10,6 +10,7 @@
 enum {
   LINE_CAP_BYTES = RECORD_CAP_BYTES + 40, /* sequence number of at most 19 digits, two blanks, checksum, newline */
   UNIT_CAP = 100000,                      /* most units of a job */
+  SETTING_REPORTS_MOST = 1024,            /* in a start or end record */
 };
 
 typedef enum { RECORD_END, RECORD_FAILURE, RECORD_RESULT, RECORD_START } RecordType;

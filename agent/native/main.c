@@ -57,9 +57,8 @@ static int run_verb(int argc, char **argv, Text *out) {
 
 int main(int argc, char **argv) {
   Text out = {0};
-  const char *sysfs = getenv("STIFARM_SYSFS");
+  const char *sysfs = getenv("STIFARM_SYSFS"), *android = getenv("STIFARM_ANDROID");
   if (sysfs != NULL && *sysfs) kernel_roots.sys = sysfs;
-  const char *android = getenv("STIFARM_ANDROID");
   if (android != NULL && *android) kernel_roots.android = android;
   signals_ignore_writes();
   if (argc == 3 && strcmp(argv[1], "spawned") == 0) return spawned_main(argv[2]);

@@ -17,6 +17,7 @@
 #include "locks.h"
 #include "open_unit.h"
 #include "process.h"
+#include "settings.h"
 #include "signals.h"
 #include "units.h"
 #include "verbs.h"
@@ -149,18 +150,37 @@ static int64_t first_unfinished(const Run *run) {
   return number;
 }
 
-/* Write `start`, run what is not in the journal, write `end`. STI_STOPPED: a signal ended it early. */
-static StiCode run_units(Run *run, StiError *error) {
-  char reason[REASON_CHARS], refused[REASON_CHARS + 20];
-  int64_t first = first_unfinished(run);
-  STI_TRY(append_start(&run->journal, &run->job, run->spool, first, error));
-  if (first == run->job.unit_count) return append_end(&run->journal, NULL, error);
+static StiCode run_in_context(Run *run, char reason[REASON_CHARS], StiError *error) {
   STI_TRY(context_open(&run->job, run->spool->root, &run->context, error));
   StiCode code = run_remaining(run, reason, error);
   context_close(run->context);
-  if (code != STI_OK) return code;
+  return code;
+}
+
+/* Write `start`, run what is not in the journal. STI_STOPPED: a signal ended it early. */
+static StiCode run_set(Run *run, char reason[REASON_CHARS], StiError *error) {
+  Text settings = {0};
+  int64_t first = first_unfinished(run);
+  bool remains = first < run->job.unit_count;
+  settings_apply(run->spool, &run->job, remains, &settings);
+  StiCode code = settings.failed ? sti_out_of_memory(error) : STI_OK;
+  if (code == STI_OK) code = append_start(&run->journal, &run->job, run->spool, first, &settings, error);
+  text_free(&settings);
+  return code == STI_OK && remains ? run_in_context(run, reason, error) : code;
+}
+
+/* run_set, then put the device's settings back, however it ended, and write `end`. */
+static StiCode run_units(Run *run, StiError *error) {
+  char reason[REASON_CHARS] = "", refused[REASON_CHARS + 20];
+  Text settings = {0};
+  StiError problem = {0};
+  StiCode code = run_set(run, reason, error);
+  if (settings_restore(run->spool, &settings, &problem) != STI_OK) log_error("%s", problem.what);
+  if (code == STI_OK && settings.failed) code = sti_out_of_memory(error);
   snprintf(refused, sizeof refused, "superseded: %s", reason);
-  return append_end(&run->journal, reason[0] ? refused : NULL, error);
+  if (code == STI_OK) code = append_end(&run->journal, reason[0] ? refused : NULL, &settings, error);
+  text_free(&settings);
+  return code;
 }
 
 /* run_units with the note of the running unit, removed however it ends. */
@@ -244,7 +264,7 @@ static StiCode append_refusal(Run *run, const Lease *lease, const char *refused,
   STI_TRY(journal_open(path, &run->journal, error));
   const JournalState *state = &run->journal.state;
   bool ours = !state->has_end && !journal_of_others(state, lease);
-  StiCode code = ours ? append_end(&run->journal, refused, error) : STI_OK;
+  StiCode code = ours ? append_end(&run->journal, refused, NULL, error) : STI_OK;
   journal_close(&run->journal);
   return code;
 }

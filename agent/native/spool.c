@@ -11,8 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-const char *const spool_owned[] = {"bundles", "tasks", "incoming", "jobs", "locks", "bin", "fence.json", "device_id",
-                                   NULL};
+const char *const spool_owned[] = {"bundles", "tasks", "incoming", "jobs", "locks", "bin", "fence.json",
+                                   SETTINGS_JOURNAL, "device_id", NULL};
 
 /* ------------------------------------------------------------------ the spool */
 

@@ -16,6 +16,7 @@ typedef char Path[PATH_CHARS];
 
 typedef struct { char root[ROOT_CHARS + 1]; } Spool; /* absolute, not resolved */
 
+#define SETTINGS_JOURNAL "settings.journal"
 extern const char *const spool_owned[]; /* everything `clean` removes, NULL-ended */
 
 /* The spool at `root`, made with its folders if it is not there. Errors: STI_INPUT. */

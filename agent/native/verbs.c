@@ -20,6 +20,7 @@ const Verb verbs[] = {
     {"has-task", verb_has_task, "has-task DIGEST --spool DIR", "Ask for task data."},
     {"accept-task", verb_accept_task, "accept-task DIGEST --spool DIR" LEASE, "Verify task data."},
     {"collect", verb_collect, "collect [--keep DIGEST...] --spool DIR" LEASE, "Remove content not kept."},
+    {"restore", verb_restore, "restore --spool DIR", "Put back what a killed agent left changed on the device."},
     {"clean", verb_clean, "clean --spool DIR" LEASE, "Remove everything of ours."},
     {"fit", verb_fit, "fit SAMPLES | --lines", "Make a device profile from samples."},
     {"plan", verb_plan,

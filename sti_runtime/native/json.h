@@ -90,6 +90,7 @@ int64_t field_item_int(Fields *fields, const char *name, const JsonValue *array,
 const char *field_item_text(Fields *fields, const char *name, const JsonValue *array, size_t index);
 const JsonValue *field_object(Fields *fields, const char *name);
 bool field_is_null(Fields *fields, const char *name); /* true marks it seen; false leaves it to be read */
+bool field_is_given(Fields *fields, const char *name); /* of one that may be missing; leaves it to be read */
 void fields_problem(Fields *fields, const char *format, ...) __attribute__((format(printf, 2, 3)));
 StiCode fields_end(Fields *fields);
 

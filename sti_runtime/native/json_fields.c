@@ -113,6 +113,14 @@ bool field_is_null(Fields *fields, const char *name) {
   return null;
 }
 
+bool field_is_given(Fields *fields, const char *name) {
+  if (fields->code != STI_OK) return false;
+  uint64_t seen = fields->seen;
+  bool given = find(fields, name) != NULL;
+  fields->seen = seen;
+  return given;
+}
+
 static int64_t int_of(Fields *fields, const char *name, const JsonValue *value, int64_t least, int64_t most) {
   if (value->kind == JSON_INT && value->integer >= least && value->integer <= most) return value->integer;
   if (value->kind == JSON_INT || value->kind == JSON_BIG)

@@ -77,6 +77,7 @@ from sti_runtime.messages import (
     JournalRecord,
     Payload,
     ResultRecord,
+    SettingReport,
     Verdict,
 )
 from tests.contract import store_world as world
@@ -412,6 +413,24 @@ def test_rejected_record_is_kept_without_samples(store: Store) -> None:
         assert '"nan"' in kept.record_json
         assert [event.kind for event in latest_events(session)] == ["record-rejected"]
         assert 4 not in results_of(session, made.job.id)
+
+
+def test_settings_that_are_not_as_asked_are_events_and_stay_in_the_record(store: Store) -> None:
+    made = make(store)
+    records = world.journal(made.job, made.plan)
+    begun = SettingReport(target="global/a", value="7", before=None, state="applied", why="")
+    missing = begun.model_copy(update={"target": "/sys/devices/b", "state": "not-applied", "why": "absent"})
+    reports = {0: (begun, missing, missing), len(records) - 1: (begun.model_copy(update={"state": "kept"}),)}
+    for seq, settings in reports.items():
+        payload = records[seq].payload.model_copy(update={"settings": settings})
+        records[seq] = records[seq].model_copy(update={"payload": payload})
+    assert put(store, made, records).rejected == ()
+    with store.reader() as session:
+        events = {event.kind: event.what for event in latest_events(session)}
+        assert set(events) == {"setting-not-applied", "setting-kept"}
+        assert "/sys/devices/b and 1 more not-applied: absent" in events["setting-not-applied"]
+        kept = session.scalars(select(JournalRecordRow.record_json).where(JournalRecordRow.seq == 0)).one()
+        assert '"state":"not-applied"' in kept
 
 
 def test_second_result_of_a_unit_and_changed_records_are_not_believed(store: Store) -> None:

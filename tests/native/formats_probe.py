@@ -37,7 +37,9 @@ Ask = Callable[[str, Sequence[bytes]], list[Answer]]
 def formats_probe() -> Ask:
     """Ask the program, built with sanitizers, about documents of one kind."""
     source = Path(__file__).with_name("formats_probe.c")
-    program = build_sanitized("address,undefined", source, AGENT / "job.c", runtime=PARSERS)
+    program = build_sanitized(
+        "address,undefined", source, *(AGENT / name for name in ("job.c", "job_settings.c")), runtime=PARSERS
+    )
 
     def ask(kind: str, documents: Sequence[bytes]) -> list[Answer]:
         request = b"".join(b"%s %d\n%s" % (kind.encode(), len(data), data) for data in documents)

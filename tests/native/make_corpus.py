@@ -16,13 +16,16 @@ from sti_runtime.bundle import Bundle
 from sti_runtime.bundle_build import build_bundle
 from sti_runtime.journal_format import encode_line
 from sti_runtime.messages import (
+    AndroidSetting,
     ComputeProfileUnit,
     EndRecord,
     EvaluateUnit,
     ExecuteUnit,
     FailureRecord,
+    FileSetting,
     FixedProfileUnit,
     Gates,
+    IdleSetting,
     IoProfileUnit,
     Job,
     JournalRecord,
@@ -31,6 +34,7 @@ from sti_runtime.messages import (
     ProbeUnit,
     ResultRecord,
     Sensors,
+    Setting,
     StartRecord,
 )
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
@@ -105,7 +109,12 @@ def _jobs(plan: Plan) -> list[Job]:
         ),
         EvaluateUnit(number=1, kind="evaluate", plan=plan, batch=8),
     )
-    return [Job(**common, units=profiling), Job(**common, units=running)]
+    settings: tuple[Setting, ...] = (
+        FileSetting(kind="file", path="/sys/devices/cpu/policy*/governor", value="performance"),
+        IdleSetting(kind="idle", latency_us=10),
+        AndroidSetting(kind="android", namespace="global", key="stay_on", value="7"),
+    )
+    return [Job(**common, units=profiling), Job(**common, settings=settings, units=running)]
 
 
 def _journals() -> list[bytes]:

@@ -99,7 +99,7 @@ def test_the_usage_text_names_every_verb(agent: Agent) -> None:
     contract = (
         "version facts run status stop forget missing accept commit verify has-task accept-task collect"
     )
-    for verb in (*contract.split(), "clean", "fit", "plan", "profile", "infer", "score", "session"):
+    for verb in f"{contract} restore clean fit plan profile infer score session".split():
         assert f"\n  {verb}" in text
         one = agent.start(verb, "--help")
         assert one.communicate(timeout=300)[0].decode().startswith(f"usage: stifarm-agent {verb}")

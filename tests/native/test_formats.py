@@ -23,12 +23,15 @@ from sti_runtime.errors import FormatError, StifarmError
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Manifest
 from sti_runtime.messages import (
+    AndroidSetting,
     ComputeProfileUnit,
     Emulation,
     EvaluateUnit,
     ExecuteUnit,
+    FileSetting,
     FixedProfileUnit,
     Gates,
+    IdleSetting,
     IoProfileUnit,
     Job,
     Lease,
@@ -147,6 +150,11 @@ def jobs(bundle: Bundle) -> list[Job]:
             max_load_milli=None,
             min_free_bytes=-(2**63),
             wait_limit_s=9,
+        ),
+        "settings": (
+            FileSetting(kind="file", path="/sys/devices/cpu/policy*/a.b", value="a b"),
+            IdleSetting(kind="idle", latency_us=10),
+            AndroidSetting(kind="android", namespace="global", key="low_power", value="~"),
         ),
         "units": (
             IoProfileUnit(number=0, kind="profile-io", widths=(1, 2), fidelities=(2, 32), repeats=3, seed=7),

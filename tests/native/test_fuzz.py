@@ -24,7 +24,7 @@ LIMIT_S = 300.0
 TARGETS = {
     "bundle": ("manifest", (), 4000),
     "plan": ("plan", (), 6000),
-    "job": ("job", (AGENT / "job.c",), 6000),
+    "job": ("job", (AGENT / "job.c", AGENT / "job_settings.c"), 6000),
 }
 """Target: its corpus, what it needs besides the parsers, mutations per file."""
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import InventoryError
 from orchestrator.inventory import CAP_BYTES, Device, EmulateSpec, load_inventory, parse_inventory
+from orchestrator.prepare import Prepare
 
 SHIPPED = Path(__file__).resolve().parents[2] / "inventory.yaml"
 PATH = Path("inventory.yaml")
@@ -33,6 +34,7 @@ devices:
     threads: 4
     labels: {room: "12", soc: sm8550}
     gates: {max_temperature_c: 42.5, min_battery_percent: 30, max_load: 0.5, min_free: 200MB, wait_limit_s: 5}
+    prepare: {stay_awake: true, governor: performance, idle: shallow}
     emulate: {read_bandwidth: 4MB/s, cpu_share: 0.25, mechanism: agent}
   - {name: bare, transport: local}
 """
@@ -62,6 +64,7 @@ def test_every_field_is_read() -> None:
         500,
     )
     assert (gates.min_free_bytes, gates.wait_limit_s) == (200_000_000, 5)
+    assert device.prepare == Prepare(stay_awake=True, governor="performance", shallow_idle=True)
     assert device.emulate == EmulateSpec(4_000_000, 250, "agent")
     assert (device.emulated, device.native) == (True, False)
 
@@ -76,6 +79,7 @@ def test_defaults() -> None:
         None,
     )
     assert device.labels == {}
+    assert device.prepare.settings == ()
     assert (device.gates.max_temperature_milli_c, device.gates.min_free_bytes) == (None, None)
     assert (device.emulated, device.native) == (False, True)
     assert device.shared_machine(Path("/this/one")) == "/this/one"
@@ -101,9 +105,13 @@ def test_defaults() -> None:
         ("transport: adb, serial: '-s x'", "serial '-s x' is no serial"),
         ("transport: local, machine_lock: lock", "machine_lock must be an absolute path"),
         ("transport: local, emulate: {mechanism: lab, cpu_share: 1}", "must limit something"),
+        ("transport: local, prepare: {governor: ../x}", "governor must be the kernel's name of one"),
+        ("transport: local, prepare: {stay_awake: 'true'}", "stay_awake must be true or false, not 'true'."),
+        ("transport: local, prepare: {idle: deep}", "idle 'deep' is unknown."),
+        ("transport: local, prepare: {awake: true}", "prepare has an unknown key 'awake'."),
     ],
 )
-def test_a_mistake_in_how_a_device_is_reached(fields: str, what: str) -> None:
+def test_a_mistake_in_the_fields_of_a_device(fields: str, what: str) -> None:
     ((line, said),) = problems(HEAD + f"  - {{name: a, {fields}}}\n")
     assert (line, what in said) == (3, True), said
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator import jobs
 from orchestrator.jobs import DeviceTarget, evaluate_units, execute_units, job_key, make_job, sample_rows
+from orchestrator.prepare import Prepare
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.messages import Emulation, ExecuteUnit, Job, Lease, ProbeUnit, Unit
@@ -31,6 +32,7 @@ TARGET = DeviceTarget(
     emulation=None,
     gates=OPEN_GATES,
 )
+SETTINGS = Prepare(stay_awake=True, governor="performance", shallow_idle=True).settings
 SLOWED = Emulation(io_bytes_per_s=10**6, io_mechanism="agent", cpu_share_milli=None, cpu_mechanism=None)
 
 
@@ -178,6 +180,7 @@ def test_the_key_changes_with_everything_that_decides_results() -> None:
         key(replace(TARGET, threads=1)),
         key(replace(TARGET, queue_depth=8)),
         key(replace(TARGET, cpus=(1,))),
+        key(replace(TARGET, settings=SETTINGS)),
         key(replace(TARGET, emulation=SLOWED)),
         key(replace(TARGET, emulation=SLOWED.model_copy(update={"io_bytes_per_s": 2 * 10**6}))),
     ]
@@ -186,6 +189,17 @@ def test_the_key_changes_with_everything_that_decides_results() -> None:
 
 def test_the_key_does_not_change_with_where_the_lock_is() -> None:
     assert key() == key(replace(TARGET, machine_lock=None))
+
+
+def test_only_timed_work_changes_settings(plans: list[Plan]) -> None:
+    target = replace(TARGET, settings=SETTINGS)
+    assert target.settings_for(evaluate_units(plans)) == ()
+    assert target.settings_for(timed(plans)) == SETTINGS
+    made = make_job(
+        "execute", key(), target, attempt=1, lease=LEASE, bundle=None, task_data=None, units=timed(plans)
+    )  # fmt: skip
+    assert made.settings == SETTINGS
+    assert [setting.kind for setting in SETTINGS] == ["android", "android", "file", "idle"]
 
 
 def test_a_job_file_carries_its_target_and_survives_writing(tmp_path: Path) -> None:
