@@ -18,6 +18,8 @@ from typing import cast
 
 WORLDS: Mapping[str, str] = {
     "local": "tests.contract.transport_worlds:local_world",
+    "ssh": "tests.contract.ssh_world:ssh_world",
+    "ssh-without-sftp": "tests.contract.ssh_world:ssh_without_sftp_world",
 }
 """Name of the world to ``module:function`` of its maker."""
 
