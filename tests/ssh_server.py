@@ -51,7 +51,8 @@ class SshServer:
 
     def __post_init__(self) -> None:
         self.program = sshd_program()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.home = self.folder / "home"
+        self.home.mkdir(parents=True)
         self.host_keys = [make_key(self.folder / f"host_{kind}", kind) for kind in self.host_key_kinds]
         self.key = make_key(self.folder / "user_key")
         self.authorized = self.folder / "authorized_keys"
@@ -81,6 +82,7 @@ class SshServer:
             "KbdInteractiveAuthentication": "no",
             "MaxStartups": "100",
             "Subsystem": "sftp internal-sftp",
+            "SetEnv": f"HOME={self.home}",  # not what the user's own shell does at a login
             "LogLevel": "ERROR",
             **self.options,
         }

@@ -20,8 +20,7 @@ from orchestrator.transports.ssh_known_hosts import KnownKey, fingerprint, read_
 
 CONNECT_S = 15.0
 SILENCE_S = 20.0
-"""A link on which nothing was heard for so long is dead; it is asked for a sign of life before."""
-ASK_S = 5.0
+"""A link on which nothing was heard for so long is dead; from a quarter of it on, it is asked to answer."""
 
 _HANDSHAKE_S = 60.0
 _WINDOW_BYTES = 8 << 20
@@ -128,8 +127,9 @@ class Connection:
         return str(error) if error is not None and str(error) else "it was closed"
 
     def _ask(self) -> None:
-        while not self._ended.wait(ASK_S) and self.transport.is_active():
-            if self.link.silent_s >= ASK_S:
+        quiet_s = self.link.silence_s / 4
+        while not self._ended.wait(quiet_s) and self.transport.is_active():
+            if self.link.silent_s >= quiet_s:
                 try:
                     self.transport.global_request(
                         "keepalive@openssh.com"

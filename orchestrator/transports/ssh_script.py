@@ -23,7 +23,8 @@ _LINE = (
     'if [ "$group" != $$ ]; then command -v setsid >/dev/null && exec setsid sh -c "$line"; '
     "group=0; export STIFARM_RUN={token}; fi; "
     "echo; echo {token} $group; echo {token} >&2; {exports}"
-    "shopt -s execfail 2>/dev/null; trap 'echo {token} $? >&2' EXIT; exec {argv}{redirect}; "
+    "shopt -s execfail 2>/dev/null; trap 'code=$?; [ $code -lt 126 ] || echo {token} $code >&2' EXIT; "
+    "exec {argv}{redirect}; "
     "code=$?; trap - EXIT; echo {token} $code >&2; exit $code"
 )
 
@@ -50,7 +51,7 @@ the commands themselves. Reads "watch GROUP TOKEN" and "end GROUP TOKEN", answer
 
 WARDEN_READY = b"WARDEN-READY"
 
-# Until the command is executed, the process's own command line still has the word in it.
+# Until it executes the command, a process's command line has the word in it, or is just being replaced.
 DETACH = """log=$1 folder=$2; shift 2
 unset STIFARM_RUN
 [ -z "$folder" ] || mkdir -p -- "$folder" || exit 125
@@ -58,13 +59,16 @@ true >>"$log" || exit 125
 failed=
 trap 'failed=1' USR1
 become=': STIFARM_LAUNCH; log=$1; shift
-trap "kill -USR1 $0" EXIT; shopt -s execfail 2>/dev/null
+trap "[ \\$? -lt 126 ] || kill -USR1 $0" EXIT; shopt -s execfail 2>/dev/null
 exec "$@" </dev/null >>"$log" 2>&1
 code=$?; trap - EXIT; kill -USR1 $0; exit $code'
 if command -v setsid >/dev/null; then setsid sh -c "$become" $$ "$log" "$@" </dev/null >/dev/null 2>&1 &
 else (trap '' HUP; exec sh -c "$become" $$ "$log" "$@" </dev/null >/dev/null 2>&1) & fi
 pid=$!
-while [ -z "$failed" ] && grep -qs STIFARM_LAUNCH "/proc/$pid/cmdline"; do :; done
+while [ -z "$failed" ] && read -r _ _ state _ <"/proc/$pid/stat" && [ "$state" != Z ]; do
+  said=$(cat "/proc/$pid/cmdline")
+  case $said in '' | *STIFARM_LAUNCH*) ;; *) break ;; esac
+done 2>/dev/null
 if [ -n "$failed" ]; then wait "$pid"; exit $?; fi
 echo "$pid"
 """

@@ -10,13 +10,14 @@ import shutil
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import paramiko
 from paramiko.channel import Channel
-from paramiko.sftp import CMD_EXTENDED
+from paramiko.sftp import CMD_DATA, CMD_EXTENDED, CMD_READ, CMD_STATUS, CMD_WRITE, int64
 
 from orchestrator.errors import StableError, TransientError
 from orchestrator.transports.base import Progress
@@ -34,6 +35,9 @@ from orchestrator.transports.ssh_files import (
 
 _REQUEST_BYTES = 32_000
 """Data of one request: with its headers it fits one packet of the link, which 32 KiB would not."""
+
+_AHEAD = 64
+"""Requests under way: as many as OpenSSH's own client has."""
 
 _PROGRESS_BLOCKS = 32
 _READ_BYTES = 1 << 15
@@ -136,7 +140,7 @@ class SftpFiles:
         with self._use() as (client, pipe), self._reading(path):
             pipe.allow(limit)
             with client.open(path, "rb", bufsize=0) as file:
-                return _read(file, offset, limit)
+                return b"".join(_blocks(_Requests(client, pipe, file), file, offset, limit))
 
     def pull(self, source: str, destination: Path, progress: Progress | None) -> None:
         """See ``Transport.pull``."""
@@ -147,18 +151,17 @@ class SftpFiles:
             self._check_room(source, size, destination)
 
             def fetch(output: BinaryIO) -> None:
-                done, cap = 0, size or _UNSIZED_CAP_BYTES
-                while done < cap:
-                    wanted = min(_WINDOW_BYTES, cap - done)
-                    pipe.allow(wanted)
+                blocks = _blocks(_Requests(client, pipe, file), file, 0, size or _UNSIZED_CAP_BYTES)
+                done = count = 0
+                while True:
                     with self._reading(source):
-                        data = _read(file, done, wanted)
-                    if not data:
-                        break
-                    output.write(data)
-                    done += len(data)
-                    if progress is not None:
+                        block = next(blocks, b"")
+                    output.write(block)
+                    done, count = done + len(block), count + 1
+                    if progress is not None and (count % _PROGRESS_BLOCKS == 0 or not block):
                         progress(done, max(size, done))
+                    if not block:
+                        return
 
             try:
                 keep_pulled(destination, fetch, self._device)
@@ -199,21 +202,18 @@ class SftpFiles:
         with _writing():
             file = _create(client, partial, "r+b" if held else "wb")
         try:
-            file.set_pipelined(True)
-            file.seek(held)
-            done, blocks = held, 0
-            block = stream.read(_REQUEST_BYTES)
-            while block:
-                following = stream.read(_REQUEST_BYTES)
-                # The last write waits for the answers to all of them; the library's close would drop them.
-                file.set_pipelined(bool(following))
-                pipe.allow()
+            requests, done, count = _Requests(client, pipe, file), held, 0
+            while block := stream.read(_REQUEST_BYTES):
                 with _writing():
-                    file.write(block)
-                done, blocks, block = done + len(block), blocks + 1, following
-                if progress is not None and (blocks % _PROGRESS_BLOCKS == 0 or not following):
+                    requests.write(done, block)
+                    if requests.waiting >= _AHEAD:
+                        requests.answer()
+                done, count = done + len(block), count + 1
+                if progress is not None and (count % _PROGRESS_BLOCKS == 0 or done == total):
                     progress(done, total)
             with _writing():
+                while requests.waiting:
+                    requests.answer()
                 pipe.allow()
                 if total <= _FLUSHED_BYTES:
                     _flush(client, file)
@@ -314,23 +314,73 @@ def _said(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _read(file: paramiko.SFTPFile, offset: int, limit: int) -> bytes:
-    """At most ``limit`` bytes; what lies beyond one answer is asked for all at once."""
-    file.seek(offset)
-    data = file.read(min(limit, _READ_BYTES))
-    if len(data) < _READ_BYTES or len(data) == limit:
-        return data[:limit]
-    end = min(offset + limit, file.stat().st_size or 0)
-    starts = range(offset + len(data), end, _READ_BYTES)
-    parts = [data]
-    for wanted, part in zip(
-        starts, file.readv([(at, min(_READ_BYTES, end - at)) for at in starts]), strict=True
-    ):
-        parts.append(part)
-        if len(part) < min(_READ_BYTES, end - wanted):
+class _Requests:
+    """Requests on one open file of which many are under way, answered in their order (as every server does).
+
+    The library's own way drops the answers to the last writes of a file, and asks for much of it twice.
+    """
+
+    def __init__(self, client: paramiko.SFTPClient, pipe: _Pipe, file: paramiko.SFTPFile) -> None:
+        self._client, self._pipe, self._handle = client, pipe, file.handle
+        self._under_way: deque[int] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many have no answer yet."""
+        return len(self._under_way)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Ask for data to be written."""
+        self._ask(CMD_WRITE, int64(offset), data)
+
+    def read(self, offset: int, size: int) -> None:
+        """Ask for data."""
+        self._ask(CMD_READ, int64(offset), size)
+
+    def answer(self) -> bytes:
+        """Wait for the oldest one's answer: its data, b"" at the end of the file. Raises: OSError."""
+        self._pipe.allow(_WINDOW_BYTES)
+        try:
+            kind, message = self._client._read_response(self._under_way.popleft())  # type: ignore[attr-defined]
+        except EOFError:
+            return b""
+        if kind == CMD_STATUS:
+            return b""
+        if kind != CMD_DATA:
+            raise paramiko.SFTPError(f"an answer of kind {kind}")
+        return bytes(message.get_string())
+
+    def _ask(self, *request: object) -> None:
+        self._pipe.allow(_WINDOW_BYTES)
+        kind, *rest = request
+        number = self._client._async_request(type(None), kind, self._handle, *rest)  # type: ignore[attr-defined]
+        self._under_way.append(number)
+
+
+def _blocks(requests: _Requests, file: paramiko.SFTPFile, offset: int, limit: int) -> Iterator[bytes]:
+    """At most ``limit`` bytes of a file, in blocks, to its end. The size it states is only where asking ahead
+    ends: files of the kernel state none, a journal grows."""
+    at, end = offset, offset + limit
+    stated, asked = 0, offset
+    while at < end:
+        while asked < min(end, max(stated, at + 1)) and requests.waiting < _AHEAD:
+            size = min(_READ_BYTES, end - asked)
+            requests.read(asked, size)
+            asked += size
+        wanted = min(_READ_BYTES, end - at)
+        block = requests.answer()[:wanted]
+        if not block:
             break
-    whole = b"".join(parts)
-    return (whole + file.read(limit - len(whole)))[:limit] if len(whole) < limit else whole[:limit]
+        yield block
+        at += len(block)
+        if len(block) < wanted:  # the end, or a file of the kernel: what was asked for behind it is elsewhere
+            while requests.waiting:
+                requests.answer()
+            asked = at
+        elif at - offset == wanted < limit:
+            stated = file.stat().st_size or 0
+    while requests.waiting:
+        requests.answer()
 
 
 def _size(client: paramiko.SFTPClient, path: str) -> int:
