@@ -51,6 +51,8 @@ class SshServer:
 
     def __post_init__(self) -> None:
         self.program = sshd_program()
+        if os.geteuid() == 0:  # sshd wants it then, and only its service would make it
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self.home = self.folder / "home"
         self.home.mkdir(parents=True)
         self.host_keys = [make_key(self.folder / f"host_{kind}", kind) for kind in self.host_key_kinds]

@@ -13,6 +13,7 @@ from orchestrator.transports.base import Progress
 from orchestrator.transports.ssh_files import (
     BLOCK_BYTES,
     Command,
+    Keep,
     failure,
     keep_pulled,
     missing,
@@ -58,18 +59,18 @@ class CatFiles:
         """See ``Transport.pull``."""
         size = self._size(source)
 
-        def fetch(output: BinaryIO) -> None:
+        def fetch(keep: Keep) -> None:
             done = 0
 
-            def keep(data: bytes) -> None:
+            def take(data: bytes) -> None:
                 nonlocal done
-                output.write(data)
+                keep(data)
                 done += len(data)
                 if progress is not None:
                     progress(done, max(size, done))
 
             script = [_READ_BEGINNING, "sh", source, str(size or BLOCK_BYTES)]
-            said = self._stream(["sh", "-c", *script], timeout_s=TRANSFER_TIMEOUT_S, env=_C, sink=keep)
+            said = self._stream(["sh", "-c", *script], timeout_s=TRANSFER_TIMEOUT_S, env=_C, sink=take)
             if said.exit_code == _NOT_THERE:
                 raise missing(source, self._device)
             if not said.ok:
@@ -85,15 +86,8 @@ class CatFiles:
             there = self._size(partial)
             held = resumable(self._run, partial, there, stream) if 0 < there <= total else 0
             try:
-                self._check(
-                    self._run(
-                        ["sh", "-c", _WRITE, "sh", posixpath.dirname(destination), partial, str(held)],
-                        timeout_s=TRANSFER_TIMEOUT_S,
-                        env=_C,
-                        stdin=_blocks(stream, held, total, progress),
-                    ).error_text(),
-                    destination,
-                )
+                arguments = [posixpath.dirname(destination), partial, str(held)]
+                self._check(_WRITE, arguments, destination, stdin=_blocks(stream, held, total, progress))
                 arrived = self._size(partial)
                 if arrived != total:
                     raise StableError(
@@ -101,12 +95,7 @@ class CatFiles:
                         "Was it changed while it was sent? Run the command again.",
                         device=self._device,
                     )
-                self._check(
-                    self._run(
-                        ["sh", "-c", _KEEP, "sh", partial, destination], timeout_s=_TIMEOUT_S, env=_C
-                    ).error_text(),
-                    destination,
-                )
+                self._check(_KEEP, [partial, destination], destination)
             except TransientError:
                 raise  # the next push goes on from here
             except BaseException:
@@ -116,9 +105,14 @@ class CatFiles:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _check(self, said: str, destination: str) -> None:
-        if said:
-            raise failure(said, f"{destination} cannot be written", self._device)
+    def _check(
+        self, script: str, arguments: list[str], destination: str, stdin: Iterator[bytes] | None = None
+    ) -> None:
+        done = self._run(
+            ["sh", "-c", script, "sh", *arguments], timeout_s=TRANSFER_TIMEOUT_S, env=_C, stdin=stdin
+        )
+        if not done.ok:
+            raise failure(done.error_text(), f"{destination} cannot be written", self._device)
 
     def _size(self, path: str) -> int:
         text = self._run(["sh", "-c", _SIZE, "sh", path], timeout_s=_TIMEOUT_S).stdout.strip()

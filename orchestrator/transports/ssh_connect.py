@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 import threading
 import time
@@ -19,8 +20,9 @@ from orchestrator.transports.ssh_keys import log_in
 from orchestrator.transports.ssh_known_hosts import KnownKey, fingerprint, read_known_hosts, recorded_name
 
 CONNECT_S = 15.0
-SILENCE_S = 20.0
-"""A link on which nothing was heard for so long is dead; from a quarter of it on, it is asked to answer."""
+SILENCE_S = 15.0
+"""A link is asked for a sign of life when it was quiet for half of this, and dead when it does not answer for
+all of it."""
 
 _HANDSHAKE_S = 60.0
 _WINDOW_BYTES = 8 << 20
@@ -32,11 +34,11 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class Link:
-    """A socket that counts its bytes and fails when nothing was heard for ``silence_s``."""
+    """A socket that counts its bytes and fails when a question had no answer for ``silence_s``."""
 
     def __init__(self, inner: socket.socket | Channel, silence_s: float) -> None:
         self._inner, self.silence_s = inner, silence_s
-        self._heard = time.monotonic()
+        self._heard, self._asked = time.monotonic(), math.inf
         self.sent_bytes = self.received_bytes = 0
         self._closed = False  # paramiko looks at it, as a socket has it
 
@@ -44,6 +46,10 @@ class Link:
     def silent_s(self) -> float:
         """Seconds since anything was received."""
         return time.monotonic() - self._heard
+
+    def asking(self) -> None:
+        """Something is about to be asked that every living server answers."""
+        self._asked = min(self._asked, time.monotonic())
 
     def send(self, data: bytes) -> int:
         """As of a socket."""
@@ -62,7 +68,7 @@ class Link:
         except TimeoutError:
             self._check()
             raise
-        self._heard = time.monotonic()
+        self._heard, self._asked = time.monotonic(), math.inf
         self.received_bytes += len(data)
         return data
 
@@ -76,7 +82,7 @@ class Link:
         self._inner.settimeout(timeout_s)
 
     def _check(self) -> None:
-        if self.silent_s > self.silence_s:
+        if time.monotonic() - self._asked > self.silence_s:
             raise ConnectionResetError(errno.ECONNRESET, f"nothing was heard for {self.silence_s:g} s")
 
 
@@ -127,9 +133,10 @@ class Connection:
         return str(error) if error is not None and str(error) else "it was closed"
 
     def _ask(self) -> None:
-        quiet_s = self.link.silence_s / 4
+        quiet_s = self.link.silence_s / 2
         while not self._ended.wait(quiet_s) and self.transport.is_active():
             if self.link.silent_s >= quiet_s:
+                self.link.asking()
                 try:
                     self.transport.global_request(
                         "keepalive@openssh.com"
@@ -145,7 +152,7 @@ def open_connection(endpoint: Endpoint, device: str, silence_s: float = SILENCE_
     Raises: StableError (no such host, an unknown or changed host key, no key that is taken), TransientError.
     """
     below = None if endpoint.jump is None else open_connection(endpoint.jump, device, silence_s)
-    link = Link(_socket(endpoint, device, below), _HANDSHAKE_S)
+    link = Link(_socket(endpoint, device, below), silence_s)
     transport = _Transport(link, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _HANDSHAKE_S
     try:
@@ -157,7 +164,6 @@ def open_connection(endpoint: Endpoint, device: str, silence_s: float = SILENCE_
         if below is not None:
             below.close()
         raise
-    link.silence_s = silence_s  # from now on it is asked
     return Connection(transport, link, below)
 
 

@@ -78,10 +78,15 @@ class Sessions:
 
     def open_kept(self) -> Channel:
         """A channel that stays open, and is not counted. Raises: TransientError, StableError."""
-        try:
-            return self.open()
-        except SessionRefusedError as error:
-            raise self._too_few(error) from error
+        while True:
+            try:
+                return self.open()
+            except SessionRefusedError as error:
+                with self._changed:
+                    if self._open == 0:
+                        raise self._too_few(error) from error
+                    self._limit = max(1, min(self._limit, self._open - 1))
+                    self._changed.wait(_STEP_S)
 
     def open(self) -> Channel:
         """A channel. Raises: TransientError, SessionRefusedError."""
@@ -332,8 +337,6 @@ class _Run:
                 output.feed(data)
                 if self.stdout.found is not None:
                     self._heard.set()
-        except OSError:
-            return  # the channel was closed here
         except Exception as error:  # noqa: BLE001 - of the sink's making; raised again in execute()
             self._fail(error)
         finally:

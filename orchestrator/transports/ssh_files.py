@@ -6,9 +6,10 @@ and the next push of the same content goes on behind it, after a digest of it wa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,9 @@ DIGEST_TIMEOUT_S = 300.0
 
 Command = Callable[..., Completed]
 """Runs an argv on the board: ``Transport.run``."""
+
+Keep = Callable[[bytes], None]
+"""Takes the next block of a file that is pulled."""
 
 # Texts of the C libraries, without their case: (part of it, error, what to do).
 _CAUSES: tuple[tuple[str, type[DeviceError], str], ...] = (
@@ -105,20 +109,37 @@ def open_source(source: Path, device: str) -> BinaryIO:
         ) from error
 
 
-def keep_pulled(destination: Path, fetch: Callable[[BinaryIO], None], device: str) -> None:
-    """Write what ``fetch`` fetches to a file of the host, as a whole or not at all. Raises: what it raises,
-    and StableError for the host's own refusals."""
-    try:
+def keep_pulled(destination: Path, fetch: Callable[[Keep], None], device: str) -> None:
+    """Write the blocks that ``fetch`` hands on to a file of the host, as a whole or not at all.
+
+    Raises: what ``fetch`` raises, and StableError for the host's own refusals.
+    """
+    partial = destination.with_name(f".{destination.name}.partial")
+    with _on_host(destination, device):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        partial = destination.with_name(f".{destination.name}.partial")
         output = partial.open("wb")
+
+    def keep(block: bytes) -> None:
+        with _on_host(destination, device):
+            output.write(block)
+
+    try:
+        fetch(keep)
+        with _on_host(destination, device):
+            output.close()
+            partial.replace(destination)
+    finally:
+        output.close()
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _on_host(destination: Path, device: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StableError(
-            f"{destination} on the host cannot be written: {error.strerror}.", "Correct that.", device=device
+            f"{destination} on the host cannot be written: {error.strerror}.",
+            "Free space there, or correct its permissions.",
+            device=device,
         ) from error
-    try:
-        with output:
-            fetch(output)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)

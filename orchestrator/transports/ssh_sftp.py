@@ -24,6 +24,7 @@ from orchestrator.transports.base import Progress
 from orchestrator.transports.ssh_exec import Sessions
 from orchestrator.transports.ssh_files import (
     Command,
+    Keep,
     failure,
     keep_pulled,
     missing,
@@ -150,13 +151,13 @@ class SftpFiles:
                 size = file.stat().st_size or 0
             self._check_room(source, size, destination)
 
-            def fetch(output: BinaryIO) -> None:
+            def fetch(keep: Keep) -> None:
                 blocks = _blocks(_Requests(client, pipe, file), file, 0, size or _UNSIZED_CAP_BYTES)
                 done = count = 0
                 while True:
                     with self._reading(source):
                         block = next(blocks, b"")
-                    output.write(block)
+                    keep(block)
                     done, count = done + len(block), count + 1
                     if progress is not None and (count % _PROGRESS_BLOCKS == 0 or not block):
                         progress(done, max(size, done))
@@ -223,7 +224,7 @@ class SftpFiles:
             raise  # the next push goes on from here
         except BaseException:
             pipe.allow()
-            with contextlib.suppress(OSError, EOFError):  # as much as is still possible
+            with contextlib.suppress(OSError, EOFError, _LinkError):  # as much as is still possible
                 file.close()
                 client.remove(partial)
             raise

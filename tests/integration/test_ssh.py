@@ -256,6 +256,21 @@ def private_agent() -> Iterator[str]:
         started.stdout.close()
 
 
+def test_a_board_behind_another_is_reached_through_it(server: SshServer, tmp_path: Path) -> None:
+    (tmp_path / ".ssh").mkdir()
+    user = str(device(server).address).partition("@")[0]
+    (tmp_path / ".ssh/config").write_text(
+        f"Host inner\n HostName 127.0.0.1\n Port {server.port}\n User {user}\n"
+        f" ProxyJump {user}@127.0.0.1:{server.port}\n"
+    )
+    inner = device(server, address="inner")
+    transport = SshTransport("board", lambda: endpoint_of(inner, tmp_path))
+    try:
+        assert transport.run(["sh", "-c", "echo $SSH_CLIENT"], timeout_s=60).stdout.startswith(b"127.0.0.1 ")
+    finally:
+        transport.close()
+
+
 # ------------------------------------------------------------------ when links and boards fail
 
 
