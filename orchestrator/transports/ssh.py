@@ -71,7 +71,7 @@ class _Board:
         """See ``ssh_exec.execute``."""
         with self._lock:
             if self._warden is None:
-                self._warden = Warden(self.sessions)
+                self._warden = Warden(self.sessions, self.device)
         return execute(
             self.sessions,
             self._warden,

@@ -123,7 +123,7 @@ class SessionRefusedError(Exception):
 class Warden:
     """Ends process groups on the board, at once and without starting a process; see ``WARDEN``."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, device: str) -> None:
         self._lock = threading.Lock()
         self._channel = sessions.open_kept()
         self._channel.settimeout(_ANSWER_S)
@@ -135,6 +135,8 @@ class Warden:
             self._channel.sendall(text)
             self._await(WARDEN_READY)
         except (paramiko.SSHException, OSError, EOFError) as error:
+            if sessions.alive and isinstance(error, EOFError):
+                raise _no_shell(self._said.decode(errors="replace"), device) from error
             raise sessions.lost() from error
 
     def watch(self, group: int, token: str) -> None:
@@ -200,13 +202,16 @@ def execute(
                 device=device,
             )
         if group is None and sessions.alive:
-            said = run.stderr.before() or run.stdout.before()
-            raise StableError(
-                f"its login shell executes no commands: {said[-200:] or 'it ended'}.",
-                "Give the user a login shell, with sh in its PATH.",
-                device=device,
-            )
+            raise _no_shell(run.stderr.before() or run.stdout.before(), device)
         return _completed(run, argv, token, device)
+
+
+def _no_shell(said: str, device: str) -> StableError:
+    return StableError(
+        f"its login shell executes no commands: {said.strip()[-200:] or 'it ended'}.",
+        "Give the user a login shell, with sh in its PATH.",
+        device=device,
+    )
 
 
 def _guarded(run: _Run, warden: Warden, group: int, token: str) -> bool:

@@ -38,7 +38,9 @@ _CAUSES: tuple[tuple[str, type[DeviceError], str], ...] = (
 # Tries what a push does, where a full, read-only or forbidden file system says so in words.
 _WHY = """[ ! -d "$2" ] || { echo "Is a directory" >&2; exit 1; }
 mkdir -p -- "$3" && true >>"$1" && dd if=/dev/zero bs=65536 count=16 >>"$1"; code=$?
-rm -f -- "$1"; exit $code"""
+rm -f -- "$1"; [ $code = 0 ] || exit $code
+needed=$4; set -- $(df -Pk -- "$3" | tail -n 1)
+case $4 in '' | *[!0-9]*) ;; *) [ "$4" -ge "$needed" ] || { echo "No space left on device" >&2; exit 1; } ;; esac"""
 _DIGEST = 'sha256sum <"$1" || md5sum <"$1"'
 
 
@@ -61,9 +63,10 @@ def failure(text: str, what: str, device: str) -> DeviceError:
     )
 
 
-def why_not_written(run: Command, destination: str, device: str) -> DeviceError | None:
+def why_not_written(run: Command, destination: str, size: int, device: str) -> DeviceError | None:
     """Ask the board's shell why a file cannot be written; None when it can. Raises: DeviceError."""
-    arguments = [partial_of(destination) + ".why", destination, posixpath.dirname(destination) or "."]
+    folder = posixpath.dirname(destination) or "."
+    arguments = [partial_of(destination) + ".why", destination, folder, str(size >> 10)]
     tried = run(["sh", "-c", _WHY, "sh", *arguments], timeout_s=60, env={"LC_ALL": "C"})
     return None if tried.ok else failure(tried.error_text(), f"{destination} cannot be written", device)
 

@@ -177,7 +177,8 @@ class SftpFiles:
                 with self._use() as (client, pipe):
                     self._push(client, pipe, stream, destination, progress)
             except _RefusedError as error:
-                cause = why_not_written(self._run, destination, self._device)
+                size = os.fstat(stream.fileno()).st_size
+                cause = why_not_written(self._run, destination, size, self._device)
                 raise cause or failure(
                     str(error), f"{destination} cannot be written", self._device
                 ) from error
@@ -278,8 +279,9 @@ class SftpFiles:
         try:
             channel.invoke_subsystem("sftp")
             return paramiko.SFTPClient(pipe), pipe  # type: ignore[arg-type]
-        except (_LinkError, EOFError, paramiko.SSHException) as error:
-            refused = channel.closed or channel.eof_received
+        except (_LinkError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+            # It has none, or a login script talks where it should be heard.
+            refused = channel.closed or channel.eof_received or isinstance(error, paramiko.SFTPError)
             channel.close()
             if self._sessions.alive and refused:
                 raise NoSftpError(
