@@ -1,8 +1,8 @@
 """The ssh transport: boards that run an ssh server. They need a POSIX sh and basic tools, no Python.
 
 Neighbours, one job each: ssh_address (where, and as whom), ssh_known_hosts and ssh_connect (a checked,
-watched connection), ssh_keys (logging in), ssh_script (what the board's shell is told), ssh_exec (commands),
-ssh_sftp and, for boards without an sftp server, ssh_cat (files).
+watched connection), ssh_keys (logging in), ssh_script (what the board's shell is told), ssh_sessions and
+ssh_exec (commands), ssh_files, ssh_sftp and ssh_sftp_wire (files) and, without an sftp server, ssh_cat.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
 from orchestrator.transports.ssh_address import Endpoint, endpoint_of
 from orchestrator.transports.ssh_cat import CatFiles
 from orchestrator.transports.ssh_connect import SILENCE_S, Connection, open_connection
-from orchestrator.transports.ssh_exec import Sessions, Sink, Warden, execute
+from orchestrator.transports.ssh_exec import Sink, execute
 from orchestrator.transports.ssh_files import failure
 from orchestrator.transports.ssh_script import DETACH, not_started
+from orchestrator.transports.ssh_sessions import Sessions, Warden
 from orchestrator.transports.ssh_sftp import SftpFiles
 
 if TYPE_CHECKING:

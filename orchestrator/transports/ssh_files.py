@@ -40,7 +40,8 @@ _WHY = """[ ! -d "$2" ] || { echo "Is a directory" >&2; exit 1; }
 mkdir -p -- "$3" && true >>"$1" && dd if=/dev/zero bs=65536 count=16 >>"$1"; code=$?
 rm -f -- "$1"; [ $code = 0 ] || exit $code
 needed=$4; set -- $(df -Pk -- "$3" | tail -n 1)
-case $4 in '' | *[!0-9]*) ;; *) [ "$4" -ge "$needed" ] || { echo "No space left on device" >&2; exit 1; } ;; esac"""
+case $4 in '' | *[!0-9]*) exit 0 ;; esac
+[ "$4" -ge "$needed" ] || { echo "No space left on device" >&2; exit 1; }"""
 _DIGEST = 'sha256sum <"$1" || md5sum <"$1"'
 
 

@@ -9,19 +9,15 @@ import posixpath
 import shutil
 import struct
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import paramiko
-from paramiko.channel import Channel
-from paramiko.sftp import CMD_DATA, CMD_EXTENDED, CMD_READ, CMD_STATUS, CMD_WRITE, int64
+from paramiko.sftp import CMD_EXTENDED
 
 from orchestrator.errors import StableError, TransientError
 from orchestrator.transports.base import Progress
-from orchestrator.transports.ssh_exec import Sessions
 from orchestrator.transports.ssh_files import (
     Command,
     Keep,
@@ -33,18 +29,13 @@ from orchestrator.transports.ssh_files import (
     resumable,
     why_not_written,
 )
+from orchestrator.transports.ssh_sessions import Sessions
+from orchestrator.transports.ssh_sftp_wire import AHEAD, LinkError, Pipe, Requests, blocks_of
 
 _REQUEST_BYTES = 32_000
 """Data of one request: with its headers it fits one packet of the link, which 32 KiB would not."""
 
-_AHEAD = 64
-"""Requests under way: as many as OpenSSH's own client has."""
-
 _PROGRESS_BLOCKS = 32
-_READ_BYTES = 1 << 15
-_WINDOW_BYTES = 4 << 20
-_SPARE_BYTES = 1 << 20
-_STALL_S = 60.0
 _FLUSHED_BYTES = 64 << 10
 """Files up to this size are on the board's storage when they are pushed: a job must survive a power cut. What
 is longer is verified by its digest before it is used."""
@@ -59,65 +50,8 @@ class NoSftpError(TransientError):
     """The board opens no sftp session: it has no server for it, or has no more of them just now."""
 
 
-class _LinkError(Exception):
-    """The session ended, or did not answer in time."""
-
-
 class _RefusedError(Exception):
     """The server refused something, and sftp does not say why."""
-
-
-class _Pipe:
-    """The channel under an sftp session. Every operation has a limit of time and of bytes to receive."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._until, self._room = 0.0, 0
-        self.allow()
-
-    def allow(self, received_bytes: int = 0) -> None:
-        """Begin an operation, or a part of one, that may receive so much beside its answers' headers."""
-        self._until, self._room = time.monotonic() + _STALL_S, received_bytes + _SPARE_BYTES
-
-    def send(self, data: bytes) -> int:
-        """As of a socket."""
-        try:
-            self._channel.settimeout(self._left())
-            return self._channel.send(data)
-        except OSError as error:
-            raise _LinkError(str(error) or "no answer in time") from error
-
-    def recv(self, size: int) -> bytes:
-        """As of a socket."""
-        try:
-            self._channel.settimeout(self._left())
-            data = self._channel.recv(size)
-        except OSError as error:
-            raise _LinkError(str(error) or "no answer in time") from error
-        if not data:
-            raise _LinkError("the board's sftp server ended")
-        self._room -= len(data)
-        if self._room < 0:
-            raise paramiko.SFTPError("its answers are longer than what was asked for")
-        return data
-
-    def close(self) -> None:
-        """As of a socket."""
-        self._channel.close()
-
-    def recv_ready(self) -> bool:
-        """As of a channel."""
-        return self._channel.recv_ready()
-
-    def get_name(self) -> str:
-        """As of a channel."""
-        return self._channel.get_name()
-
-    def _left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("no answer in time")
-        return left
 
 
 class SftpFiles:
@@ -126,7 +60,7 @@ class SftpFiles:
     def __init__(self, sessions: Sessions, run: Command, device: str) -> None:
         self._sessions, self._run, self._device = sessions, run, device
         self._lock = threading.Lock()
-        self._session: tuple[paramiko.SFTPClient, _Pipe] | None = None
+        self._session: tuple[paramiko.SFTPClient, Pipe] | None = None
 
     def check(self) -> bool:
         """Open the session; whether the board has an sftp server. Raises: DeviceError."""
@@ -141,7 +75,7 @@ class SftpFiles:
         with self._use() as (client, pipe), self._reading(path):
             pipe.allow(limit)
             with client.open(path, "rb", bufsize=0) as file:
-                return b"".join(_blocks(_Requests(client, pipe, file), file, offset, limit))
+                return b"".join(blocks_of(Requests(client, pipe, file), file, offset, limit))
 
     def pull(self, source: str, destination: Path, progress: Progress | None) -> None:
         """See ``Transport.pull``."""
@@ -152,7 +86,7 @@ class SftpFiles:
             self._check_room(source, size, destination)
 
             def fetch(keep: Keep) -> None:
-                blocks = _blocks(_Requests(client, pipe, file), file, 0, size or _UNSIZED_CAP_BYTES)
+                blocks = blocks_of(Requests(client, pipe, file), file, 0, size or _UNSIZED_CAP_BYTES)
                 done = count = 0
                 while True:
                     with self._reading(source):
@@ -191,7 +125,7 @@ class SftpFiles:
     def _push(
         self,
         client: paramiko.SFTPClient,
-        pipe: _Pipe,
+        pipe: Pipe,
         stream: BinaryIO,
         destination: str,
         progress: Progress | None,
@@ -204,11 +138,11 @@ class SftpFiles:
         with _writing():
             file = _create(client, partial, "r+b" if held else "wb")
         try:
-            requests, done, count = _Requests(client, pipe, file), held, 0
+            requests, done, count = Requests(client, pipe, file), held, 0
             while block := stream.read(_REQUEST_BYTES):
                 with _writing():
                     requests.write(done, block)
-                    if requests.waiting >= _AHEAD:
+                    if requests.waiting >= AHEAD:
                         requests.answer()
                 done, count = done + len(block), count + 1
                 if progress is not None and (count % _PROGRESS_BLOCKS == 0 or done == total):
@@ -221,11 +155,11 @@ class SftpFiles:
                     _flush(client, file)
                 file.close()
                 self._rename(client, partial, destination)
-        except _LinkError:
+        except LinkError:
             raise  # the next push goes on from here
         except BaseException:
             pipe.allow()
-            with contextlib.suppress(OSError, EOFError, _LinkError):  # as much as is still possible
+            with contextlib.suppress(OSError, EOFError, LinkError):  # as much as is still possible
                 file.close()
                 client.remove(partial)
             raise
@@ -250,7 +184,7 @@ class SftpFiles:
             )
 
     @contextlib.contextmanager
-    def _use(self) -> Iterator[tuple[paramiko.SFTPClient, _Pipe]]:
+    def _use(self) -> Iterator[tuple[paramiko.SFTPClient, Pipe]]:
         """The session, with its failures as ours. Raises: TransientError, StableError, NoSftpError."""
         with self._lock:
             try:
@@ -258,7 +192,7 @@ class SftpFiles:
                     self._session = self._open()
                 self._session[1].allow()
                 yield self._session
-            except _LinkError as error:
+            except LinkError as error:
                 self._drop()
                 if not self._sessions.alive:
                     raise self._sessions.lost() from error
@@ -273,13 +207,13 @@ class SftpFiles:
                     device=self._device,
                 ) from error
 
-    def _open(self) -> tuple[paramiko.SFTPClient, _Pipe]:
+    def _open(self) -> tuple[paramiko.SFTPClient, Pipe]:
         channel = self._sessions.open_kept()
-        pipe = _Pipe(channel)
+        pipe = Pipe(channel)
         try:
             channel.invoke_subsystem("sftp")
             return paramiko.SFTPClient(pipe), pipe  # type: ignore[arg-type]
-        except (_LinkError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+        except (LinkError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             # It has none, or a login script talks where it should be heard.
             refused = channel.closed or channel.eof_received or isinstance(error, paramiko.SFTPError)
             channel.close()
@@ -287,7 +221,7 @@ class SftpFiles:
                 raise NoSftpError(
                     f"it opens no sftp session: {error}", "Try again.", device=self._device
                 ) from error
-            raise _LinkError(str(error)) from error
+            raise LinkError(str(error)) from error
 
     def _drop(self) -> None:
         self.close()
@@ -315,75 +249,6 @@ def _writing() -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-class _Requests:
-    """Requests on one open file of which many are under way, answered in their order (as every server does).
-
-    The library's own way drops the answers to the last writes of a file, and asks for much of it twice.
-    """
-
-    def __init__(self, client: paramiko.SFTPClient, pipe: _Pipe, file: paramiko.SFTPFile) -> None:
-        self._client, self._pipe, self._handle = client, pipe, file.handle
-        self._under_way: deque[int] = deque()
-
-    @property
-    def waiting(self) -> int:
-        """How many have no answer yet."""
-        return len(self._under_way)
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Ask for data to be written."""
-        self._ask(CMD_WRITE, int64(offset), data)
-
-    def read(self, offset: int, size: int) -> None:
-        """Ask for data."""
-        self._ask(CMD_READ, int64(offset), size)
-
-    def answer(self) -> bytes:
-        """Wait for the oldest one's answer: its data, b"" at the end of the file. Raises: OSError."""
-        self._pipe.allow(_WINDOW_BYTES)
-        try:
-            kind, message = self._client._read_response(self._under_way.popleft())  # type: ignore[attr-defined]
-        except EOFError:
-            return b""
-        if kind == CMD_STATUS:
-            return b""
-        if kind != CMD_DATA:
-            raise paramiko.SFTPError(f"an answer of kind {kind}")
-        return bytes(message.get_string())
-
-    def _ask(self, *request: object) -> None:
-        self._pipe.allow(_WINDOW_BYTES)
-        kind, *rest = request
-        number = self._client._async_request(type(None), kind, self._handle, *rest)  # type: ignore[attr-defined]
-        self._under_way.append(number)
-
-
-def _blocks(requests: _Requests, file: paramiko.SFTPFile, offset: int, limit: int) -> Iterator[bytes]:
-    """At most ``limit`` bytes of a file, in blocks, to its end. The size it states is only where asking ahead
-    ends: files of the kernel state none, a journal grows."""
-    at, end = offset, offset + limit
-    stated, asked = 0, offset
-    while at < end:
-        while asked < min(end, max(stated, at + 1)) and requests.waiting < _AHEAD:
-            size = min(_READ_BYTES, end - asked)
-            requests.read(asked, size)
-            asked += size
-        wanted = min(_READ_BYTES, end - at)
-        block = requests.answer()[:wanted]
-        if not block:
-            break
-        yield block
-        at += len(block)
-        if len(block) < wanted:  # the end, or a file of the kernel: what was asked for behind it is elsewhere
-            while requests.waiting:
-                requests.answer()
-            asked = at
-        elif at - offset == wanted < limit:
-            stated = file.stat().st_size or 0
-    while requests.waiting:
-        requests.answer()
 
 
 def _size(client: paramiko.SFTPClient, path: str) -> int:
