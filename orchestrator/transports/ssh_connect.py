@@ -13,6 +13,7 @@ import paramiko
 from paramiko.channel import Channel
 from paramiko.common import MSG_CHANNEL_REQUEST
 from paramiko.message import Message
+from paramiko.ssh_exception import IncompatiblePeer
 
 from orchestrator.errors import StableError, TransientError
 from orchestrator.transports.ssh_address import DEFAULT_PORT, Endpoint
@@ -209,7 +210,7 @@ def _greet(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> No
     options.ciphers = tuple(sorted(options.ciphers, key=lambda name: "gcm" not in name))
     try:
         transport.start_client(timeout=_HANDSHAKE_S)
-    except paramiko.IncompatiblePeer as error:
+    except IncompatiblePeer as error:
         raise StableError(
             f"{endpoint.host} port {endpoint.port} and this host have no method in common: {error}.",
             "Update the ssh server of the board.",
