@@ -52,8 +52,12 @@ def execute(
     with sessions.command() as channel:
         run = _Run(channel, token, cap_bytes, sink)
         try:
-            run.start(line, stdin)
+            run.start(line)
             group = run.group(timeout_s)
+            if group is not None and not keep:
+                warden.watch(group, token)
+            if group is not None:
+                run.go(stdin)
             ended = run.wait() if group is None or keep else _guarded(run, warden, group, token)
             if ended:
                 run.drain()
@@ -74,7 +78,6 @@ def execute(
 
 def _guarded(run: _Run, warden: Warden, group: int, token: str) -> bool:
     """Wait for the command's end, whether it came in time; nothing of its group is left then."""
-    warden.watch(group, token)
     try:
         return run.wait()
     finally:
@@ -144,8 +147,8 @@ class _Run:
         self._threads: list[threading.Thread] = []
         self._deadline = 0.0
 
-    def start(self, line: bytes, stdin: Iterable[bytes] | None) -> None:
-        """Send the command off. Raises: OSError, paramiko.SSHException."""
+    def start(self, line: bytes) -> None:
+        """Send the command off; it waits for ``go``. Raises: OSError, paramiko.SSHException."""
         channel = self._channel
         channel.settimeout(None)
         channel.exec_command(LAUNCH)
@@ -155,14 +158,21 @@ class _Run:
             lambda: self._read(channel.recv_stderr, self.stderr),
             self._await_end,
         ]
-        if stdin is None:
-            channel.shutdown_write()
-        else:
-            jobs.append(lambda: self._feed(stdin))
         for job in jobs:
-            thread = threading.Thread(target=job, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._begin(job)
+
+    def go(self, stdin: Iterable[bytes] | None) -> None:
+        """Let the command begin, with its input. Raises: OSError."""
+        self._channel.sendall(b"\n")
+        if stdin is None:
+            self._channel.shutdown_write()
+        else:
+            self._begin(lambda: self._feed(stdin))
+
+    def _begin(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def group(self, timeout_s: float) -> int | None:
         """The command's process group as it was announced; None when the command ended before."""

@@ -2,8 +2,9 @@ r"""What an ssh board is told to execute, as text: pure functions. The board nee
 
 The login shell, whichever it is, gets a constant command with nothing in it to expand: an ``sh`` that reads
 one line and executes it. That line (``command_line``) makes the command a process group of its own, says so
-on both outputs in a line with a token that nobody else knows, and then *becomes* the command, so that the
-ssh server itself reports the command's exit code or signal.
+on both outputs in a line with a token that nobody else knows, waits for a line (by then the warden knows the
+group: no command outlives its link), and then *becomes* the command, so that the ssh server itself reports
+the command's exit code or signal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LINE = (
     r"nl=$(printf '\nx'); nl=${nl%x}; read -r _ _ _ _ group _ </proc/$$/stat; "
     'if [ "$group" != $$ ]; then command -v setsid >/dev/null && exec setsid sh -c "$line"; '
     "group=0; export STIFARM_RUN={token}; fi; "
-    "echo; echo {token} $group; echo {token} >&2; {exports}"
+    "echo; echo {token} $group; echo {token} >&2; read -r _ || exit 1; {exports}"
     "shopt -s execfail 2>/dev/null; trap 'code=$?; [ $code -lt 126 ] || echo {token} $code >&2' EXIT; "
     "exec {argv}{redirect}; "
     "code=$?; trap - EXIT; echo {token} $code >&2; exit $code"

@@ -52,7 +52,7 @@ def launched(
 def test_a_line_becomes_the_command_in_a_group_of_its_own(shell: dict[str, str], leads: bool) -> None:
     script = 'for each in "$@" "$MARK"; do printf "%s\\0" "$each"; done; cat; echo err >&2; exit 7'
     line = command_line(["sh", "-c", script, "sh", *NASTY], {"MARK": "x 'y'\n"}, TOKEN, has_input=True)
-    done = launched(shell, line, b"input", leads=leads)
+    done = launched(shell, line, b"go\ninput", leads=leads)
     head, _, output = done.stdout.partition(TOKEN.encode() + b" ")
     group, _, output = output.partition(b"\n")
     assert (head, done.returncode, done.stderr) == (b"\n", 7, TOKEN.encode() + b"\nerr\n")
@@ -75,7 +75,7 @@ def test_a_line_becomes_the_command_in_a_group_of_its_own(shell: dict[str, str],
 def test_what_cannot_be_executed_is_told_from_what_ends_so(
     shell: dict[str, str], argv: list[str], why: str | None
 ) -> None:
-    done = launched(shell, command_line(argv, {}, TOKEN, has_input=False))
+    done = launched(shell, command_line(argv, {}, TOKEN, has_input=False), b"go\n")
     said = not_run(done.stderr, done.returncode, TOKEN)
     assert (said is None) == (why is None)
     assert why is None or why in str(said)
@@ -97,7 +97,7 @@ def test_a_detached_command_is_known_to_run_or_not(
 ) -> None:
     log = tmp_path / "deep/log"
     arguments = ["sh", "-c", DETACH, "sh", str(log), str(log.parent), *argv]
-    done = launched(shell, command_line(arguments, {}, TOKEN, has_input=False))
+    done = launched(shell, command_line(arguments, {}, TOKEN, has_input=False), b"go\n")
     if why is not None:
         assert why in str(not_started(done.returncode))
         return
