@@ -1,0 +1,204 @@
+"""The ssh transport: boards that run an ssh server. They need a POSIX sh and basic tools, no Python.
+
+Neighbours, one job each: ssh_address (where, and as whom), ssh_known_hosts and ssh_connect (a checked,
+watched connection), ssh_keys (logging in), ssh_script (what the board's shell is told), ssh_sessions and
+ssh_exec (commands), ssh_files, ssh_sftp and ssh_sftp_wire (files) and, without an sftp server, ssh_cat.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from orchestrator.errors import DeviceError, StableError
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.ssh_address import Endpoint, endpoint_of
+from orchestrator.transports.ssh_cat import CatFiles
+from orchestrator.transports.ssh_connect import SILENCE_S, Connection, open_connection
+from orchestrator.transports.ssh_exec import Sink, execute
+from orchestrator.transports.ssh_files import failure
+from orchestrator.transports.ssh_script import DETACH, not_started
+from orchestrator.transports.ssh_sessions import Sessions, Warden
+from orchestrator.transports.ssh_sftp import SftpFiles
+
+if TYPE_CHECKING:
+    from orchestrator.inventory import Device
+
+START_TIMEOUT_S = 60.0
+_HOME_TIMEOUT_S = 60.0
+
+# A work folder must take files and let them be executed; it is not left behind.
+_WORKDIR = """umask 077; folder=$HOME/.stifarm-device; probe=$folder/.probe-$$
+mkdir -p -- "$folder" && printf '#!/bin/sh\\nexit 0\\n' >"$probe" && chmod 700 "$probe" && "$probe"
+code=$?; rm -f -- "$probe"; rmdir "$folder" 2>/dev/null; printf %s "$folder"; exit $code"""
+
+_log = structlog.get_logger(__name__)
+
+
+def connect(device: Device) -> SshTransport:
+    """The transport of a device of the inventory."""
+    return SshTransport(device.name, lambda: endpoint_of(device))
+
+
+class _Board:
+    """What exists as long as one connection: its sessions, the warden, the ways to files.
+
+    ``quick`` is for small reads, which a transfer on ``bulk`` must not hold up.
+    """
+
+    def __init__(self, connection: Connection, device: str) -> None:
+        self.connection, self.device = connection, device
+        self.sessions = Sessions(connection, device)
+        self._lock = threading.Lock()
+        self._warden: Warden | None = None
+        self._files: tuple[SftpFiles | CatFiles, SftpFiles | CatFiles] | None = None
+
+    def execute(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        stdin: Iterable[bytes] | None = None,
+        sink: Sink | None = None,
+        keep: bool = False,
+    ) -> Completed:
+        """See ``ssh_exec.execute``."""
+        with self._lock:
+            if self._warden is None:
+                self._warden = Warden(self.sessions, self.device)
+        return execute(
+            self.sessions,
+            self._warden,
+            argv,
+            device=self.device,
+            timeout_s=timeout_s,
+            env=env or {},
+            cap_bytes=output_cap_bytes,
+            stdin=stdin,
+            sink=sink,
+            keep=keep,
+        )
+
+    def files(self) -> tuple[SftpFiles | CatFiles, SftpFiles | CatFiles]:
+        """(quick, bulk), chosen at their first use."""
+        with self._lock:
+            if self._files is None:
+                quick = SftpFiles(self.sessions, self.execute, self.device)
+                if quick.check():
+                    self._files = quick, SftpFiles(self.sessions, self.execute, self.device)
+                else:
+                    _log.warning("no sftp server: files go through cat", device=self.device)
+                    slow = CatFiles(self.execute, self.execute, self.device)
+                    self._files = slow, slow
+            return self._files
+
+
+class SshTransport:
+    """Commands and files of a board; connects at the first use, and again after the link was lost."""
+
+    def __init__(
+        self, device: str, endpoint: Callable[[], Endpoint], *, silence_s: float = SILENCE_S
+    ) -> None:
+        self._device, self._endpoint, self._silence_s = device, endpoint, silence_s
+        self._lock = threading.Lock()
+        self._board: _Board | None = None
+        self._attempts = 0
+        self._failure: DeviceError | None = None
+        self.agent_argv: tuple[str, ...] = ("python3", "-P", "-m", "agent")
+
+    @property
+    def device(self) -> str:
+        """The device's name, for messages."""
+        return self._device
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        stdin: Iterable[bytes] | None = None,
+    ) -> Completed:
+        """Run a command; see ``Transport.run``. The time counts from when there is a connection."""
+        return self._connected().execute(
+            argv, timeout_s=timeout_s, env=env, output_cap_bytes=output_cap_bytes, stdin=stdin
+        )
+
+    def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
+        """Copy a file; see ``Transport.push``. After a lost link it goes on where it was."""
+        self._connected().files()[1].push(source, destination, progress)
+
+    def pull(self, source: str, destination: Path, *, progress: Progress | None = None) -> None:
+        """Copy a file; see ``Transport.pull``."""
+        self._connected().files()[1].pull(source, destination, progress)
+
+    def read_from(self, path: str, offset: int, limit: int) -> bytes:
+        """Read a part of a file; see ``Transport.read_from``."""
+        return self._connected().files()[0].read_from(path, offset, limit)
+
+    def start_detached(self, argv: Sequence[str], *, log: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a process that no connection holds; see ``Transport.start_detached``."""
+        name = argv[0]
+        script = ["sh", "-c", DETACH, "sh", log, posixpath.dirname(log), *argv]
+        done = self._connected().execute(script, timeout_s=START_TIMEOUT_S, env=env, keep=True)
+        if done.ok and done.stdout.strip().isdigit():
+            return int(done.stdout)
+        cause = not_started(done.exit_code)
+        if cause is None:
+            raise failure(done.error_text(), f"{name} cannot be started", self._device)
+        raise StableError(
+            f"{name} cannot be started: {cause}.",
+            f"Check that it is installed and that {log} can be written.",
+            device=self._device,
+        )
+
+    def default_workdir(self) -> str:
+        """A folder of the user's home."""
+        done = self.run(["sh", "-c", _WORKDIR], timeout_s=_HOME_TIMEOUT_S, env={"LC_ALL": "C"})
+        folder = done.stdout.decode(errors="replace")
+        if done.ok and folder.startswith("/") and folder.isprintable():
+            return folder
+        why = failure(done.error_text(), f"its home cannot hold a work folder ({folder[:200]})", self._device)
+        raise StableError(
+            why.what.partition(": ")[2],
+            "Give the device a workdir in the inventory, where its user may write and execute.",
+            device=self._device,
+        )
+
+    def close(self) -> None:
+        """End the connection; commands end with it, what was started detached goes on."""
+        with self._lock:
+            if self._board is not None:
+                self._board.connection.close()
+                self._board = None
+
+    def _connected(self) -> _Board:
+        """The board, reached anew after a lost link; whoever waits for that shares its outcome."""
+        begun = self._attempts
+        with self._lock:
+            if self._board is not None and self._board.connection.alive:
+                return self._board
+            if self._attempts > begun and self._failure is not None:
+                raise self._failure
+            if self._board is not None:
+                _log.warning("ssh link lost", device=self._device, cause=self._board.connection.cause())
+                self._board.connection.close()
+                self._board = None
+            self._failure = None
+            try:
+                connection = open_connection(self._endpoint(), self._device, self._silence_s)
+            except DeviceError as error:
+                self._failure = error
+                raise
+            finally:
+                self._attempts += 1
+            self._board = _Board(connection, self._device)
+            return self._board

@@ -1,0 +1,94 @@
+"""Where an ssh device is and who logs in: the inventory's word first, then the user's ssh configuration."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import paramiko
+
+from orchestrator.errors import StableError
+
+if TYPE_CHECKING:
+    from orchestrator.inventory import Device
+
+DEFAULT_PORT = 22
+DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+
+_ADDRESS = re.compile(r"((?P<user>[^@]+)@)?(\[(?P<six>[^\]]+)\]|(?P<host>[^:]+))(:(?P<port>[0-9]+))?")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server and how to log in there.
+
+    ``alias``: the name it has in known hosts files; ``key_files``: tried in this order; ``own_keys``: whether
+    somebody named them, so that a missing one is an error; ``agent``: whether the ssh-agent's keys are tried
+    too; ``jump``: the server to go through.
+    """
+
+    host: str
+    port: int
+    user: str
+    alias: str
+    key_files: tuple[Path, ...]
+    own_keys: bool
+    agent: bool
+    known_hosts: tuple[Path, ...]
+    jump: Endpoint | None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+def endpoint_of(device: Device, home: Path | None = None) -> Endpoint:
+    """The endpoint of a validated device. Raises: StableError (the ssh configuration cannot be read)."""
+    assert device.address is not None
+    folder = (home or Path.home()) / ".ssh"
+    config = _configuration(folder / "config", device.name)
+    return _endpoint(device, device.address, config, folder, jumps=8)
+
+
+def _endpoint(device: Device, address: str, config: paramiko.SSHConfig, folder: Path, jumps: int) -> Endpoint:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or jumps == 0:
+        raise StableError(f"{address!r} is no address.", "Give [user@]host[:port].", device=device.name)
+    host = match["six"] or match["host"]
+    said = config.lookup(host)
+    if said.get("proxycommand", "none").lower() != "none":
+        raise StableError(
+            f"the ssh configuration reaches {host} by a ProxyCommand, which is not supported.",
+            f"Use ProxyJump for it in {folder / 'config'}.",
+            device=device.name,
+        )
+    files = tuple(Path(name) for name in said.get("identityfile", ()))
+    if device.key_file is not None:
+        files = (device.key_file,)
+    hosts = tuple(Path(name).expanduser() for name in said.get("userknownhostsfile", "").split())
+    hosts = hosts or (folder / "known_hosts", Path("/etc/ssh/ssh_known_hosts"))
+    jump = said.get("proxyjump", "none").split(",")[-1]
+    return Endpoint(
+        host=said.get("hostname", host),
+        port=int(match["port"] or said.get("port", DEFAULT_PORT)),
+        user=match["user"] or said.get("user") or getpass.getuser(),
+        alias=said.get("hostkeyalias", ""),
+        key_files=files or tuple(folder / name for name in DEFAULT_KEYS),
+        own_keys=bool(files),
+        agent=said.get("identitiesonly", "no").lower() != "yes",
+        known_hosts=hosts if device.known_hosts is None else (device.known_hosts,),
+        jump=None if jump.lower() == "none" else _endpoint(device, jump, config, folder, jumps - 1),
+    )
+
+
+def _configuration(path: Path, device: str) -> paramiko.SSHConfig:
+    try:
+        return paramiko.SSHConfig.from_path(str(path))
+    except FileNotFoundError:
+        return paramiko.SSHConfig()
+    except (OSError, UnicodeDecodeError, paramiko.ConfigParseError) as error:
+        raise StableError(
+            f"the ssh configuration {path} cannot be read: {error}.", "Correct it.", device=device
+        ) from error
