@@ -138,6 +138,10 @@ class Spool:
         """Folder of a bundle on its way."""
         return self.incoming / checked_digest(digest)
 
+    def pushed_manifest(self, digest: str) -> Path:
+        """Where the host pushes the manifest that it announces."""
+        return self.incoming / f"{checked_digest(digest)}.manifest"
+
     def done_list(self, digest: str) -> Path:
         """Verified chunks of a bundle on its way, one index per line."""
         return self.incoming / f"{checked_digest(digest)}.done"

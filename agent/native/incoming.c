@@ -158,14 +158,13 @@ static void list_numbers(Text *lines, const Layout *layout, const ChunkSet *set)
     if (set->has[i]) text_printf(lines, "%d\n", (int)i);
 }
 
-/* Add to the list; the chunks' bytes are on storage already. Errors: storage_error's. */
-static StiCode append_done(const Spool *spool, const Layout *layout, const ChunkSet *written, StiError *error) {
+StiCode done_append(const Spool *spool, const Layout *layout, const int32_t *chunks, int32_t count, StiError *error) {
   Path path;
   struct stat status;
   Text lines = {0};
   /* A torn last line must neither run into the first new one nor count as a whole one. */
   text_append(&lines, "-\n", 2);
-  list_numbers(&lines, layout, written);
+  for (int32_t i = 0; i < count; i++) text_printf(&lines, "%d\n", (int)chunks[i]);
   spool_path(spool, path, "incoming/%s.done", layout->digest);
   int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   int problem = fd < 0 || fstat(fd, &status) != 0 ? errno : 0;
@@ -190,76 +189,10 @@ StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *don
   return code;
 }
 
-void done_remove(const Spool *spool, const char *digest) {
+void forget_incoming(const Spool *spool, const char *digest) {
   Path path;
+  spool_path(spool, path, "incoming/%s.manifest", digest);
+  unlink(path);
   spool_path(spool, path, "incoming/%s.done", digest);
   unlink(path);
-}
-
-/* ------------------------------------------------------------------ writing */
-
-StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, ChunkWriter *writer, StiError *error) {
-  *writer = (ChunkWriter){.spool = spool, .layout = layout};
-  writer->fds = arena_alloc(arena, (size_t)layout->file_count * sizeof *writer->fds);
-  writer->block = arena_alloc(arena, COPY_BYTES);
-  if (writer->fds == NULL || writer->block == NULL) return sti_out_of_memory(error);
-  for (int32_t i = 0; i < layout->file_count; i++) writer->fds[i] = -1;
-  return chunk_set(arena, layout, &writer->written, error);
-}
-
-static StiCode cannot_read_chunk(StiError *error, int problem) {
-  return sti_fail_errno(error, STI_STORAGE_READ, problem, "Try again; if it stays so, the storage is failing.",
-                        "A chunk cannot be read");
-}
-
-static StiCode copy_piece(ChunkWriter *writer, int from, int64_t offset, const LayoutChunk *chunk, int to,
-                          const char *path, StiError *error) {
-  for (int64_t done = 0; done < chunk->length;) {
-    int64_t left = chunk->length - done;
-    ssize_t got = pread(from, writer->block, left < COPY_BYTES ? (size_t)left : COPY_BYTES, offset + done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return cannot_read_chunk(error, got < 0 ? errno : EIO);
-    int problem = write_whole(to, writer->block, (size_t)got, chunk->offset + done);
-    if (problem != 0) return storage_error(error, problem, path);
-    done += got;
-  }
-  return STI_OK;
-}
-
-static StiCode put_chunk(ChunkWriter *writer, int from, int64_t offset, int32_t number, StiError *error) {
-  const LayoutChunk *chunk = &writer->layout->chunks[number];
-  int *fd = &writer->fds[chunk->file];
-  Path path;
-  spool_path(writer->spool, path, "incoming/%s/%s", writer->layout->digest, writer->layout->files[chunk->file].name);
-  if (*fd < 0) *fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
-  if (*fd < 0) return storage_error(error, errno, path);
-  STI_TRY(copy_piece(writer, from, offset, chunk, *fd, path, error));
-  chunk_add(&writer->written, number);
-  return STI_OK;
-}
-
-StiCode writer_take(ChunkWriter *writer, int fd, int64_t offset, int32_t chunk, bool *right, StiError *error) {
-  const Layout *layout = writer->layout;
-  char hex[65];
-  int problem = digest_of_piece(fd, offset, layout->chunks[chunk].length, writer->block, hex);
-  if (problem != 0) return cannot_read_chunk(error, problem);
-  *right = strcmp(hex, layout->chunks[chunk].sha256) == 0;
-  for (int32_t place = layout->chunks[chunk].first; *right && place >= 0; place = layout->chunks[place].next)
-    STI_TRY(put_chunk(writer, fd, offset, place, error));
-  return STI_OK;
-}
-
-StiCode writer_close(ChunkWriter *writer, StiError *error) {
-  Path folder;
-  int problem = 0;
-  if (writer->written.has == NULL) return STI_OK;
-  for (int32_t i = 0; i < writer->layout->file_count; i++) {
-    if (writer->fds[i] < 0) continue;
-    if (problem == 0 && fsync(writer->fds[i]) != 0) problem = errno;
-    close(writer->fds[i]);
-  }
-  spool_path(writer->spool, folder, "incoming/%s", writer->layout->digest);
-  if (problem == 0) problem = sync_folder(folder);
-  if (problem != 0) return storage_error(error, problem, folder);
-  return writer->written.count > 0 ? append_done(writer->spool, writer->layout, &writer->written, error) : STI_OK;
 }
