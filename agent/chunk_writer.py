@@ -1,4 +1,4 @@
-"""Writing chunks to their places: flushed, then listed as done, beside whoever brings them.
+"""Writing chunks to their places: noted at once, then flushed and listed as done beside whoever brings them.
 
 A thread does the flushing, so that a link never waits for storage; it takes all that was written so far at
 once, so that slow flushing makes fewer of them. The caller holds the spool's deploy lock.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from agent.incoming import Layout, append_done, is_stored
+from agent.incoming import Layout, append_done, is_stored, open_arrived
 from agent.spool import Spool, fsync_folder, storage_error
 from sti_runtime.errors import StifarmError
 
@@ -33,6 +33,7 @@ class ChunkWriter:
         self._spool, self._layout, self._read_back = spool, layout, read_back
         self._folder = spool.incoming_bundle(layout.digest)
         self._files: dict[str, int] = {}
+        self._arrived = -1
         self._waiting: list[int] = []
         self._waiting_bytes = 0
         self._closing = False
@@ -42,6 +43,7 @@ class ChunkWriter:
         self.stored: set[int] = set()
 
     def __enter__(self) -> Self:
+        self._arrived = open_arrived(self._spool, self._layout.digest)
         self._thread.start()
         return self
 
@@ -52,7 +54,7 @@ class ChunkWriter:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        for fd in self._files.values():
+        for fd in (self._arrived, *self._files.values()):
             os.close(fd)
         if self._error is not None and kind is None:
             raise self._error
@@ -75,8 +77,12 @@ class ChunkWriter:
         except OSError as error:
             raise storage_error(error, self._folder / file) from error
 
-    def add(self, places: Iterable[int]) -> None:
-        """These chunks are whole: flush and list them. Raises: the StifarmError that stopped the flushing."""
+    def add(self, places: Sequence[int]) -> None:
+        """These chunks are whole: note, flush and list them. Raises: StifarmError, also of the flushing."""
+        try:
+            os.write(self._arrived, b"".join(b"%d\n" % place for place in places))
+        except OSError as error:
+            raise storage_error(error, self._spool.arrived_list(self._layout.digest)) from error
         with self._changed:
             if self._error is not None:
                 raise self._error

@@ -20,7 +20,7 @@ from sti_runtime.journal_format import PROTOCOL_VERSION
 from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import JOB_CAP_BYTES, JOB_FILE, Job
 
-_NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|manifest|safetensors|partial))?")
+_NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|arrived|manifest|safetensors|partial))?")
 
 
 def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:

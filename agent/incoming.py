@@ -1,7 +1,9 @@
 """A bundle on its way: its layout, the list of verified chunks, checking and committing it.
 
 ``incoming/<digest>.done`` lists verified chunks, one index of ``Manifest.all_chunks()`` per line, appended
-after their bytes were flushed. The caller holds the spool's deploy lock.
+after their bytes were flushed. ``incoming/<digest>.arrived`` lists those that are not flushed yet and counts
+only in the boot that its first line names: what a killed process has written is lost with the boot, no
+sooner. The caller holds the spool's deploy lock.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.identity import boot_id
 from agent.spool import Spool, fsync_folder, storage_error, write_atomic
 from sti_runtime.errors import DigestError, FormatError, InputError
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manifest
@@ -66,12 +69,32 @@ def incoming_layout(spool: Spool, digest: str) -> Layout:
 
 def read_done(spool: Spool, layout: Layout) -> set[int]:
     """Verified chunks; lines that are torn or make no sense count as not done."""
-    path = spool.done_list(layout.digest)
-    if not path.exists():
-        return set()
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = _whole_lines(spool.done_list(layout.digest))
+    arrived = _whole_lines(spool.arrived_list(layout.digest))
+    if arrived[:1] == [boot_id().encode()]:
+        lines += arrived[1:]
     indices = {int(line) for line in lines if line.isdigit() and len(line) < 10}
     return {index for index in indices if index < len(layout.chunks)}
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def open_arrived(spool: Spool, digest: str) -> int:
+    """The list of chunks written in this boot, to append whole lines to. Raises: StifarmError."""
+    path = spool.arrived_list(digest)
+    head = f"{boot_id()}\n".encode()
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if os.pread(fd, len(head), 0) == head:
+            os.write(fd, b"-\n")  # as in the other list
+        else:
+            os.ftruncate(fd, 0)
+            os.write(fd, head)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return fd
 
 
 def append_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
@@ -89,7 +112,8 @@ def append_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
 
 
 def write_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
-    """Replace the list of verified chunks. Raises: StifarmError."""
+    """Replace the lists of verified chunks. Raises: StifarmError."""
+    spool.arrived_list(digest).unlink(missing_ok=True)
     write_atomic(spool.done_list(digest), b"".join(b"%d\n" % index for index in sorted(indices)))
 
 
@@ -119,6 +143,7 @@ def damaged_chunks(folder: Path, layout: Layout, stored: Set[int] = frozenset())
             damaged.extend(index for index, _ in chunks)
             continue
         with path.open("rb", buffering=0) as stream:
+            os.fsync(stream.fileno())  # only what is on storage already can be dropped from the page cache
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             damaged.extend(index for index, chunk in chunks if not is_stored(stream.fileno(), chunk))
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -160,6 +185,7 @@ def commit_incoming(spool: Spool, layout: Layout, stored: Set[int] = frozenset()
 
 
 def forget_incoming(spool: Spool, digest: str) -> None:
-    """Remove what lies beside a bundle on its way: the pushed manifest, then the list of verified chunks."""
+    """Remove what lies beside a bundle on its way: the pushed manifest, then the lists of verified chunks."""
     spool.pushed_manifest(digest).unlink(missing_ok=True)
+    spool.arrived_list(digest).unlink(missing_ok=True)
     spool.done_list(digest).unlink(missing_ok=True)

@@ -146,6 +146,10 @@ class Spool:
         """Verified chunks of a bundle on its way, one index per line."""
         return self.incoming / f"{checked_digest(digest)}.done"
 
+    def arrived_list(self, digest: str) -> Path:
+        """Chunks of a bundle on its way that were written in the boot its first line names."""
+        return self.incoming / f"{checked_digest(digest)}.arrived"
+
     def job(self, job_id: str, attempt: str | int) -> Path:
         """Folder of one attempt of a job."""
         name, number = checked_job(job_id, attempt)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -84,9 +85,10 @@ static bool allocate(Arena *arena, ChunkWriter *writer) {
 StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, bool read_back, ChunkWriter *writer,
                     StiError *error) {
   pthread_condattr_t monotonic;
-  *writer = (ChunkWriter){.spool = spool, .layout = layout, .read_back = read_back};
+  *writer = (ChunkWriter){.spool = spool, .layout = layout, .read_back = read_back, .arrived = -1};
   if (!allocate(arena, writer)) return sti_out_of_memory(error);
   STI_TRY(chunk_set(arena, layout, &writer->stored, error));
+  STI_TRY(arrived_open(spool, layout->digest, &writer->arrived, error));
   pthread_mutex_init(&writer->mutex, NULL);
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -130,6 +132,9 @@ StiCode writer_copy(ChunkWriter *writer, int32_t chunk, int32_t other, StiError 
 }
 
 StiCode writer_add(ChunkWriter *writer, int32_t chunk, StiError *error) {
+  char line[16];
+  int problem = append_whole(writer->arrived, line, (size_t)snprintf(line, sizeof line, "%d\n", (int)chunk));
+  if (problem != 0) return storage_error(error, problem, writer->layout->digest);
   pthread_mutex_lock(&writer->mutex);
   StiCode code = writer->problem.code;
   if (code != STI_OK) {
@@ -144,6 +149,7 @@ StiCode writer_add(ChunkWriter *writer, int32_t chunk, StiError *error) {
 }
 
 StiCode writer_close(ChunkWriter *writer, StiError *error) {
+  if (writer->arrived >= 0) close(writer->arrived);
   if (!writer->started) return STI_OK;
   pthread_mutex_lock(&writer->mutex);
   writer->closing = true;

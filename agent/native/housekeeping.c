@@ -151,7 +151,7 @@ typedef struct {
 
 /* The digest a file of ours is named after; false for other names. */
 static bool named_after(const char *name, char digest[DIGEST_CHARS + 1]) {
-  static const char *const endings[] = {"", ".done", ".manifest", ".safetensors", ".partial"};
+  static const char *const endings[] = {"", ".done", ".arrived", ".manifest", ".safetensors", ".partial"};
   if (strlen(name) < DIGEST_CHARS) return false;
   memcpy(digest, name, DIGEST_CHARS);
   digest[DIGEST_CHARS] = '\0';

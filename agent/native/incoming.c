@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "identity.h"
+
 /* ------------------------------------------------------------------ layout */
 
 static void add_chunk(Layout *layout, int64_t offset, int64_t length, const char *sha256) {
@@ -136,21 +138,65 @@ static void read_done_block(DoneLine *line, const char *block, size_t length, co
   }
 }
 
-StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error) {
-  Path path;
+/* Read the numbers of an open list from `offset` on. Returns 0 or errno. */
+static int read_list(int fd, off_t offset, const Layout *layout, ChunkSet *done) {
   char block[1 << 14];
   DoneLine line = {0};
-  ssize_t got = 0;
-  STI_TRY(chunk_set(arena, layout, done, error));
-  spool_path(spool, path, "incoming/%s.done", layout->digest);
+  ssize_t got;
+  while ((got = pread(fd, block, sizeof block, offset)) > 0) {
+    read_done_block(&line, block, (size_t)got, layout, done);
+    offset += got;
+  }
+  return got < 0 ? errno : 0;
+}
+
+/* The first line of a list of this boot, with its newline. */
+static StiCode boot_line(char line[BOOT_ID_TEXT + 1], size_t *length, StiError *error) {
+  STI_TRY(boot_id(line, error));
+  *length = strlen(line) + 1;
+  line[*length - 1] = '\n';
+  return STI_OK;
+}
+
+static bool begins_with(int fd, const char *line, size_t length) {
+  char found[BOOT_ID_TEXT + 1];
+  return pread(fd, found, length, 0) == (ssize_t)length && memcmp(found, line, length) == 0;
+}
+
+static StiCode read_kind(const Spool *spool, const Layout *layout, bool arrived, ChunkSet *done, StiError *error) {
+  Path path;
+  char line[BOOT_ID_TEXT + 1];
+  size_t length = 0;
+  if (arrived) STI_TRY(boot_line(line, &length, error));
+  spool_path(spool, path, "incoming/%s.%s", layout->digest, arrived ? "arrived" : "done");
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0 && errno == ENOENT) return STI_OK;
-  while (fd >= 0 && (got = read(fd, block, sizeof block)) > 0) read_done_block(&line, block, (size_t)got, layout, done);
-  int problem = fd < 0 || got < 0 ? errno : 0;
+  bool counts = fd >= 0 && (!arrived || begins_with(fd, line, length));
+  int problem = fd < 0 ? errno : counts ? read_list(fd, (off_t)length, layout, done) : 0;
   if (fd >= 0) close(fd);
   if (problem == 0) return STI_OK;
   return sti_fail_errno(error, STI_FORMAT, problem, "Check the folder's owner and permissions.", "%s: cannot be read",
                         path);
+}
+
+StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error) {
+  STI_TRY(chunk_set(arena, layout, done, error));
+  STI_TRY(read_kind(spool, layout, false, done, error));
+  return read_kind(spool, layout, true, done, error);
+}
+
+StiCode arrived_open(const Spool *spool, const char *digest, int *fd, StiError *error) {
+  Path path;
+  char line[BOOT_ID_TEXT + 1];
+  size_t length;
+  STI_TRY(boot_line(line, &length, error));
+  spool_path(spool, path, "incoming/%s.arrived", digest);
+  *fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (*fd < 0) return storage_error(error, errno, path);
+  bool ours = begins_with(*fd, line, length);
+  if (!ours && ftruncate(*fd, 0) != 0) return storage_error(error, errno, path);
+  int problem = ours ? append_whole(*fd, "-\n", 2) /* as in the other list */ : append_whole(*fd, line, length);
+  return problem == 0 ? STI_OK : storage_error(error, problem, path);
 }
 
 static void list_numbers(Text *lines, const Layout *layout, const ChunkSet *set) {
@@ -183,6 +229,9 @@ StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *don
   Text lines = {0};
   list_numbers(&lines, layout, done);
   spool_path(spool, path, "incoming/%s.done", layout->digest);
+  Path arrived;
+  spool_path(spool, arrived, "incoming/%s.arrived", layout->digest);
+  unlink(arrived);
   StiCode code = lines.failed ? sti_out_of_memory(error)
                               : write_atomic(path, lines.data == NULL ? "" : lines.data, lines.length, error);
   text_free(&lines);
@@ -192,6 +241,8 @@ StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *don
 void forget_incoming(const Spool *spool, const char *digest) {
   Path path;
   spool_path(spool, path, "incoming/%s.manifest", digest);
+  unlink(path);
+  spool_path(spool, path, "incoming/%s.arrived", digest);
   unlink(path);
   spool_path(spool, path, "incoming/%s.done", digest);
   unlink(path);

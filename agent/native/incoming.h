@@ -1,7 +1,8 @@
 /* incoming.h: a bundle on its way: its layout, the list of verified chunks, checking and committing it.
  *
- * incoming/<digest>.done lists verified chunks, one number per line, appended after their bytes were flushed. The
- * caller holds the spool's deploy lock.
+ * incoming/<digest>.done lists verified chunks, one number per line, appended after their bytes were flushed.
+ * incoming/<digest>.arrived lists those that are not flushed yet and counts only in the boot that its first line names:
+ * what a killed process has written is lost with the boot, no sooner. The caller holds the spool's deploy lock.
  */
 #ifndef AGENT_INCOMING_H
 #define AGENT_INCOMING_H
@@ -54,9 +55,11 @@ void chunk_add(ChunkSet *set, int32_t chunk);
 StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error);
 /* Add to the list; the chunks' bytes are on storage already. Errors: storage_error's. */
 StiCode done_append(const Spool *spool, const Layout *layout, const int32_t *chunks, int32_t count, StiError *error);
-/* Replace the list. Errors: storage_error's. */
+/* The list of chunks written in this boot, to append whole lines to. Errors: storage_error's, boot_id's. */
+StiCode arrived_open(const Spool *spool, const char *digest, int *fd, StiError *error);
+/* Replace the lists. Errors: storage_error's. */
 StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *done, StiError *error);
-/* Remove what lies beside a bundle on its way: the pushed manifest, then the list. */
+/* Remove what lies beside a bundle on its way: the pushed manifest, then the lists. */
 void forget_incoming(const Spool *spool, const char *digest);
 
 /* ------------------------------------------------------------------ checking (checking.c) */

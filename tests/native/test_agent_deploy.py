@@ -6,6 +6,7 @@ comparison runs in this process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -16,6 +17,7 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,8 +27,10 @@ from typing import Any
 import pytest
 
 from agent import chunks, housekeeping, identity
+from agent.fence import admit
 from agent.locks import hold, hold_machine
 from agent.spool import Spool
+from sti_runtime.messages import Lease
 from sti_runtime.records import canonical_json, sha256_hex
 from tests.agent_data import (
     accept_pack,
@@ -437,7 +441,7 @@ def test_several_threads_find_exactly_the_damaged_chunks(agent: Agent, spool: Sp
 
 
 def test_the_thread_sanitizer_finds_nothing(spool: Spool, large: Path, tmp_path: Path) -> None:
-    """Hashing in several threads, flushing beside taking in, and the thread that waits for the machine's lock, granted and given up."""
+    """Hashing in several threads, flushing beside taking in, and waiting for the machine's lock."""
     agent = sanitized_agent("thread")
     wanted = call(agent, spool, "missing", large / "manifest.json")[1]["missing"]
     pack = make_pack(spool, large, wanted)
@@ -456,6 +460,30 @@ def test_the_thread_sanitizer_finds_nothing(spool: Spool, large: Path, tmp_path:
         wait_for(lambda: journal_lines(spool, job) == 2, "the second start record")
         time.sleep(0.2)
     assert finish(started)[0] == 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_lease_that_becomes_stale_stops_the_intake(
+    agent: Agent, spool: Spool, large: Path, native: bool
+) -> None:
+    """Another controller takes the device while chunks come in: it need not wait for the last one."""
+    taking = agent if native else agent_called("torch")
+    words = ("--lease", "store:1", "--spool", spool.root)
+    wanted = taking.call("missing", large / "manifest.json", *words)[1]["missing"]
+    data = make_pack(spool, large, wanted).read_bytes()
+    started = taking.start("accept", large.name, *words, stdin=subprocess.PIPE)
+    assert started.stdin is not None
+    started.stdin.write(data[: 4 << 20])
+    started.stdin.flush()
+    wait_for(lambda: spool.arrived_list(large.name).exists(), "the first chunk")
+    admit(spool, Lease(store="store", counter=2, takeover=False))
+    with contextlib.suppress(BrokenPipeError):
+        started.stdin.write(data[4 << 20 :])
+    output = started.communicate(timeout=300)[0]
+    assert started.returncode == 3
+    assert b"its controller is stale" in output
+    rest = taking.call("missing", large / "manifest.json", "--spool", spool.root)[1]["missing"]
+    assert 0 < len(rest) < len(wanted)
 
 
 def test_hashing_needs_little_memory(spool: Spool, large: Path) -> None:
