@@ -2,9 +2,10 @@
 
     python -m bench.deploy [--rounds 7] [--rate 40] [--devices 10]
 
-The device is this machine, behind a link that the kernel limits to so many MB/s (40: what USB 2 carries; 0: not at
-all) and whose bytes it counts; it is reached by ssh. Beside each deploy of a bundle of 100 MB, its connection
-included, the stock sftp client copies a file of the same bytes; rounds alternate. Needs root, iproute2, openssh.
+The device is this machine, behind a link that the kernel limits to some MB/s (40: what USB 2 carries; 0: not at
+all) and whose bytes it counts; it is reached by ssh. Beside each deploy of a 100 MB bundle, its connection
+included, the stock sftp client copies a file of the same bytes; rounds alternate. Needs root, iproute2 and
+openssh.
 """
 
 from __future__ import annotations

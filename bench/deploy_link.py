@@ -68,7 +68,7 @@ class Link:
 
 @dataclass
 class Sshd:
-    """A private sshd at the device's end, and what reaches it: keys, known hosts, the stock client's options."""
+    """A private sshd at the device's end, and what reaches it: keys, known hosts, the stock client."""
 
     link: Link
     folder: Path
@@ -85,7 +85,8 @@ class Sshd:
         (self.folder / "config").write_text(
             f"Port {self.port}\nListenAddress {DEVICE}\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"HostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/authorized_keys\n"
-            "PermitRootLogin prohibit-password\nMaxStartups 100\nSubsystem sftp internal-sftp\nLogLevel ERROR\n"
+            "PermitRootLogin prohibit-password\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
+            "LogLevel ERROR\n"
         )
         program = shutil.which("sshd") or "/usr/sbin/sshd"
         self.process = subprocess.Popen(
