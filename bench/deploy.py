@@ -2,8 +2,8 @@
 
     python -m bench.deploy [--rounds 7] [--rate 40] [--devices 10]
 
-The device is this machine, behind a link that the kernel limits to some MB/s (40: what USB 2 carries; 0: not at
-all) and whose bytes it counts; it is reached by ssh. Beside each deploy of a 100 MB bundle, its connection
+The device is this machine, reached by ssh over a link that the kernel limits to so many MB/s (40: what USB 2
+carries; 0: not at all) and whose bytes it counts. Beside each deploy of a 100 MB bundle, its connection
 included, the stock sftp client copies a file of the same bytes; rounds alternate. Needs root, iproute2 and
 openssh.
 """
@@ -195,7 +195,7 @@ def all_at_once(rig: Rig) -> None:
     """All devices in parallel, against what the link needs for the bytes that passed."""
     worker = rig.worker()
     for number in range(rig.devices):
-        rig.deploy(worker, number)
+        worker.facts(f"d{number}")  # connects, and brings the agent
         rig.forget(number)
     before = rig.link.passed_bytes()[0]
     with ThreadPoolExecutor(rig.devices) as pool:
