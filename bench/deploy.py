@@ -1,11 +1,11 @@
 """What a deploy costs beside a plain copy of the same bytes over the same link.
 
-    python -m bench.deploy [--rounds 7] [--rate 40] [--devices 10]
+    python -m bench.deploy [--rounds 7] [--rate 40] [--devices 10] [--over adb]
 
-The device is this machine, reached by ssh over a link that the kernel limits to so many MB/s (40: what USB 2
-carries; 0: not at all) and whose bytes it counts. Beside each deploy of a 100 MB bundle, its connection
-included, the stock sftp client copies a file of the same bytes; rounds alternate. Needs root, iproute2 and
-openssh.
+The device is this machine, reached by ssh or adb over a link that the kernel limits to so many MB/s (40: what
+USB 2 carries; 0: not at all) and whose bytes it counts. Beside each deploy of a 100 MB bundle, its connection
+included, the stock client (sftp, adb push) copies a file of the same bytes; rounds alternate. Needs root,
+iproute2, and openssh or adb with AOSP's adbd (STIFARM_ADBD).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.deploy_adb import Adbd
 from bench.deploy_link import Link, Sshd
 from bench.figures import figure, paired_ratio
 from orchestrator.inventory import parse_inventory
@@ -31,6 +32,7 @@ from orchestrator.worker import HostWorker
 from sti_runtime.bundle_build import build_bundle
 from sti_runtime.model import HeadConfig, ModelConfig, all_submodels, tensor_shapes
 
+ENDS: dict[str, type[Sshd | Adbd]] = {"ssh": Sshd, "adb": Adbd}
 MB = 1_000_000
 ROWS_BYTES = 100_000
 _STEP_S = 0.002
@@ -66,7 +68,7 @@ class Rig:
     """The devices of one link and what is sent to them."""
 
     link: Link
-    sshd: Sshd
+    end: Sshd | Adbd
     folder: Path
     devices: int
     bundle: Path = field(init=False)
@@ -83,7 +85,7 @@ class Rig:
     def worker(self) -> HostWorker:
         """A new one: nothing is connected or known."""
         text = "version: 1\ndevices:\n" + "".join(
-            f"  - {{name: d{number}, {self.sshd.inventory_fields()}, workdir: {self.workdir(number)}}}\n"
+            f"  - {{name: d{number}, {self.end.inventory_fields()}, workdir: {self.workdir(number)}}}\n"
             for number in range(self.devices)
         )
         devices = parse_inventory(text.encode(), self.folder / "inventory.yaml").devices
@@ -124,15 +126,15 @@ def first_deploys(rig: Rig, rounds: int) -> None:
     for number in range(rounds):
         steps = [
             lambda: ours.append(rig.timed_deploy()),
-            lambda: theirs.append(_timed(lambda: rig.sshd.put(rig.plain, rig.folder / "copy"))),
+            lambda: theirs.append(_timed(lambda: rig.end.put(rig.plain, rig.folder / "copy"))),
         ]
         for step in steps[:: 1 if number % 2 else -1]:
             rig.forget(0)
             step()
-    for name, times in (("stifarm deploy", ours), ("sftp put", theirs)):
+    for name, times in (("stifarm deploy", ours), (rig.end.plain_name, theirs)):
         rates = figure([round(size * 1e9 / ns) for ns in times])
         print(f"{name:16} {figure(times).text(1e9, 2)} s, {rates.text(MB)} MB/s")
-    print(f"throughput, ours ÷ sftp   {paired_ratio(theirs, ours).text(digits=2)}   (at least 0.8)")
+    print(f"throughput, ours ÷ theirs {paired_ratio(theirs, ours).text(digits=2)}   (at least 0.8)")
 
 
 def no_change(rig: Rig, rounds: int) -> None:
@@ -179,7 +181,7 @@ def _deploy_with_cut(rig: Rig, at_bytes: int) -> None:
     def cut() -> None:
         while worker.progress("d0")[0] < at_bytes and not ended.wait(_STEP_S):
             pass
-        rig.sshd.cut()
+        rig.end.cut()
 
     cutter = threading.Thread(target=cut)
     cutter.start()
@@ -217,15 +219,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rate", type=float, default=40, help="MB/s; 0: not limited")
     parser.add_argument("--devices", type=int, default=10)
+    parser.add_argument("--over", choices=ENDS, default="ssh")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="stifarm-bench-") as name,
         Link(round(options.rate * MB)) as link,
-        Sshd(link, Path(name)) as sshd,
+        ENDS[options.over](link, Path(name)) as end,
     ):
-        rig = Rig(link, sshd, Path(name), options.devices)
+        rig = Rig(link, end, Path(name), options.devices)
         limit = f"{options.rate:g} MB/s" if options.rate else "not limited"
-        print(f"bundle of {rig.plain.stat().st_size / MB:.1f} MB over ssh, link {limit}")
+        print(f"bundle of {rig.plain.stat().st_size / MB:.1f} MB over {options.over}, link {limit}")
         rig.timed_deploy()
         first_deploys(rig, options.rounds)
         rig.timed_deploy()

@@ -74,6 +74,7 @@ class Sshd:
     folder: Path
     port: int = 2200
     process: subprocess.Popen[bytes] | None = None
+    plain_name = "sftp put"
 
     def __enter__(self) -> Self:
         for name in ("host_key", "user_key"):
