@@ -95,8 +95,11 @@ class _Input:
     def _fill(self) -> int:
         deadline = time.monotonic() + INPUT_WAIT_S
         while not self._stopped() and time.monotonic() < deadline:
-            if select.select([self._fd], [], [], _POLL_S)[0]:
-                return os.readv(self._fd, [self._block])
+            try:
+                if select.select([self._fd], [], [], _POLL_S)[0]:
+                    return os.readv(self._fd, [self._block])
+            except OSError:
+                break  # where the link broke, the input has ended
         return 0
 
 

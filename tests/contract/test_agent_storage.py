@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_intake_and_with_space_it_goes_on(
     spool = Spool.open(small_disk / "spool")
     digest, manifest = content.bundle.digest, content.bundle.path / MANIFEST_NAME
     wanted = agent.call("missing", manifest, "--spool", spool.root)[1]["missing"]
-    pack = make_pack(spool, content.bundle.path, wanted).rename(tmp_path / "pack")
+    pack = make_pack(Spool(tmp_path / "elsewhere"), content.bundle.path, wanted)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
     words = ("accept", digest, "--commit", "--spool", spool.root)
