@@ -122,7 +122,8 @@ def _timed(action: Callable[[], object]) -> int:
 def first_deploys(rig: Rig, rounds: int) -> None:
     """Against the plain copy."""
     size = rig.plain.stat().st_size
-    ours, theirs = [], []
+    ours: list[int] = []
+    theirs: list[int] = []
     for number in range(rounds):
         steps = [
             lambda: ours.append(rig.timed_deploy()),
@@ -139,7 +140,8 @@ def first_deploys(rig: Rig, rounds: int) -> None:
 
 def no_change(rig: Rig, rounds: int) -> None:
     """Time and bytes on the link of a deploy that finds everything there, its connection included."""
-    times, passed = [], []
+    times: list[int] = []
+    passed: list[int] = []
     for _ in range(rounds):
         before = sum(rig.link.passed_bytes())
         times.append(rig.timed_deploy())
