@@ -90,6 +90,22 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def _accept(arguments: argparse.Namespace) -> dict[str, Any]:
+    from agent.accepting import accept
+    from agent.fence import admit, parse_lease
+    from agent.signals import StopRequest
+    from agent.spool import Spool
+
+    spool = Spool.open(arguments.spool)
+    lease = None if arguments.lease is None else parse_lease(arguments.lease)
+    if lease is not None:
+        admit(spool, lease)
+    stopped = StopRequest()
+    stopped.install()
+    fd = sys.stdin.fileno()
+    return accept(spool, arguments.digest, fd, commit=arguments.commit, lease=lease, stopped=stopped)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says usage errors as JSON too."""
 
@@ -120,13 +136,14 @@ def _parser() -> _Parser:
     chunks, house = "agent.chunks", "agent.housekeeping"
     verb = add("missing", _in_spool(chunks, "missing", "manifest"), "Announce a bundle.", writes=True)
     verb.add_argument("manifest", type=Path)
-    verb = add("accept", _in_spool(chunks, "accept", "digest", "pack"), "Take in a pack.", writes=True)
+    verb = add("accept", _accept, "Take in chunks from standard input.", writes=True)
     verb.add_argument("digest")
-    verb.add_argument("pack", type=Path)
+    verb.add_argument("--commit", action="store_true", help="make the bundle visible if then nothing lacks")
     for name in ("commit", "verify"):
         text = {"commit": "Verify a bundle and make it visible.", "verify": "Verify a finished bundle."}[name]
         add(name, _in_spool(chunks, name, "digest"), text, writes=True).add_argument("digest")
-    add("has-task", _in_spool(house, "has_task", "digest"), "Ask for task data.").add_argument("digest")
+    verb = add("has", _in_spool(house, "has", "digests"), "Which content is here.")
+    verb.add_argument("digests", nargs="*", metavar="DIGEST")
     verb = add("accept-task", _in_spool(house, "accept_task", "digest"), "Verify task data.", writes=True)
     verb.add_argument("digest")
     verb = add("collect", _in_spool(house, "collect", "keep"), "Remove content not kept.", writes=True)

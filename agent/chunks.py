@@ -1,4 +1,4 @@
-"""Device side of the content-addressed deploy: which chunks a bundle lacks, taking them in, committing.
+"""Device side of the content-addressed deploy: which chunks a bundle lacks, committing and verifying it.
 
 A bundle grows in ``incoming/<digest>/`` and appears in ``bundles/<digest>/`` by one rename, after every
 chunk was verified from storage; it is never half-visible. All entry points hold the spool's deploy
@@ -7,17 +7,16 @@ lock. Formats: docs/job-and-journal.md.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from agent.chunk_writer import ChunkWriter
 from agent.incoming import (
-    RESEND,
-    ChunkWriter,
     Layout,
-    check_files,
+    commit_incoming,
     damaged_chunks,
+    forget_incoming,
     incoming_layout,
     read_done,
     read_layout,
@@ -30,9 +29,6 @@ from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manif
 from sti_runtime.records import sha256_hex
 
 LOCK_WAIT_S = 600.0
-PACK_HEADER_CAP_BYTES = 1 << 20
-PACK_RESERVE_BYTES = 32 << 20
-"""Space kept for the pack that is being pushed, while chunks are missing."""
 
 
 def missing(spool: Spool, manifest: Path) -> dict[str, Any]:
@@ -50,8 +46,7 @@ def missing(spool: Spool, manifest: Path) -> dict[str, Any]:
         done = read_done(spool, layout)
         lacking = {sha for sha, group in layout.same.items() if not done.issuperset(group)}
         local = _local_sources(spool, lacking)
-        to_send = sum(layout.chunks[layout.same[sha][0]][1].length for sha in lacking - local.keys())
-        _reserve(spool, layout, manifest, pack_bytes=min(to_send, PACK_RESERVE_BYTES))
+        _reserve(spool, layout, manifest)
         copied = _copy_local(spool, layout, local)
         wanted = sorted(layout.same[sha][0] for sha in lacking - copied)
     return {
@@ -77,12 +72,12 @@ def _local_sources(spool: Spool, wanted: set[str]) -> dict[str, tuple[Path, Chun
     return found
 
 
-def _reserve(spool: Spool, layout: Layout, manifest: Path, *, pack_bytes: int) -> None:
+def _reserve(spool: Spool, layout: Layout, manifest: Path) -> None:
     """Check the space for the whole bundle, then allocate its files (contiguous, so cold reads are fair)."""
     folder = spool.incoming_bundle(layout.digest)
     allocated = {file: _allocated_bytes(folder / file) for file in layout.sizes}
     needed = sum(max(0, size - allocated[file]) for file, size in layout.sizes.items())
-    needed += pack_bytes + manifest.stat().st_size
+    needed += manifest.stat().st_size
     stat = os.statvfs(spool.root)
     free = stat.f_bavail * stat.f_frsize
     if needed > free:
@@ -113,85 +108,19 @@ def _allocated_bytes(path: Path) -> int:
 
 def _copy_local(spool: Spool, layout: Layout, local: dict[str, tuple[Path, Chunk]]) -> set[str]:
     """Copy chunks from finished bundles; returns the digests that were there undamaged."""
-    writer = ChunkWriter(spool, layout)
     copied = set()
-    try:
+    with ChunkWriter(spool, layout) as writer:
         for sha, (path, chunk) in sorted(local.items(), key=lambda item: (item[1][0], item[1][1].offset)):
             with path.open("rb") as stream:
                 stream.seek(chunk.offset)
                 data = stream.read(chunk.length)
-            if sha256_hex(data) == sha and len(data) == layout.chunks[layout.same[sha][0]][1].length:
-                writer.put(sha, data)
+            places = layout.same[sha]
+            if sha256_hex(data) == sha and len(data) == layout.chunks[places[0]][1].length:
+                for place in places:
+                    writer.write(place, data)
+                writer.add(places)
                 copied.add(sha)
-    finally:
-        writer.close()
     return copied
-
-
-def accept(spool: Spool, digest: str, pack: Path) -> dict[str, Any]:
-    """Take in one pack: verify each chunk, write it to its place, list it; the pack is removed.
-
-    A chunk whose bytes are wrong or cut off is in ``rejected``, the others are kept.
-    Raises: InputError if the pack lies outside ``incoming/``; FormatError if it is malformed.
-    """
-    if pack.is_symlink() or pack.resolve().parent != spool.incoming.resolve() or not pack.is_file():
-        raise InputError(f"{pack}: not a file in {spool.incoming}.", "Push packs into that folder.")
-    with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
-        try:
-            layout = incoming_layout(spool, digest)
-            with pack.open("rb") as stream:
-                indices = _read_header(stream, pack, layout)
-                rejected = _take_in(spool, layout, stream, indices)
-        finally:
-            pack.unlink()
-        done = read_done(spool, layout)
-    remaining = len(layout.chunks) - len(done)
-    return {
-        "digest": digest,
-        "accepted": len(indices) - len(rejected),
-        "rejected": rejected,
-        "remaining": remaining,
-    }
-
-
-def _read_header(stream: BinaryIO, pack: Path, layout: Layout) -> list[int]:
-    header = stream.readline(PACK_HEADER_CAP_BYTES + 1)
-    cause = ""
-    try:
-        indices = json.loads(header)
-    except (ValueError, RecursionError):
-        indices = None
-    if len(header) > PACK_HEADER_CAP_BYTES or not header.endswith(b"\n"):
-        cause = f"its first line has no end within {PACK_HEADER_CAP_BYTES} bytes"
-    elif not isinstance(indices, list) or not all(type(index) is int for index in indices):
-        cause = "its first line is not a JSON list of integers"
-    elif len(set(indices)) != len(indices) or not all(0 <= i < len(layout.chunks) for i in indices):
-        cause = f"its chunk numbers are not distinct numbers below {len(layout.chunks)}"
-    else:
-        length = len(header) + sum(layout.chunks[index][1].length for index in indices)
-        if pack.stat().st_size > length:
-            cause = f"it has {pack.stat().st_size} bytes, its first line accounts for {length}"
-    if cause:
-        raise FormatError(f"{pack.name}: not a pack: {cause}.", RESEND)
-    assert isinstance(indices, list)
-    return indices
-
-
-def _take_in(spool: Spool, layout: Layout, stream: BinaryIO, indices: list[int]) -> list[int]:
-    """Returns the chunks that were rejected."""
-    writer = ChunkWriter(spool, layout)
-    rejected = []
-    try:
-        for index in indices:
-            chunk = layout.chunks[index][1]
-            data = stream.read(chunk.length)
-            if sha256_hex(data) == chunk.sha256 and len(data) == chunk.length:
-                writer.put(chunk.sha256, data)
-            else:
-                rejected.append(index)
-    finally:
-        writer.close()
-    return rejected
 
 
 def commit(spool: Spool, digest: str) -> dict[str, Any]:
@@ -202,25 +131,10 @@ def commit(spool: Spool, digest: str) -> dict[str, Any]:
     with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
         target = spool.bundle(digest)
         if target.is_dir():
-            spool.done_list(digest).unlink(missing_ok=True)
+            forget_incoming(spool, digest)
             return {"digest": digest, "state": "already", "bytes": 0}
         layout = incoming_layout(spool, digest)
-        folder = spool.incoming_bundle(digest)
-        check_files(folder, layout)
-        damaged = damaged_chunks(folder, layout.chunks)
-        if damaged:
-            good = read_done(spool, layout) - set(damaged)
-            write_done(spool, digest, good)
-            file, chunk = layout.chunks[damaged[0]]
-            raise DigestError(
-                f"Bundle {digest[:12]}: {len(damaged)} of {len(layout.chunks)} chunks are missing or "
-                f"damaged, the first at byte {chunk.offset} of {file}.",
-                RESEND,
-            )
-        folder.rename(target)
-        fsync_folder(spool.bundles)
-        fsync_folder(spool.incoming)
-        spool.done_list(digest).unlink(missing_ok=True)
+        commit_incoming(spool, layout)
     return {"digest": digest, "state": "committed", "bytes": sum(layout.sizes.values())}
 
 
@@ -239,7 +153,7 @@ def verify(spool: Spool, digest: str) -> dict[str, Any]:
         layout = read_layout(folder / MANIFEST_NAME)
         if layout.digest != digest:
             raise DigestError(f"{folder}: holds the manifest of {layout.digest[:12]}.", "Deploy it again.")
-        damaged = damaged_chunks(folder, layout.chunks)
+        damaged = damaged_chunks(folder, layout)
         if damaged:
             good = sorted(set(range(len(layout.chunks))) - set(damaged))
             write_done(spool, digest, good)

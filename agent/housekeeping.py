@@ -11,24 +11,42 @@ from typing import Any
 
 from agent.chunks import LOCK_WAIT_S
 from agent.errors import BusyError, RefusedError
+from agent.identity import agent_digest, agent_version
 from agent.locks import hold, read_label
 from agent.process import running_pid
 from agent.settings import restore_settings
 from agent.spool import OWNED, Spool, checked_digest, fsync_folder, remove_whole, storage_error
 from sti_runtime.errors import DigestError, InputError
+from sti_runtime.journal_format import PROTOCOL_VERSION
+from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import JOB_CAP_BYTES, JOB_FILE, Job
 
-_NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|manifest|safetensors|partial))?")
+_NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|arrived|manifest|safetensors|partial))?")
 
 
-def has_task(spool: Spool, digest: str) -> dict[str, Any]:
-    """Whether task data is here; ``partial_bytes``: how much of it a push has left."""
-    partial = spool.task_partial(digest)
+def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:
+    """Which of these digests are here: finished bundles, whose manifests are what they are named after;
+    bundles that were announced; task data. With it what ``version`` says: one answer settles a deploy.
+
+    Raises: InputError if one is no digest.
+    """
+    asked = sorted({checked_digest(digest) for digest in digests})
     return {
-        "digest": digest,
-        "present": spool.task(digest).is_file(),
-        "partial_bytes": partial.stat().st_size if partial.is_file() else 0,
+        "agent": agent_version(),
+        "agent_digest": agent_digest(),
+        "protocol": PROTOCOL_VERSION,
+        "bundles": [digest for digest in asked if _holds_manifest(spool.bundle(digest), digest)],
+        "incoming": [digest for digest in asked if _holds_manifest(spool.incoming_bundle(digest), digest)],
+        "tasks": [digest for digest in asked if spool.task(digest).is_file()],
     }
+
+
+def _holds_manifest(folder: Path, digest: str) -> bool:
+    try:
+        with (folder / MANIFEST_NAME).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
+    except OSError:
+        return False
 
 
 def accept_task(spool: Spool, digest: str) -> dict[str, Any]:

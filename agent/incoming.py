@@ -1,23 +1,27 @@
-"""A bundle on its way: its layout, the list of verified chunks, writing and checking chunks.
+"""A bundle on its way: its layout, the list of verified chunks, checking and committing it.
 
 ``incoming/<digest>.done`` lists verified chunks, one index of ``Manifest.all_chunks()`` per line, appended
-after their bytes were flushed. The caller holds the spool's deploy lock.
+after their bytes were flushed. ``incoming/<digest>.arrived`` lists those that are not flushed yet and counts
+only in the boot that its first line names: what a killed process has written is lost with the boot, no
+sooner. The caller holds the spool's deploy lock.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.identity import boot_id
 from agent.spool import Spool, fsync_folder, storage_error, write_atomic
 from sti_runtime.errors import DigestError, FormatError, InputError
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manifest
 from sti_runtime.records import sha256_hex
 
 RESEND = "Run deploy again: it sends what is missing."
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,32 @@ def incoming_layout(spool: Spool, digest: str) -> Layout:
 
 def read_done(spool: Spool, layout: Layout) -> set[int]:
     """Verified chunks; lines that are torn or make no sense count as not done."""
-    path = spool.done_list(layout.digest)
-    if not path.exists():
-        return set()
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = _whole_lines(spool.done_list(layout.digest))
+    arrived = _whole_lines(spool.arrived_list(layout.digest))
+    if arrived[:1] == [boot_id().encode()]:
+        lines += arrived[1:]
     indices = {int(line) for line in lines if line.isdigit() and len(line) < 10}
     return {index for index in indices if index < len(layout.chunks)}
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def open_arrived(spool: Spool, digest: str) -> int:
+    """The list of chunks written in this boot, to append whole lines to. Raises: StifarmError."""
+    path = spool.arrived_list(digest)
+    head = f"{boot_id()}\n".encode()
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if os.pread(fd, len(head), 0) == head:
+            os.write(fd, b"-\n")  # as in the other list
+        else:
+            os.ftruncate(fd, 0)
+            os.write(fd, head)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return fd
 
 
 def append_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
@@ -88,71 +112,40 @@ def append_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
 
 
 def write_done(spool: Spool, digest: str, indices: Iterable[int]) -> None:
-    """Replace the list of verified chunks. Raises: StifarmError."""
+    """Replace the lists of verified chunks. Raises: StifarmError."""
+    spool.arrived_list(digest).unlink(missing_ok=True)
     write_atomic(spool.done_list(digest), b"".join(b"%d\n" % index for index in sorted(indices)))
 
 
-class ChunkWriter:
-    """Writes verified chunks to their places, and lists them as done once they are on storage."""
-
-    def __init__(self, spool: Spool, layout: Layout) -> None:
-        self._spool = spool
-        self._layout = layout
-        self._files: dict[str, int] = {}
-        self._written: set[int] = set()
-
-    def put(self, sha256: str, data: bytes) -> int:
-        """Write ``data`` to every chunk with this digest; returns how many there are."""
-        for index in self._layout.same[sha256]:
-            file, chunk = self._layout.chunks[index]
-            path = self._spool.incoming_bundle(self._layout.digest) / file
-            try:
-                if file not in self._files:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                    self._files[file] = os.open(path, flags, 0o644)
-                written = 0
-                while written < len(data):
-                    written += os.pwrite(self._files[file], data[written:], chunk.offset + written)
-            except OSError as error:
-                raise storage_error(error, path) from error
-            self._written.add(index)
-        return len(self._layout.same[sha256])
-
-    def close(self) -> None:
-        """Flush, then list. Raises: StifarmError; then the chunks are not listed and come again."""
-        folder = self._spool.incoming_bundle(self._layout.digest)
-        try:
-            for fd in self._files.values():
-                os.fsync(fd)
-            fsync_folder(folder)
-        except OSError as error:
-            raise storage_error(error, folder) from error
-        finally:
-            for fd in self._files.values():
-                os.close(fd)
-        if self._written:
-            append_done(self._spool, self._layout.digest, self._written)
+def is_stored(fd: int, chunk: Chunk) -> bool:
+    """Whether a chunk's bytes, read from storage and not from the page cache, are right; none stay cached."""
+    found = hashlib.sha256()
+    os.posix_fadvise(fd, chunk.offset, chunk.length, os.POSIX_FADV_DONTNEED)
+    for done in range(0, chunk.length, READ_BYTES):
+        found.update(os.pread(fd, min(READ_BYTES, chunk.length - done), chunk.offset + done))
+    os.posix_fadvise(fd, chunk.offset, chunk.length, os.POSIX_FADV_DONTNEED)
+    return found.hexdigest() == chunk.sha256
 
 
-def damaged_chunks(folder: Path, layout_chunks: tuple[tuple[str, Chunk], ...]) -> list[int]:
-    """Indices of chunks whose bytes, read from storage, are wrong. Leaves nothing in the page cache."""
+def damaged_chunks(folder: Path, layout: Layout, stored: Set[int] = frozenset()) -> list[int]:
+    """Indices of chunks whose bytes, read from storage, are wrong; those in ``stored`` were read before.
+
+    Leaves nothing in the page cache.
+    """
     damaged: list[int] = []
     by_file: dict[str, list[tuple[int, Chunk]]] = {}
-    for index, (file, chunk) in enumerate(layout_chunks):
-        by_file.setdefault(file, []).append((index, chunk))
+    for index, (file, chunk) in enumerate(layout.chunks):
+        if index not in stored:
+            by_file.setdefault(file, []).append((index, chunk))
     for file, chunks in by_file.items():
         path = folder / file
         if not path.is_file() or path.is_symlink():
             damaged.extend(index for index, _ in chunks)
             continue
         with path.open("rb", buffering=0) as stream:
+            os.fsync(stream.fileno())  # only what is on storage already can be dropped from the page cache
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            for index, chunk in chunks:
-                if (
-                    hashlib.sha256(os.pread(stream.fileno(), chunk.length, chunk.offset)).hexdigest()
-                    != chunk.sha256
-                ):
-                    damaged.append(index)
+            damaged.extend(index for index, chunk in chunks if not is_stored(stream.fileno(), chunk))
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return sorted(damaged)
 
@@ -167,3 +160,32 @@ def check_files(folder: Path, layout: Layout) -> None:
             f"{folder}: {odd} is missing, of a wrong size, or does not belong there.",
             "Run `collect` without keeping this bundle, then deploy it again.",
         )
+
+
+def commit_incoming(spool: Spool, layout: Layout, stored: Set[int] = frozenset()) -> None:
+    """Make an announced bundle visible once every chunk was read from storage, but those in ``stored``, which
+    this process has read back already. Raises: DigestError if chunks are missing or wrong (they are asked for
+    again by ``missing``); FormatError if the folder holds other files.
+    """
+    folder = spool.incoming_bundle(layout.digest)
+    check_files(folder, layout)
+    damaged = damaged_chunks(folder, layout, stored)
+    if damaged:
+        write_done(spool, layout.digest, read_done(spool, layout) - set(damaged))
+        file, chunk = layout.chunks[damaged[0]]
+        raise DigestError(
+            f"Bundle {layout.digest[:12]}: {len(damaged)} of {len(layout.chunks)} chunks are missing or "
+            f"damaged, the first at byte {chunk.offset} of {file}.",
+            RESEND,
+        )
+    folder.rename(spool.bundle(layout.digest))
+    fsync_folder(spool.bundles)
+    fsync_folder(spool.incoming)
+    forget_incoming(spool, layout.digest)
+
+
+def forget_incoming(spool: Spool, digest: str) -> None:
+    """Remove what lies beside a bundle on its way: the pushed manifest, then the lists of verified chunks."""
+    spool.pushed_manifest(digest).unlink(missing_ok=True)
+    spool.arrived_list(digest).unlink(missing_ok=True)
+    spool.done_list(digest).unlink(missing_ok=True)

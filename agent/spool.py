@@ -154,9 +154,17 @@ class Spool:
         """Folder of a bundle on its way."""
         return self.incoming / checked_digest(digest)
 
+    def pushed_manifest(self, digest: str) -> Path:
+        """Where the host pushes the manifest that it announces."""
+        return self.incoming / f"{checked_digest(digest)}.manifest"
+
     def done_list(self, digest: str) -> Path:
         """Verified chunks of a bundle on its way, one index per line."""
         return self.incoming / f"{checked_digest(digest)}.done"
+
+    def arrived_list(self, digest: str) -> Path:
+        """Chunks of a bundle on its way that were written in the boot its first line names."""
+        return self.incoming / f"{checked_digest(digest)}.arrived"
 
     def job(self, job_id: str, attempt: str | int) -> Path:
         """Folder of one attempt of a job."""

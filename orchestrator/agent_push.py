@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -36,14 +38,30 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class AgentFile:
+    """The native agent of one architecture, as built on the host; ``digest``: SHA-256 of ``path``."""
+
+    architecture: str
+    path: Path
+    digest: str
+    bytes: int
+
+    def place(self, spool: str) -> str:
+        """Where it lies on a device."""
+        return f"{spool}/bin/stifarm-agent-{self.digest[:16]}"
+
+
+@dataclass(frozen=True)
 class PushedAgent:
-    """The agent's executable on a device. ``already``: it was there and nothing was sent."""
+    """The agent's executable on a device. ``already``: it was there and nothing was sent; ``answer``: what it
+    said when it was asked."""
 
     path: str
     architecture: str
     digest: str
     bytes: int
     already: bool
+    answer: dict[str, Any]
 
 
 class _WrongFileError(Exception):
@@ -64,66 +82,79 @@ def device_architecture(transport: Transport) -> str:
     return MACHINES[machine]
 
 
-def bring_agent(transport: Transport, spool: str, progress: Progress | None = None) -> PushedAgent:
-    """Have the native agent on the device, built and pushed where it is missing; ``progress``: bytes sent.
+def agent_file(architecture: str, device: str) -> AgentFile:
+    """The agent for an architecture, built where it is missing. Raises: StableError naming ``device``."""
+    try:
+        path = build_agent(architecture)
+    except ToolchainError as error:
+        raise StableError(f"its agent cannot be built. {error.what}", error.remedy, device=device) from error
+    data = path.read_bytes()
+    return AgentFile(architecture, path, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def bring_agent(
+    transport: Transport,
+    spool: str,
+    progress: Progress | None = None,
+    *,
+    file: AgentFile | None = None,
+    asking: Sequence[str] = ("version",),
+) -> PushedAgent:
+    """Have the native agent on the device, pushed where it is missing; ``progress``: bytes sent. ``file``:
+    the agent for this device; None: its architecture is asked. ``asking``: the words of a verb whose answer
+    holds all that ``version`` says; asking it is how the executable is checked.
 
     An executable that arrives damaged is sent once more. Raises: DeviceError.
     """
-    architecture = device_architecture(transport)
+    source = file or agent_file(device_architecture(transport), transport.device)
+    path = source.place(spool)
     try:
-        source = build_agent(architecture)
-    except ToolchainError as error:
-        raise StableError(
-            f"its agent cannot be built. {error.what}", error.remedy, device=transport.device
-        ) from error
-    data = source.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    path = f"{spool}/bin/stifarm-agent-{digest[:16]}"
-    found = PushedAgent(path, architecture, digest, len(data), already=True)
-    try:
-        _check(transport, path, digest)
+        answer = _check(transport, path, source.digest, asking)
     except _WrongFileError as missing:
         _log.info("the agent is pushed", device=transport.device, cause=str(missing))
     else:
-        return found
+        return PushedAgent(path, source.architecture, source.digest, source.bytes, True, answer)
     cause = ""
     for _ in range(_TRIES):
         try:
-            _push(transport, source, path, digest, progress)
+            answer = _push(transport, source, path, asking, progress)
         except _WrongFileError as error:
             cause = str(error)
             _log.warning("the agent did not arrive whole", device=transport.device, cause=cause)
         else:
             _remove_others(transport, path)
-            return PushedAgent(path, architecture, digest, len(data), already=False)
+            return PushedAgent(path, source.architecture, source.digest, source.bytes, False, answer)
     raise StableError(
-        f"the agent for {architecture} was sent twice and does not run there: {cause}",
+        f"the agent for {source.architecture} was sent twice and does not run there: {cause}",
         f"Check that {spool} is not mounted noexec and that its storage and the link keep data intact; "
         "set another workdir in the inventory if it is not.",
         device=transport.device,
     )
 
 
-def _push(transport: Transport, source: Path, path: str, digest: str, progress: Progress | None) -> None:
+def _push(
+    transport: Transport, source: AgentFile, path: str, asking: Sequence[str], progress: Progress | None
+) -> dict[str, Any]:
     """Raises: _WrongFileError when what arrived is not what was sent, DeviceError."""
     partial = f"{path}.partial"
-    transport.push(source, partial, progress=progress)
+    transport.push(source.path, partial, progress=progress)
     _must(transport, "chmod", "755", partial)
-    _check(transport, partial, digest)
+    answer = _check(transport, partial, source.digest, asking)
     _must(transport, "mv", "-f", partial, path)
+    return answer
 
 
-def _check(transport: Transport, path: str, digest: str) -> None:
-    """Start the executable and compare what it says of itself.
+def _check(transport: Transport, path: str, digest: str, asking: Sequence[str]) -> dict[str, Any]:
+    """Start the executable and compare what it says of itself; all that it says.
 
     Raises: _WrongFileError; StableError when it is ours but speaks another protocol; TransientError.
     """
     try:
-        said = transport.run([path, "version"], timeout_s=_ANSWER_LIMIT_S)
+        said = transport.run([path, *asking], timeout_s=_ANSWER_LIMIT_S)
     except StableError as error:
         raise _WrongFileError(error.what) from error
     try:
-        answer = json.loads(said.stdout)
+        answer: dict[str, Any] = json.loads(said.stdout)
         stated, protocol = answer["agent_digest"], answer["protocol"]
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         how = f"signal {-said.exit_code}" if said.exit_code < 0 else f"exit code {said.exit_code}"
@@ -136,6 +167,7 @@ def _check(transport: Transport, path: str, digest: str) -> None:
             "Install stifarm again: its agent's sources and its Python code are of two versions.",
             device=transport.device,
         )
+    return answer
 
 
 def _must(transport: Transport, *argv: str) -> None:

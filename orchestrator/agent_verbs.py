@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.errors import AgentError, DeviceError, DeviceFullError, StableError, TransientError
@@ -29,13 +30,14 @@ def call_agent(
     verb: str,
     *arguments: str,
     timeout_s: float = VERB_TIMEOUT_S,
+    stdin: Iterable[bytes] | None = None,
 ) -> dict[str, Any]:
-    """Run one verb and return its JSON object.
+    """Run one verb, with ``stdin`` as its input, and return its JSON object.
 
     Raises: AgentError with the agent's own cause, DeviceFullError, TransientError (busy, link, timeout),
     StableError when the answer is no JSON object.
     """
-    completed = call_raw(transport, spool, verb, *arguments, timeout_s=timeout_s)
+    completed = call_raw(transport, spool, verb, *arguments, timeout_s=timeout_s, stdin=stdin)
     try:
         answer = json.loads(completed.stdout)
     except (ValueError, RecursionError) as error:
@@ -46,11 +48,16 @@ def call_agent(
 
 
 def call_raw(
-    transport: Transport, spool: str, verb: str, *arguments: str, timeout_s: float = VERB_TIMEOUT_S
+    transport: Transport,
+    spool: str,
+    verb: str,
+    *arguments: str,
+    timeout_s: float = VERB_TIMEOUT_S,
+    stdin: Iterable[bytes] | None = None,
 ) -> Completed:
     """Run one verb and return what it said. Raises: as ``call_agent``."""
     argv = (*transport.agent_argv, verb, *arguments, "--spool", spool)
-    completed = transport.run(argv, timeout_s=timeout_s, output_cap_bytes=ANSWER_CAP_BYTES)
+    completed = transport.run(argv, timeout_s=timeout_s, output_cap_bytes=ANSWER_CAP_BYTES, stdin=stdin)
     if not completed.ok:
         raise _failure(transport.device, verb, completed)
     return completed

@@ -1,15 +1,13 @@
 """Host side of the content-addressed deploy: a device gets the chunks it lacks, and nothing twice.
 
-Each step can be repeated, so an interrupted deploy goes on where it stopped: the manifest is announced
-(``missing``), the lacking chunks travel in packs (``accept``), the bundle appears at once (``commit``).
-A pack is one line, the JSON list of chunk indices into ``Manifest.all_chunks()``, then their bytes.
+One question (``has``) tells what a device holds. The manifest of what it lacks is
+announced (``missing``), the lacking chunks are streamed into ``accept``, which makes the bundle visible at
+its end. Each step can be repeated, so an interrupted deploy goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,18 +17,18 @@ from typing import Any
 import structlog
 
 from orchestrator.agent_verbs import call_agent, lease_arguments
-from orchestrator.errors import AgentError, DeviceFullError, MissingFileError, StableError
+from orchestrator.chunk_stream import pack_blocks
+from orchestrator.errors import AgentError, StableError
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.errors import DigestError, FormatError
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manifest
 from sti_runtime.messages import Lease
 from sti_runtime.records import sha256_hex
-from sti_runtime.units import format_bytes
-
-PACK_BYTES = 8 << 20
-"""Most payload of one pack; one longer chunk travels alone."""
 
 COMMIT_TIMEOUT_S = 600.0
+SLOWEST_LINK_BYTES_PER_S = 100_000
+"""A link that is slower for a whole deploy counts as broken."""
+
 _TRIES = 2
 
 _log = structlog.get_logger(__name__)
@@ -52,6 +50,48 @@ class DeployReport:
     already: bool
 
 
+@dataclass(frozen=True)
+class Held:
+    """Digests of what a device holds: finished bundles, announced ones, task data. Its own statement."""
+
+    bundles: frozenset[str]
+    incoming: frozenset[str]
+    tasks: frozenset[str]
+
+    @classmethod
+    def from_answer(cls, answer: dict[str, Any], device: str) -> Held:
+        """Out of an agent's answer to ``has``: not trusted. Raises: StableError."""
+        kinds = [answer.get(kind) for kind in ("bundles", "incoming", "tasks")]
+        if not all(isinstance(k, list) and all(isinstance(digest, str) for digest in k) for k in kinds):
+            raise StableError(
+                f"the agent does not say what the device holds ({str(answer)[:80]}).",
+                "Update stifarm on the device: agent and host must be of one version.",
+                device=device,
+            )
+        return cls(*(frozenset(kind or ()) for kind in kinds))
+
+
+def ask_held(transport: Transport, spool: str, digests: Sequence[str]) -> Held:
+    """Which of these a device holds, by one command. Raises: DeviceError."""
+    return Held.from_answer(call_agent(transport, spool, "has", *digests), transport.device)
+
+
+def bundle_digest(bundle_path: Path) -> str:
+    """The digest of a bundle of the host. Raises: FormatError when it cannot be read."""
+    return sha256_hex(_host_manifest(bundle_path / MANIFEST_NAME))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file of the host. Raises: FormatError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise FormatError(
+            f"{path}: cannot be read: {error.strerror}.", "Make the task data again."
+        ) from error
+
+
 def deploy_bundle(
     transport: Transport,
     spool: str,
@@ -59,8 +99,10 @@ def deploy_bundle(
     progress: Progress | None = None,
     *,
     lease: Lease | None = None,
+    held: Held | None = None,
 ) -> DeployReport:
-    """Bring a bundle to a device; ``progress`` gets (bytes sent, bytes to send), ``lease`` fences.
+    """Bring a bundle to a device; ``progress`` gets (bytes sent, bytes to send), ``lease`` fences, ``held``
+    is what the device just said that it holds (None: it is asked).
 
     Raises: DigestError or FormatError when the host's bundle is damaged, DeviceFullError, AgentError,
     StableError for a chunk that arrives damaged twice, TransientError.
@@ -70,21 +112,20 @@ def deploy_bundle(
     manifest_path = bundle_path / MANIFEST_NAME
     data = _host_manifest(manifest_path)
     digest = sha256_hex(data)
-    if _remote_digest(transport, f"{spool}/bundles/{digest}/{MANIFEST_NAME}") == digest:
+    held = held or ask_held(transport, spool, [digest])
+    if digest in held.bundles:
         return DeployReport(digest, 0, 0, 0, 0, time.monotonic() - began, already=True)
     manifest = Manifest.from_json(data, source=str(manifest_path), cap_bytes=MANIFEST_CAP_BYTES)
-    chunks = manifest.all_chunks()
-    announced = f"{spool}/incoming/{digest}.manifest"
-    transport.push(manifest_path, announced)
-    sent_chunks = sent_bytes = 0
+    announced = f"{spool}/incoming/{digest}/{MANIFEST_NAME}"
+    if digest not in held.incoming:
+        announced = f"{spool}/incoming/{digest}.manifest"
+        transport.push(manifest_path, announced)
+    sender = _Sender(transport, spool, bundle_path, digest, manifest.all_chunks(), progress, fence)
     for attempt in range(_TRIES):
         answer = call_agent(transport, spool, "missing", announced, *fence)
-        wanted = _indices(answer, "missing", len(chunks), transport.device)
-        sender = _Sender(transport, spool, bundle_path, digest, chunks, progress, fence)
-        sender.send(wanted)
-        sent_chunks, sent_bytes = sent_chunks + sender.chunks, sent_bytes + sender.bytes
         try:
-            call_agent(transport, spool, "commit", digest, *fence, timeout_s=COMMIT_TIMEOUT_S)
+            if answer.get("complete") is not True:
+                sender.send(_indices(answer, "missing", len(sender.table), transport.device))
             break
         except AgentError as error:
             if error.error != DigestError.__name__ or attempt + 1 == _TRIES:
@@ -92,13 +133,13 @@ def deploy_bundle(
             _log.warning(
                 "chunks damaged on the device are sent again", device=transport.device, cause=error.what
             )
-    transport.run(["rm", "-f", announced], timeout_s=30)
+            announced = f"{spool}/incoming/{digest}/{MANIFEST_NAME}"
     return DeployReport(
         digest=digest,
-        chunks_sent=sent_chunks,
-        chunks_total=len(chunks),
-        bytes_sent=sent_bytes,
-        bytes_total=sum(chunk.length for _, chunk in chunks),
+        chunks_sent=sender.chunks,
+        chunks_total=len(sender.table),
+        bytes_sent=sender.bytes,
+        bytes_total=sum(chunk.length for _, chunk in sender.table),
         seconds=time.monotonic() - began,
         already=False,
     )
@@ -111,74 +152,21 @@ def deploy_task_data(
     progress: Progress | None = None,
     *,
     lease: Lease | None = None,
+    held: Held | None = None,
 ) -> DeployReport:
     """Bring a file of task data to a device, named by the SHA-256 of its bytes. Raises: as deploy_bundle."""
     began = time.monotonic()
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.tell()
-    except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror}.", "Make the task data again."
-        ) from error
-    if _remote_exists(transport, f"{spool}/tasks/{digest}.safetensors"):
+    digest, size = file_digest(path), path.stat().st_size
+    held = held or ask_held(transport, spool, [digest])
+    if digest in held.tasks:
         return DeployReport(digest, 0, 1, 0, size, time.monotonic() - began, already=True)
     transport.push(path, f"{spool}/tasks/{digest}.partial", progress=progress)
     call_agent(transport, spool, "accept-task", digest, *lease_arguments(lease))
     return DeployReport(digest, 1, 1, size, size, time.monotonic() - began, already=False)
 
 
-def packs(
-    chunks: Sequence[tuple[str, Chunk]], wanted: Sequence[int], limit_bytes: int = PACK_BYTES
-) -> Iterator[tuple[int, ...]]:
-    """Split chunk indices, in order, into packs of at most ``limit_bytes`` payload (or one chunk)."""
-    group: list[int] = []
-    size = 0
-    for index in wanted:
-        length = chunks[index][1].length
-        if group and size + length > limit_bytes:
-            yield tuple(group)
-            group, size = [], 0
-        group.append(index)
-        size += length
-    if group:
-        yield tuple(group)
-
-
-def write_pack(
-    path: Path, bundle_path: Path, chunks: Sequence[tuple[str, Chunk]], indices: Sequence[int]
-) -> int:
-    """Write a pack, every chunk checked against its digest; returns the payload bytes.
-
-    Raises: DigestError when the bundle on the host is damaged.
-    """
-    payload_bytes = 0
-    with path.open("wb") as output:
-        output.write(json.dumps(list(indices), separators=(",", ":")).encode() + b"\n")
-        for index in indices:
-            file, chunk = chunks[index]
-            try:
-                with (bundle_path / file).open("rb") as stream:
-                    stream.seek(chunk.offset)
-                    data = stream.read(chunk.length)
-            except OSError as error:
-                raise DigestError(
-                    f"{bundle_path / file} on the host cannot be read: {error.strerror}.",
-                    f"Remove {bundle_path} and build the bundle again.",
-                ) from error
-            if sha256_hex(data) != chunk.sha256:
-                raise DigestError(
-                    f"{bundle_path / file} on the host is damaged at byte {chunk.offset}.",
-                    f"Remove {bundle_path} and build the bundle again.",
-                )
-            output.write(data)
-            payload_bytes += len(data)
-    return payload_bytes
-
-
 class _Sender:
-    """Sends chunks of one bundle; counts what went over the wire."""
+    """Streams chunks of one bundle into ``accept``; counts what went over the wire."""
 
     def __init__(
         self,
@@ -191,53 +179,79 @@ class _Sender:
         fence: tuple[str, ...],
     ) -> None:
         self._transport, self._spool, self._bundle_path = transport, spool, bundle_path
-        self._digest, self._table, self._progress = digest, chunks, progress
-        self._fence = fence
+        self._digest, self._progress, self._fence = digest, progress, fence
+        self.table = chunks
         self.chunks = self.bytes = 0
 
     def send(self, wanted: Sequence[int]) -> None:
-        """Send all of ``wanted``; a chunk that arrives damaged is sent once more. Raises: DeviceError."""
-        total = sum(self._table[index][1].length for index in wanted)
-        with tempfile.TemporaryDirectory(prefix="stifarm-pack-") as scratch:
-            pack = Path(scratch) / "pack"
-            rejected = [
-                i for group in packs(self._table, wanted) for i in self._send_pack(pack, group, total)
-            ]
-            if rejected:
-                _log.warning("chunks arrived damaged", device=self._transport.device, chunks=len(rejected))
-            again = [i for group in packs(self._table, rejected) for i in self._send_pack(pack, group, total)]
+        """Send all of ``wanted`` and make the bundle visible; a chunk that arrives damaged is sent once more.
+
+        Raises: DeviceError, DigestError when the host's bundle is damaged.
+        """
+        rejected = self._stream(wanted)
+        if not rejected:
+            return
+        _log.warning("chunks arrived damaged", device=self._transport.device, chunks=len(rejected))
+        again = self._stream(rejected)
         if again:
-            file, chunk = self._table[again[0]]
+            file, chunk = self.table[again[0]]
             raise StableError(
                 f"{len(again)} chunks arrived damaged twice, the first from byte {chunk.offset} of {file}.",
                 "The link or the device's storage corrupts data: check cable and storage, then deploy again.",
                 device=self._transport.device,
             )
 
-    def _send_pack(self, pack: Path, group: tuple[int, ...], total: int) -> list[int]:
-        """Send one pack; returns the chunks that the device rejected."""
-        payload_bytes = write_pack(pack, self._bundle_path, self._table, group)
-        base = self.bytes
-        header_bytes = pack.stat().st_size - payload_bytes
+    def _stream(self, wanted: Sequence[int]) -> list[int]:
+        """Send chunks by one command; returns those that the device rejected."""
+        total = sum(self.table[index][1].length for index in wanted)
+        done = 0
 
-        def forward(done: int, _: int) -> None:
+        def handed_over(length: int) -> None:
+            nonlocal done
+            done += length
+            self.chunks += 1
+            self.bytes += length
             if self._progress is not None:
-                self._progress(min(base + max(0, done - header_bytes), total), total)
+                self._progress(done, total)
 
-        remote = f"{self._spool}/incoming/{self._digest}.pack"
+        blocks = _Blocks(pack_blocks(self._bundle_path, self.table, wanted, handed_over))
         try:
-            self._transport.push(pack, remote, progress=forward)
-        except DeviceFullError as error:
-            raise DeviceFullError(
-                f"no space for a pack of {format_bytes(payload_bytes)} ({error.what}).",
-                "Free space there (stifarm devices clean), then deploy again: it goes on from here.",
+            answer = call_agent(
+                self._transport,
+                self._spool,
+                "accept",
+                self._digest,
+                "--commit",
+                *self._fence,
+                timeout_s=COMMIT_TIMEOUT_S + total / SLOWEST_LINK_BYTES_PER_S,
+                stdin=blocks,
+            )
+        except AgentError as error:
+            if blocks.error is not None:
+                raise blocks.error from error
+            raise
+        rejected = _indices(answer, "rejected", len(self.table), self._transport.device)
+        if not rejected and answer.get("state") != "committed":
+            raise StableError(
+                f"the agent took every chunk and still lacks {str(answer.get('remaining'))[:20]}.",
+                "Update stifarm on the device: agent and host must be of one version.",
                 device=self._transport.device,
-            ) from error
-        answer = call_agent(self._transport, self._spool, "accept", self._digest, remote, *self._fence)
-        rejected = _indices(answer, "rejected", len(self._table), self._transport.device)
-        self.chunks += len(group)
-        self.bytes += payload_bytes
-        return [index for index in rejected if index in group]
+            )
+        return [index for index in rejected if index in wanted]
+
+
+class _Blocks:
+    """Input that ends where its source fails: what went before is kept there. ``error``: the failure."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+        self.error: DigestError | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._source
+        except DigestError as error:
+            self.error = error
 
 
 def _indices(answer: dict[str, Any], key: str, count: int, device: str) -> list[int]:
@@ -259,18 +273,3 @@ def _host_manifest(path: Path) -> bytes:
             return stream.read(MANIFEST_CAP_BYTES + 1)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}.", "Build the bundle again.") from error
-
-
-def _remote_digest(transport: Transport, path: str) -> str | None:
-    try:
-        return sha256_hex(transport.read_from(path, 0, MANIFEST_CAP_BYTES + 1))
-    except MissingFileError:
-        return None
-
-
-def _remote_exists(transport: Transport, path: str) -> bool:
-    try:
-        transport.read_from(path, 0, 1)
-    except MissingFileError:
-        return False
-    return True

@@ -243,8 +243,7 @@ def deploy(
         try:
             device_id = known.get(device.name) or probe_device(farm, worker, device)[0]
             with leased(farm, device_id) as lease:
-                reports.append(worker.deploy(device.name, bundle, lease))
-                reports.extend(worker.deploy_task_data(device.name, path, lease) for path in tasks)
+                reports.extend(worker.deploy(device.name, bundle, tasks, lease))
                 if any(not report.already for report in reports):
                     worker.collect(device.name, current_content(farm), lease)
                 if verify:

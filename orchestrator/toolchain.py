@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -172,9 +172,10 @@ class _Build:
     @property
     def folder(self) -> Path:
         digest = hashlib.sha256()
+        headers = _contents(self.sources.headers)
         for architecture in ARCHITECTURES:
             for source in self.sources.files:
-                digest.update(self._key(source, architecture).encode())
+                digest.update(self._key(source, architecture, headers).encode())
         digest.update(repr(LINK_FLAGS).encode())
         return self.cache / digest.hexdigest()
 
@@ -206,18 +207,17 @@ class _Build:
         if progress is not None:
             progress(total, total)
 
-    def _key(self, source: Path, architecture: str) -> str:
+    def _key(self, source: Path, architecture: str, headers: bytes) -> str:
         digest = hashlib.sha256()
         flags = compile_flags(architecture, source)
         digest.update(repr((self.compiler, flags, source.name)).encode())
-        for path in (source, *self.sources.headers):
-            data = path.read_bytes()
-            digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        digest.update(_contents([source]))
+        digest.update(headers)
         return digest.hexdigest()
 
     def _object(self, source: Path) -> Path:
         """The file's object, compiled if its sources, flags or compiler are new."""
-        key = self._key(source, self.architecture)
+        key = self._key(source, self.architecture, _contents(self.sources.headers))
         path = self.cache / "objects" / f"{key}.o"
         if not path.exists():
             flags = compile_flags(self.architecture, source)
@@ -229,7 +229,7 @@ class _Build:
                     *(prefix, "-c", str(source), "-o", str(partial)),
                     what=f"{source} cannot be compiled for {self.architecture}",
                 )
-                if self._key(source, self.architecture) != key:
+                if self._key(source, self.architecture, _contents(self.sources.headers)) != key:
                     raise _changed()
         return path
 
@@ -258,6 +258,12 @@ class _Build:
                 "An unchanged stifarm with the pinned ziglang compiles: undo changes to the sources, or "
                 "install the versions of requirements.lock.",
             )
+
+
+def _contents(paths: Sequence[Path]) -> bytes:
+    """What some files hold, with their names and lengths."""
+    held = ((path.name, path.read_bytes()) for path in paths)
+    return b"".join(f"{name} {len(data)}\n".encode() + data for name, data in held)
 
 
 def _changed() -> ToolchainError:

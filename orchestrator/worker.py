@@ -19,10 +19,19 @@ from typing import Any, TypeVar
 
 import structlog
 
-from orchestrator.agent_push import bring_agent, device_architecture
+from orchestrator.agent_push import AgentFile, PushedAgent, agent_file, bring_agent, device_architecture
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hierarchies
-from orchestrator.deploy import COMMIT_TIMEOUT_S, DeployReport, deploy_bundle, deploy_task_data
+from orchestrator.deploy import (
+    COMMIT_TIMEOUT_S,
+    DeployReport,
+    Held,
+    ask_held,
+    bundle_digest,
+    deploy_bundle,
+    deploy_task_data,
+    file_digest,
+)
 from orchestrator.device_facts.seen import Seen, look
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
 from orchestrator.errors import CommandTimeoutError, LinkError, MissingFileError, StableError, TransientError
@@ -82,6 +91,7 @@ class HostWorker:
         self._devices = {device.name: device for device in devices}
         self._transports: dict[str, Transport] = {}
         self._have_agent: set[str] = set()
+        self._agent_files: dict[str, AgentFile] = {}
         self._workdirs: dict[str, str] = {}
         self._reached: set[str] = set()
         self._locks = {device.name: threading.RLock() for device in devices}
@@ -139,25 +149,37 @@ class HostWorker:
 
     # -------------------------------------------------------------- deploying
 
-    def deploy(self, name: str, bundle_path: Path, lease: Lease | None = None) -> DeployReport:
-        """Bring a bundle to the device; see ``deploy.deploy_bundle``."""
-        return self._deploy(name, bundle_path, deploy_bundle, lease)
+    def deploy(
+        self, name: str, bundle_path: Path, tasks: Sequence[Path] = (), lease: Lease | None = None
+    ) -> tuple[DeployReport, ...]:
+        """Bring a bundle and task data to the device, the agent too where it is missing; a report of each.
 
-    def deploy_task_data(self, name: str, path: Path, lease: Lease | None = None) -> DeployReport:
-        """Bring task data to the device; see ``deploy.deploy_task_data``."""
-        return self._deploy(name, path, deploy_task_data, lease)
+        Where nothing lacks, one command is all that goes over the link.
+        """
+        digests = [bundle_digest(bundle_path), *(file_digest(path) for path in tasks)]
+        spool, forward = self.spool(name), self._forward(name)
 
-    def _deploy(
-        self, name: str, path: Path, how: Callable[..., DeployReport], lease: Lease | None
-    ) -> DeployReport:
-        _, transport = self._device(name, check=True)
+        def act() -> tuple[DeployReport, ...]:
+            transport, held = self._held(name, digests)
+            bundle = deploy_bundle(transport, spool, bundle_path, forward, lease=lease, held=held)
+            rows = [
+                deploy_task_data(transport, spool, path, forward, lease=lease, held=held) for path in tasks
+            ]
+            return (bundle, *rows)
+
         with self._locks[name]:
             try:
-                return self._retried(
-                    name, lambda: how(transport, self.spool(name), path, self._forward(name), lease=lease)
-                )
+                return self._retried(name, act)
             finally:
                 self._progress.pop(name, None)
+
+    def _held(self, name: str, digests: Sequence[str]) -> tuple[Transport, Held]:
+        """What of some content the device holds, its agent looked at by the same question."""
+        device, transport = self._devices[name], self._connect(name)
+        if not device.native:
+            return transport, ask_held(transport, self.spool(name), digests)
+        agent = self._bring(name, transport, ("has", *digests, "--spool", self.spool(name)))
+        return transport, Held.from_answer(agent.answer, name)
 
     def _forward(self, name: str) -> Progress:
         def forward(done: int, total: int) -> None:
@@ -250,6 +272,7 @@ class HostWorker:
                 name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
             )
             self._have_agent.discard(name)  # it removed itself
+            self._agent_files.pop(name, None)
             if (decided := self._settings.emulation / name).exists():
                 shutil.rmtree(decided)
             self._leave_groups(name)
@@ -442,14 +465,25 @@ class HostWorker:
         if device.native and (check or name not in self._have_agent):
             with self._locks[name]:
                 try:
-                    agent = self._retried(
-                        name, lambda: bring_agent(transport, self.spool(name), self._forward(name))
-                    )
+                    self._retried(name, lambda: self._bring(name, transport, ("version",)))
                 finally:
                     self._progress.pop(name, None)
-                transport.agent_argv = (agent.path,)
-                self._have_agent.add(name)
         return device, transport
+
+    def _bring(self, name: str, transport: Transport, asking: Sequence[str]) -> PushedAgent:
+        """Have the native agent on a device by asking it. Which one that is, is found out once: an executable
+        of another architecture would not run there and be replaced."""
+        if name not in self._agent_files:
+            self._agent_files[name] = agent_file(device_architecture(transport), name)
+        file, forward = self._agent_files[name], self._forward(name)
+        try:
+            agent = bring_agent(transport, self.spool(name), forward, file=file, asking=asking)
+        except StableError:
+            del self._agent_files[name]  # it may be another machine by now
+            raise
+        transport.agent_argv = (agent.path,)
+        self._have_agent.add(name)
+        return agent
 
     def _retried(self, name: str, action: Callable[[], _T]) -> _T:
         """Repeat an idempotent action while its errors are transient: a few times, but for a device that

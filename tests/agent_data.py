@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.accepting import accept
 from agent.identity import device_identity
 from agent.spool import Spool
 from sti_runtime.bundle_build import build_bundle
@@ -53,16 +55,22 @@ def manifest_of(bundle: Path) -> Manifest:
     return Manifest.read(bundle / MANIFEST_NAME)
 
 
-def make_pack(spool: Spool, bundle: Path, indices: Sequence[int], name: str = "one.pack") -> Path:
-    """A pack of those chunks, pushed into the spool."""
+def make_pack(spool: Spool, bundle: Path, indices: Sequence[int]) -> Path:
+    """A file with a pack of those chunks, beside the spool: what `accept` gets as its input."""
     chunks = manifest_of(bundle).all_chunks()
     parts = [json.dumps(list(indices)).encode() + b"\n"]
     for index in indices:
         file, chunk = chunks[index]
         parts.append((bundle / file).read_bytes()[chunk.offset : chunk.offset + chunk.length])
-    path = spool.incoming / name
+    path = spool.root.with_name(f"{spool.root.name}.pack")
     path.write_bytes(b"".join(parts))
     return path
+
+
+def accept_pack(spool: Spool, digest: str, pack: Path, **options: Any) -> dict[str, Any]:
+    """The torch agent's `accept` of a file, in this process."""
+    with pack.open("rb") as stream:
+        return accept(spool, digest, stream.fileno(), **options)
 
 
 def make_job(spool: Spool, **changes: Any) -> Job:
@@ -97,12 +105,15 @@ def push_job(spool: Spool, job: Job) -> Path:
     return path
 
 
-def start_agent(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    """Start ``python -m agent``."""
+def start_agent(
+    *arguments: object, stdin: Path = Path(os.devnull), **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start ``python -m agent``; ``stdin``: the file that is its input."""
     argv = [sys.executable, "-m", "agent", *map(str, arguments)]
-    return subprocess.Popen(
-        argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **options
-    )
+    with stdin.open("rb") as source:
+        return subprocess.Popen(
+            argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=source, **options
+        )
 
 
 def call_agent(*arguments: object, timeout_s: float = 300, **options: Any) -> tuple[int, dict[str, Any]]:

@@ -5,6 +5,7 @@ Executables of another architecture run under qemu's user emulation (Debian pack
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -48,17 +49,21 @@ class Agent:
         """The engine whose jobs it takes."""
         return "native" if self.native else "torch"
 
-    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-        """Start one verb."""
-        return subprocess.Popen(
-            [*self.argv, *map(str, arguments)],
-            cwd=REPO,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | dict(self.environment),
-            **options,
-        )
+    def start(
+        self, *arguments: object, stdin: Path | int = Path(os.devnull), **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start one verb; ``stdin``: a file that is its input, or subprocess.PIPE."""
+        with contextlib.ExitStack() as opened:
+            source = stdin if isinstance(stdin, int) else opened.enter_context(stdin.open("rb"))
+            return subprocess.Popen(
+                [*self.argv, *map(str, arguments)],
+                cwd=REPO,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | dict(self.environment),
+                **options,
+            )
 
     def call(self, *arguments: object, timeout_s: float = 300, **options: Any) -> tuple[int, dict[str, Any]]:
         """Run one verb to its end; its exit code and what it printed."""

@@ -26,7 +26,7 @@ static bool is_option(const char *argument) { return argument[0] == '-' && argum
 
 /* Values of --keep move to the front of argv, over arguments that were read. */
 static void read_keep(int argc, char **argv, int *at, Arguments *arguments) {
-  while (*at + 1 < argc && !is_option(argv[*at + 1])) argv[1 + arguments->keep_count++] = argv[++*at];
+  while (*at + 1 < argc && !is_option(argv[*at + 1])) argv[1 + arguments->digest_count++] = argv[++*at];
 }
 
 static StiCode read_option(int argc, char **argv, int *at, unsigned takes, Arguments *arguments, StiError *error) {
@@ -40,6 +40,8 @@ static StiCode read_option(int argc, char **argv, int *at, unsigned takes, Argum
     read_keep(argc, argv, at, arguments);
   else if ((takes & TAKES_EMULATED) && strcmp(argument, "--emulated") == 0)
     arguments->emulated = true;
+  else if ((takes & TAKES_COMMIT) && strcmp(argument, "--commit") == 0)
+    arguments->commit = true;
   else
     return usage_error(argv[0], argument, "is no option of this verb", error);
   return lacking ? usage_error(argv[0], argument, "wants a value", error) : STI_OK;
@@ -48,10 +50,11 @@ static StiCode read_option(int argc, char **argv, int *at, unsigned takes, Argum
 StiCode arguments_read(int argc, char **argv, int words, unsigned takes, Arguments *arguments, StiError *error) {
   int found = 0;
   bool only_words = false;
-  *arguments = (Arguments){.keep = argv + 1};
+  *arguments = (Arguments){.digests = argv + 1};
   for (int at = 1; at < argc; at++) {
     if (!only_words && strcmp(argv[at], "--") == 0) only_words = true;
     else if (!only_words && is_option(argv[at])) STI_TRY(read_option(argc, argv, &at, takes, arguments, error));
+    else if (takes & TAKES_DIGESTS) argv[1 + arguments->digest_count++] = argv[at];
     else if (found < words) arguments->words[found++] = argv[at];
     else return usage_error(argv[0], argv[at], "is one argument too many", error);
   }

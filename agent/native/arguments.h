@@ -4,15 +4,19 @@
 
 #include "spool.h"
 
-/* Options a verb takes: --spool DIR, --lease STORE:COUNTER[:takeover], --keep DIGEST …, --emulated. */
-enum { TAKES_SPOOL = 1, TAKES_LEASE = 2, TAKES_KEEP = 4, TAKES_EMULATED = 8, WORDS = 2 };
+/* What a verb takes: --spool DIR, --lease STORE:COUNTER[:takeover], --keep DIGEST …, --emulated, --commit, or any number
+ * of words, which are digests. */
+enum {
+  TAKES_SPOOL = 1, TAKES_LEASE = 2, TAKES_KEEP = 4, TAKES_EMULATED = 8, TAKES_COMMIT = 16, TAKES_DIGESTS = 32,
+  WORDS = 2
+};
 
 typedef struct {
   const char *words[WORDS]; /* what is no option, in order */
   const char *spool, *lease; /* NULL: not given */
-  char **keep;              /* [keep_count], in argv, whose order is changed */
-  int keep_count;
-  bool emulated;
+  char **digests;           /* [digest_count], in argv, whose order is changed: words, or values of --keep */
+  int digest_count;
+  bool emulated, commit;
 } Arguments;
 
 /* argv[0] is the verb; exactly `words` words are wanted, and --spool where it is taken. Errors: STI_INPUT. */

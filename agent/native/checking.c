@@ -41,6 +41,7 @@ int digest_of_piece(int fd, int64_t offset, int64_t length, char *block, char he
 typedef struct {
   const char *folder;
   const Layout *layout;
+  const bool *stored;   /* [chunk_count], NULL: none was read before */
   bool *damaged;        /* [chunk_count], each written by one thread */
   atomic_int next;      /* chunk to be taken next */
   atomic_int problem;   /* errno of the first read that storage failed */
@@ -60,13 +61,20 @@ static int open_file(const char *folder, const char *name) {
   return fd;
 }
 
+int chunk_stored(int fd, const LayoutChunk *chunk, char *block) {
+  char hex[65] = "";
+  posix_fadvise(fd, chunk->offset, chunk->length, POSIX_FADV_DONTNEED);
+  int problem = digest_of_piece(fd, chunk->offset, chunk->length, block, hex);
+  posix_fadvise(fd, chunk->offset, chunk->length, POSIX_FADV_DONTNEED);
+  if (problem != 0) return problem;
+  return strcmp(hex, chunk->sha256) == 0 ? 0 : EBADMSG;
+}
+
 static void check_chunk(Check *check, int fd, int32_t number, char *block) {
   const LayoutChunk *chunk = &check->layout->chunks[number];
-  char hex[65] = "";
-  int problem = fd < 0 ? 0 : digest_of_piece(fd, chunk->offset, chunk->length, block, hex), none = 0;
-  check->damaged[number] = strcmp(hex, chunk->sha256) != 0;
-  if (fd >= 0) posix_fadvise(fd, chunk->offset, chunk->length, POSIX_FADV_DONTNEED);
-  if (problem != 0 && atomic_compare_exchange_strong(&check->problem, &none, problem))
+  int problem = fd < 0 ? EBADMSG : chunk_stored(fd, chunk, block), none = 0;
+  check->damaged[number] = problem != 0;
+  if (problem != 0 && problem != EBADMSG && atomic_compare_exchange_strong(&check->problem, &none, problem))
     atomic_store(&check->bad_file, chunk->file);
 }
 
@@ -77,6 +85,7 @@ static void *check_chunks(void *state) {
   int32_t file = -1, number;
   int fd = -1;
   while (block != NULL && (number = atomic_fetch_add(&check->next, 1)) < check->layout->chunk_count) {
+    if (check->stored != NULL && check->stored[number]) continue;
     if (check->layout->chunks[number].file != file) {
       if (fd >= 0) close(fd);
       file = check->layout->chunks[number].file;
@@ -89,11 +98,12 @@ static void *check_chunks(void *state) {
   return NULL;
 }
 
-/* What is in the page cache says nothing about storage. */
+/* What is in the page cache says nothing about storage; only what is on storage can be dropped from it. */
 static void drop_cached(const char *folder, const Layout *layout) {
   for (int32_t i = 0; i < layout->file_count; i++) {
     int fd = open_file(folder, layout->files[i].name);
     if (fd < 0) continue;
+    fsync(fd); /* where storage fails, reading says so */
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
   }
@@ -105,11 +115,13 @@ static int thread_count(const Layout *layout) {
   return cpus == 0 ? 2 : cpus < CHECK_THREADS ? cpus : CHECK_THREADS;
 }
 
-StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, ChunkSet *damaged, StiError *error) {
+StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, const ChunkSet *stored,
+                       ChunkSet *damaged, StiError *error) {
   pthread_t threads[CHECK_THREADS];
   int started = 0, wanted = thread_count(layout);
   STI_TRY(chunk_set(arena, layout, damaged, error));
   Check check = {.folder = folder, .layout = layout, .damaged = damaged->has};
+  if (stored != NULL) check.stored = stored->has;
   drop_cached(folder, layout);
   while (started < wanted - 1 && pthread_create(&threads[started], NULL, check_chunks, &check) == 0) started++;
   check_chunks(&check);

@@ -153,15 +153,17 @@ static StiCode write_fence(Arena *arena, const Spool *spool, const Fence *fence,
   return code;
 }
 
+StiCode fence_refused(const char *reason, StiError *error) {
+  return sti_fail(error, STI_REFUSED, "Take a new lease; to move the device to another store, take it over explicitly.",
+                  "Refused: %s.", reason);
+}
+
 static StiCode admit_held(Arena *arena, const Spool *spool, const Lease *lease, StiError *error) {
   Fence fence;
   char reason[REASON_CHARS];
   STI_TRY(read_fence(arena, spool, &fence, error));
   refusal(&fence, lease, lease->takeover, reason);
-  if (reason[0])
-    return sti_fail(error, STI_REFUSED,
-                    "Take a new lease; to move the device to another store, take it over explicitly.", "Refused: %s.",
-                    reason);
+  if (reason[0]) return fence_refused(reason, error);
   bool known = fence.present && strcmp(fence.owner, lease->store) == 0 &&
                highest_seen(&fence, lease->store) == lease->counter;
   return known ? STI_OK : write_fence(arena, spool, &fence, lease, error);

@@ -22,6 +22,8 @@ StiCode lease_parse(const char *text, LeaseText *lease, StiError *error);
 /* Let the lease in and remember it durably, or refuse. Errors: STI_REFUSED, STI_FORMAT, STI_BUSY, storage_error's. */
 StiCode fence_admit(const Spool *spool, const Lease *lease, StiError *error);
 
+StiCode fence_refused(const char *reason, StiError *error); /* STI_REFUSED, with what to do */
+
 /* Why a job that was let in with the lease must stop now; "" while it may go on. A take-over counts once: after another
  * store has taken the device, the flag opens nothing. Errors: STI_FORMAT. */
 StiCode fence_still_admits(const Spool *spool, const Lease *lease, char reason[REASON_CHARS], StiError *error);

@@ -1,14 +1,16 @@
-/* housekeeping.c: what is kept on the device and what goes: the verbs `has-task`, `accept-task`, `collect`, `forget`
+/* housekeeping.c: what is kept on the device and what goes: the verbs `has`, `accept-task`, `collect`, `forget`
  * and `clean`.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "arguments.h"
+#include "identity.h"
 #include "incoming.h"
 #include "job.h"
 #include "locks.h"
@@ -18,25 +20,7 @@
 
 enum { DIGEST_CHARS = 64 };
 
-/* ------------------------------------------------------------------ task data */
-
-StiCode verb_has_task(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
-  (void)exit_code;
-  Arguments arguments;
-  Spool spool;
-  Path task, partial;
-  STI_TRY(arguments_open(argc, argv, 1, 0, &arguments, &spool, error));
-  const char *digest = arguments.words[0];
-  STI_TRY(check_digest(digest, error));
-  spool_path(&spool, task, "tasks/%s.safetensors", digest);
-  spool_path(&spool, partial, "tasks/%s.partial", digest);
-  json_open(out, '{');
-  json_text_field(out, "digest", digest);
-  json_int_field(out, "partial_bytes", file_bytes(partial));
-  json_bool_field(out, "present", is_file(task));
-  json_close(out, '}');
-  return STI_OK;
-}
+/* ------------------------------------------------------------------ what is here */
 
 /* The digest of a whole file. Returns 0 or errno. */
 static int digest_of_file(int fd, char hex[65]) {
@@ -47,6 +31,59 @@ static int digest_of_file(int fd, char hex[65]) {
   pages_free(block, COPY_BYTES);
   return problem;
 }
+
+/* Whether the folder of that name holds the manifest that it is named after. */
+static bool holds_manifest(const Spool *spool, const char *kind, const char *digest) {
+  Path path;
+  char found[65] = "";
+  spool_path(spool, path, "%s/%s/" MANIFEST_FILE, kind, digest);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  bool holds = digest_of_file(fd, found) == 0 && strcmp(found, digest) == 0;
+  close(fd);
+  return holds;
+}
+
+static bool is_here(const Spool *spool, const char *kind, const char *digest) {
+  Path path;
+  if (strcmp(kind, "tasks") != 0) return holds_manifest(spool, kind, digest);
+  spool_path(spool, path, "tasks/%s.safetensors", digest);
+  return is_file(path);
+}
+
+/* Of sorted digests, each once. */
+static void write_here(Text *out, const Spool *spool, const char *kind, char *const *digests, int count) {
+  json_key(out, kind), json_open(out, '[');
+  for (int i = 0; i < count; i++)
+    if ((i == 0 || strcmp(digests[i], digests[i - 1]) != 0) && is_here(spool, kind, digests[i]))
+      json_text(out, digests[i]);
+  json_close(out, ']');
+}
+
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* With what `version` says, so that one answer settles a deploy. */
+StiCode verb_has(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
+  (void)exit_code;
+  Arguments arguments;
+  Spool spool;
+  STI_TRY(arguments_open(argc, argv, 0, TAKES_DIGESTS, &arguments, &spool, error));
+  STI_TRY(agent_digest_known(error));
+  for (int i = 0; i < arguments.digest_count; i++) STI_TRY(check_digest(arguments.digests[i], error));
+  if (arguments.digest_count > 0)
+    qsort(arguments.digests, (size_t)arguments.digest_count, sizeof *arguments.digests, by_text);
+  json_open(out, '{');
+  json_text_field(out, "agent", agent_version());
+  json_text_field(out, "agent_digest", agent_digest());
+  write_here(out, &spool, "bundles", arguments.digests, arguments.digest_count);
+  write_here(out, &spool, "incoming", arguments.digests, arguments.digest_count);
+  json_int_field(out, "protocol", PROTOCOL_VERSION);
+  write_here(out, &spool, "tasks", arguments.digests, arguments.digest_count);
+  json_close(out, '}');
+  return STI_OK;
+}
+
+/* ------------------------------------------------------------------ task data */
 
 /* Make the pushed file visible if it is what it should be; a damaged one is removed. */
 static StiCode take_partial(const Spool *spool, const char *digest, int fd, const char *partial, const char *task,
@@ -115,7 +152,7 @@ typedef struct {
 
 /* The digest a file of ours is named after; false for other names. */
 static bool named_after(const char *name, char digest[DIGEST_CHARS + 1]) {
-  static const char *const endings[] = {"", ".done", ".manifest", ".safetensors", ".partial"};
+  static const char *const endings[] = {"", ".done", ".arrived", ".manifest", ".safetensors", ".partial"};
   if (strlen(name) < DIGEST_CHARS) return false;
   memcpy(digest, name, DIGEST_CHARS);
   digest[DIGEST_CHARS] = '\0';
@@ -216,7 +253,7 @@ StiCode verb_collect(int argc, char **argv, Text *out, int *exit_code, StiError 
   Spool spool;
   Lock lock;
   STI_TRY(arguments_open(argc, argv, 0, TAKES_LEASE | TAKES_KEEP, &arguments, &spool, error));
-  Kept kept = {.digests = arguments.keep, .count = arguments.keep_count};
+  Kept kept = {.digests = arguments.digests, .count = arguments.digest_count};
   for (int i = 0; i < kept.count; i++) STI_TRY(check_digest(kept.digests[i], error));
   STI_TRY(hold_deploy(&spool, &lock, error));
   json_open(out, '{');

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "identity.h"
+
 /* ------------------------------------------------------------------ layout */
 
 static void add_chunk(Layout *layout, int64_t offset, int64_t length, const char *sha256) {
@@ -136,21 +138,65 @@ static void read_done_block(DoneLine *line, const char *block, size_t length, co
   }
 }
 
-StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error) {
-  Path path;
+/* Read the numbers of an open list from `offset` on. Returns 0 or errno. */
+static int read_list(int fd, off_t offset, const Layout *layout, ChunkSet *done) {
   char block[1 << 14];
   DoneLine line = {0};
-  ssize_t got = 0;
-  STI_TRY(chunk_set(arena, layout, done, error));
-  spool_path(spool, path, "incoming/%s.done", layout->digest);
+  ssize_t got;
+  while ((got = pread(fd, block, sizeof block, offset)) > 0) {
+    read_done_block(&line, block, (size_t)got, layout, done);
+    offset += got;
+  }
+  return got < 0 ? errno : 0;
+}
+
+/* The first line of a list of this boot, with its newline. */
+static StiCode boot_line(char line[BOOT_ID_TEXT + 1], size_t *length, StiError *error) {
+  STI_TRY(boot_id(line, error));
+  *length = strlen(line) + 1;
+  line[*length - 1] = '\n';
+  return STI_OK;
+}
+
+static bool begins_with(int fd, const char *line, size_t length) {
+  char found[BOOT_ID_TEXT + 1];
+  return pread(fd, found, length, 0) == (ssize_t)length && memcmp(found, line, length) == 0;
+}
+
+static StiCode read_kind(const Spool *spool, const Layout *layout, bool arrived, ChunkSet *done, StiError *error) {
+  Path path;
+  char line[BOOT_ID_TEXT + 1];
+  size_t length = 0;
+  if (arrived) STI_TRY(boot_line(line, &length, error));
+  spool_path(spool, path, "incoming/%s.%s", layout->digest, arrived ? "arrived" : "done");
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0 && errno == ENOENT) return STI_OK;
-  while (fd >= 0 && (got = read(fd, block, sizeof block)) > 0) read_done_block(&line, block, (size_t)got, layout, done);
-  int problem = fd < 0 || got < 0 ? errno : 0;
+  bool counts = fd >= 0 && (!arrived || begins_with(fd, line, length));
+  int problem = fd < 0 ? errno : counts ? read_list(fd, (off_t)length, layout, done) : 0;
   if (fd >= 0) close(fd);
   if (problem == 0) return STI_OK;
   return sti_fail_errno(error, STI_FORMAT, problem, "Check the folder's owner and permissions.", "%s: cannot be read",
                         path);
+}
+
+StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error) {
+  STI_TRY(chunk_set(arena, layout, done, error));
+  STI_TRY(read_kind(spool, layout, false, done, error));
+  return read_kind(spool, layout, true, done, error);
+}
+
+StiCode arrived_open(const Spool *spool, const char *digest, int *fd, StiError *error) {
+  Path path;
+  char line[BOOT_ID_TEXT + 1];
+  size_t length;
+  STI_TRY(boot_line(line, &length, error));
+  spool_path(spool, path, "incoming/%s.arrived", digest);
+  *fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (*fd < 0) return storage_error(error, errno, path);
+  bool ours = begins_with(*fd, line, length);
+  if (!ours && ftruncate(*fd, 0) != 0) return storage_error(error, errno, path);
+  int problem = ours ? append_whole(*fd, "-\n", 2) /* as in the other list */ : append_whole(*fd, line, length);
+  return problem == 0 ? STI_OK : storage_error(error, problem, path);
 }
 
 static void list_numbers(Text *lines, const Layout *layout, const ChunkSet *set) {
@@ -158,14 +204,13 @@ static void list_numbers(Text *lines, const Layout *layout, const ChunkSet *set)
     if (set->has[i]) text_printf(lines, "%d\n", (int)i);
 }
 
-/* Add to the list; the chunks' bytes are on storage already. Errors: storage_error's. */
-static StiCode append_done(const Spool *spool, const Layout *layout, const ChunkSet *written, StiError *error) {
+StiCode done_append(const Spool *spool, const Layout *layout, const int32_t *chunks, int32_t count, StiError *error) {
   Path path;
   struct stat status;
   Text lines = {0};
   /* A torn last line must neither run into the first new one nor count as a whole one. */
   text_append(&lines, "-\n", 2);
-  list_numbers(&lines, layout, written);
+  for (int32_t i = 0; i < count; i++) text_printf(&lines, "%d\n", (int)chunks[i]);
   spool_path(spool, path, "incoming/%s.done", layout->digest);
   int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   int problem = fd < 0 || fstat(fd, &status) != 0 ? errno : 0;
@@ -184,82 +229,21 @@ StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *don
   Text lines = {0};
   list_numbers(&lines, layout, done);
   spool_path(spool, path, "incoming/%s.done", layout->digest);
+  Path arrived;
+  spool_path(spool, arrived, "incoming/%s.arrived", layout->digest);
+  unlink(arrived);
   StiCode code = lines.failed ? sti_out_of_memory(error)
                               : write_atomic(path, lines.data == NULL ? "" : lines.data, lines.length, error);
   text_free(&lines);
   return code;
 }
 
-void done_remove(const Spool *spool, const char *digest) {
+void forget_incoming(const Spool *spool, const char *digest) {
   Path path;
+  spool_path(spool, path, "incoming/%s.manifest", digest);
+  unlink(path);
+  spool_path(spool, path, "incoming/%s.arrived", digest);
+  unlink(path);
   spool_path(spool, path, "incoming/%s.done", digest);
   unlink(path);
-}
-
-/* ------------------------------------------------------------------ writing */
-
-StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, ChunkWriter *writer, StiError *error) {
-  *writer = (ChunkWriter){.spool = spool, .layout = layout};
-  writer->fds = arena_alloc(arena, (size_t)layout->file_count * sizeof *writer->fds);
-  writer->block = arena_alloc(arena, COPY_BYTES);
-  if (writer->fds == NULL || writer->block == NULL) return sti_out_of_memory(error);
-  for (int32_t i = 0; i < layout->file_count; i++) writer->fds[i] = -1;
-  return chunk_set(arena, layout, &writer->written, error);
-}
-
-static StiCode cannot_read_chunk(StiError *error, int problem) {
-  return sti_fail_errno(error, STI_STORAGE_READ, problem, "Try again; if it stays so, the storage is failing.",
-                        "A chunk cannot be read");
-}
-
-static StiCode copy_piece(ChunkWriter *writer, int from, int64_t offset, const LayoutChunk *chunk, int to,
-                          const char *path, StiError *error) {
-  for (int64_t done = 0; done < chunk->length;) {
-    int64_t left = chunk->length - done;
-    ssize_t got = pread(from, writer->block, left < COPY_BYTES ? (size_t)left : COPY_BYTES, offset + done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return cannot_read_chunk(error, got < 0 ? errno : EIO);
-    int problem = write_whole(to, writer->block, (size_t)got, chunk->offset + done);
-    if (problem != 0) return storage_error(error, problem, path);
-    done += got;
-  }
-  return STI_OK;
-}
-
-static StiCode put_chunk(ChunkWriter *writer, int from, int64_t offset, int32_t number, StiError *error) {
-  const LayoutChunk *chunk = &writer->layout->chunks[number];
-  int *fd = &writer->fds[chunk->file];
-  Path path;
-  spool_path(writer->spool, path, "incoming/%s/%s", writer->layout->digest, writer->layout->files[chunk->file].name);
-  if (*fd < 0) *fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
-  if (*fd < 0) return storage_error(error, errno, path);
-  STI_TRY(copy_piece(writer, from, offset, chunk, *fd, path, error));
-  chunk_add(&writer->written, number);
-  return STI_OK;
-}
-
-StiCode writer_take(ChunkWriter *writer, int fd, int64_t offset, int32_t chunk, bool *right, StiError *error) {
-  const Layout *layout = writer->layout;
-  char hex[65];
-  int problem = digest_of_piece(fd, offset, layout->chunks[chunk].length, writer->block, hex);
-  if (problem != 0) return cannot_read_chunk(error, problem);
-  *right = strcmp(hex, layout->chunks[chunk].sha256) == 0;
-  for (int32_t place = layout->chunks[chunk].first; *right && place >= 0; place = layout->chunks[place].next)
-    STI_TRY(put_chunk(writer, fd, offset, place, error));
-  return STI_OK;
-}
-
-StiCode writer_close(ChunkWriter *writer, StiError *error) {
-  Path folder;
-  int problem = 0;
-  if (writer->written.has == NULL) return STI_OK;
-  for (int32_t i = 0; i < writer->layout->file_count; i++) {
-    if (writer->fds[i] < 0) continue;
-    if (problem == 0 && fsync(writer->fds[i]) != 0) problem = errno;
-    close(writer->fds[i]);
-  }
-  spool_path(writer->spool, folder, "incoming/%s", writer->layout->digest);
-  if (problem == 0) problem = sync_folder(folder);
-  if (problem != 0) return storage_error(error, problem, folder);
-  return writer->written.count > 0 ? append_done(writer->spool, writer->layout, &writer->written, error) : STI_OK;
 }

@@ -1,7 +1,8 @@
-/* incoming.h: a bundle on its way: its layout, the list of verified chunks, writing and checking chunks.
+/* incoming.h: a bundle on its way: its layout, the list of verified chunks, checking and committing it.
  *
- * incoming/<digest>.done lists verified chunks, one number per line, appended after their bytes were flushed. The
- * caller holds the spool's deploy lock.
+ * incoming/<digest>.done lists verified chunks, one number per line, appended after their bytes were flushed.
+ * incoming/<digest>.arrived lists those that are not flushed yet and counts only in the boot that its first line names:
+ * what a killed process has written is lost with the boot, no sooner. The caller holds the spool's deploy lock.
  */
 #ifndef AGENT_INCOMING_H
 #define AGENT_INCOMING_H
@@ -52,36 +53,34 @@ void chunk_add(ChunkSet *set, int32_t chunk);
 
 /* Lines that are torn or make no sense count as not done. Errors: STI_FORMAT if it cannot be read, STI_RESOURCE. */
 StiCode done_read(Arena *arena, const Spool *spool, const Layout *layout, ChunkSet *done, StiError *error);
-/* Replace the list. Errors: storage_error's. */
+/* Add to the list; the chunks' bytes are on storage already. Errors: storage_error's. */
+StiCode done_append(const Spool *spool, const Layout *layout, const int32_t *chunks, int32_t count, StiError *error);
+/* The list of chunks written in this boot, to append whole lines to. Errors: storage_error's, boot_id's. */
+StiCode arrived_open(const Spool *spool, const char *digest, int *fd, StiError *error);
+/* Replace the lists. Errors: storage_error's. */
 StiCode done_write(const Spool *spool, const Layout *layout, const ChunkSet *done, StiError *error);
-void done_remove(const Spool *spool, const char *digest);
-
-/* ------------------------------------------------------------------ writing */
-
-/* Writes verified chunks to their places, and lists them as done once they are on storage. */
-typedef struct {
-  const Spool *spool;
-  const Layout *layout;
-  int *fds; /* [file_count], -1: not yet open */
-  ChunkSet written;
-  char *block; /* [COPY_BYTES] */
-} ChunkWriter;
-
-/* To be closed whether it opened or not. */
-StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, ChunkWriter *writer, StiError *error);
-/* Copy a chunk from `fd` at `offset` to every place it has, if its bytes there are right; *right tells. */
-StiCode writer_take(ChunkWriter *writer, int fd, int64_t offset, int32_t chunk, bool *right, StiError *error);
-/* Flush, then list. After an error the chunks are not listed and come again. Errors: storage_error's. */
-StiCode writer_close(ChunkWriter *writer, StiError *error);
+/* Remove what lies beside a bundle on its way: the pushed manifest, then the lists. */
+void forget_incoming(const Spool *spool, const char *digest);
 
 /* ------------------------------------------------------------------ checking (checking.c) */
 
 /* SHA-256 of a stretch of a file, read in blocks; "" when the file ends before. Returns 0 or errno. */
 int digest_of_piece(int fd, int64_t offset, int64_t length, char *block, char hex[65]);
-/* Chunks whose bytes, read from storage by several threads, are wrong. Leaves nothing in the page cache.
- * Errors: STI_STORAGE_READ when storage fails, STI_RESOURCE. */
-StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, ChunkSet *damaged, StiError *error);
+/* Whether a chunk's bytes, read from storage and not from the page cache, are right: 0, or errno; EBADMSG: wrong.
+ * Leaves none of them cached. block: [COPY_BYTES]. */
+int chunk_stored(int fd, const LayoutChunk *chunk, char *block);
+/* Chunks whose bytes, read from storage by several threads, are wrong; those in `stored` (NULL: none) were read before.
+ * Leaves nothing in the page cache. Errors: STI_STORAGE_READ when storage fails, STI_RESOURCE. */
+StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, const ChunkSet *stored,
+                       ChunkSet *damaged, StiError *error);
 /* STI_FORMAT unless the folder holds exactly the manifest's files at their exact sizes. */
 StiCode check_files(Arena *arena, const char *folder, const Layout *layout, StiError *error);
+
+/* ------------------------------------------------------------------ committing (chunks.c) */
+
+/* Make an announced bundle visible once every chunk was read from storage, but those in `stored`, which this process has
+ * read back already. Errors: STI_DIGEST if chunks are missing or wrong (`missing` asks for them again), STI_FORMAT if
+ * the folder holds other files. */
+StiCode commit_incoming(Arena *arena, const Spool *spool, const Layout *layout, const ChunkSet *stored, StiError *error);
 
 #endif

@@ -13,11 +13,9 @@
 
 #include "../../sti_runtime/native/json.h"
 #include "arguments.h"
-#include "incoming.h"
+#include "chunk_writer.h"
 #include "locks.h"
 #include "verbs.h"
-
-enum { PACK_RESERVE_BYTES = 32 << 20 }; /* space kept for the pack that is being pushed, while chunks are missing */
 
 /* Where a finished bundle of this device holds a wanted chunk. file NULL: none does. */
 typedef struct {
@@ -107,21 +105,12 @@ static int64_t lacking_bytes(const Announcement *announced) {
   return needed;
 }
 
-static int64_t pack_bytes(const Announcement *announced) {
-  int64_t bytes = 0;
-  for (int32_t i = 0; i < announced->layout->chunk_count; i++)
-    if (announced->lacking[i] && announced->sources[i].file == NULL)
-      bytes = saturated_add(bytes, announced->layout->chunks[i].length);
-  return bytes < PACK_RESERVE_BYTES ? bytes : PACK_RESERVE_BYTES;
-}
-
 static StiCode check_space(const Announcement *announced, StiError *error) {
   struct statvfs status;
   const char *root = announced->spool->root;
   if (statvfs(root, &status) != 0) return storage_error(error, errno, root);
   int64_t free_bytes = (int64_t)status.f_bavail * (int64_t)status.f_frsize;
-  int64_t needed = saturated_add(lacking_bytes(announced), pack_bytes(announced));
-  needed = saturated_add(needed, (int64_t)announced->layout->data_length);
+  int64_t needed = saturated_add(lacking_bytes(announced), (int64_t)announced->layout->data_length);
   if (needed <= free_bytes) return STI_OK;
   return sti_fail(error, STI_RESOURCE, "Free space on the device, or remove what it no longer needs (devices clean).",
                   "%s: bundle %.12s needs %" PRId64 " more bytes, %" PRId64 " are free.", root,
@@ -191,6 +180,27 @@ static int by_place(const void *a, const void *b) {
   return order != 0 ? order : (x->offset > y->offset) - (x->offset < y->offset);
 }
 
+/* Copy the chunk at `offset` to every place it has. *right: whether its bytes are, else none was listed.
+ * Errors: storage_error's. */
+static StiCode copy_right(ChunkWriter *writer, int fd, int64_t offset, int32_t first, bool *right, StiError *error) {
+  const LayoutChunk *chunks = writer->layout->chunks;
+  char hex[65] = "";
+  int problem = digest_of_piece(fd, offset, chunks[first].length, writer->block, hex);
+  *right = problem == 0 && strcmp(hex, chunks[first].sha256) == 0;
+  for (int64_t done = 0; *right && done < chunks[first].length;) {
+    int64_t left = chunks[first].length - done;
+    ssize_t got = pread(fd, writer->block, left < COPY_BYTES ? (size_t)left : COPY_BYTES, offset + done);
+    if (got < 0 && errno == EINTR) continue;
+    *right = got > 0;
+    for (int32_t place = first; *right && place >= 0; place = chunks[place].next)
+      STI_TRY(writer_write(writer, place, writer->block, (size_t)got, done, error));
+    done += got;
+  }
+  for (int32_t place = first; *right && place >= 0; place = chunks[place].next)
+    STI_TRY(writer_add(writer, place, error));
+  return STI_OK;
+}
+
 /* Copy the chunk at a source; one that is gone or damaged there is asked for instead. */
 static StiCode copy_source(Announcement *announced, ChunkWriter *writer, const Source *source, StiError *error) {
   Path path;
@@ -198,10 +208,10 @@ static StiCode copy_source(Announcement *announced, ChunkWriter *writer, const S
   spool_path(announced->spool, path, "bundles/%s/%s", source->bundle, source->file);
   int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return STI_OK;
-  StiCode code = writer_take(writer, fd, source->offset, source->chunk, &right, error);
+  StiCode code = copy_right(writer, fd, source->offset, source->chunk, &right, error);
   close(fd);
   announced->copied[source->chunk] = right;
-  return code == STI_STORAGE_READ ? STI_OK : code;
+  return code;
 }
 
 /* The sources there are, in the order in which they lie on storage. Returns their number. */
@@ -219,7 +229,7 @@ static StiCode copy_local(Announcement *announced, StiError *error) {
   Source *ordered = arena_alloc(announced->arena, (size_t)announced->layout->chunk_count * sizeof *ordered);
   if (ordered == NULL) return sti_out_of_memory(error);
   size_t count = ordered_sources(announced, ordered);
-  StiCode code = writer_open(announced->arena, announced->spool, announced->layout, &writer, error);
+  StiCode code = writer_open(announced->arena, announced->spool, announced->layout, false, &writer, error);
   for (size_t i = 0; i < count && code == STI_OK; i++) code = copy_source(announced, &writer, &ordered[i], error);
   StiCode closed = writer_close(&writer, &problem);
   if (code == STI_OK && closed != STI_OK) *error = problem;

@@ -139,6 +139,17 @@ int write_whole(int fd, const char *data, size_t length, int64_t offset) {
   return 0;
 }
 
+int append_whole(int fd, const char *data, size_t length) {
+  while (length > 0) {
+    ssize_t written = write(fd, data, length);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return written < 0 ? errno : ENOSPC;
+    data += written;
+    length -= (size_t)written;
+  }
+  return 0;
+}
+
 /* A hidden name beside `path`: .<name>.<pid>.<kind> */
 static void beside(const char *path, const char *kind, Path hidden) {
   size_t folder = folder_length(path);

@@ -38,6 +38,7 @@ int sync_folder(const char *folder);
 int sync_folder_of(const char *path); /* of the folder that holds `path` */
 /* All of it at `offset`, however often the kernel writes less. Returns 0 or errno. */
 int write_whole(int fd, const char *data, size_t length, int64_t offset);
+int append_whole(int fd, const char *data, size_t length); /* the same at the end of a file opened with O_APPEND */
 /* Replace `path` by the data: durable and whole, or not at all. Errors: as storage_error's. */
 StiCode write_atomic(const char *path, const char *data, size_t length, StiError *error);
 /* The error of ours for a failed write to `path`: STI_STORAGE_FULL, or STI_INPUT where it is not space that lacks. */

@@ -11,8 +11,9 @@ import pytest
 
 from agent.open_unit import OPEN_UNIT_FILE
 from agent.spool import Spool
+from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import ComputeProfileUnit, FailureRecord, ProbeUnit, ResultRecord
-from tests.agent_data import probes
+from tests.agent_data import make_pack, probes
 from tests.agents import Agent
 from tests.contract.agent_world import (
     Content,
@@ -124,3 +125,22 @@ def test_a_full_disk_ends_the_run_and_with_space_the_job_goes_on(agent: Agent, s
     ballast.unlink()
     assert run(agent, spool, job) == (0, {"state": "ended", "done": 400, "failed": 0})
     assert units_of(journal_of(spool, job)) == list(range(400))
+
+
+@pytest.mark.root
+def test_a_full_disk_ends_the_intake_and_with_space_it_goes_on(
+    agent: Agent, content: Content, small_disk: Path, tmp_path: Path
+) -> None:
+    spool = Spool.open(small_disk / "spool")
+    digest, manifest = content.bundle.digest, content.bundle.path / MANIFEST_NAME
+    wanted = agent.call("missing", manifest, "--spool", spool.root)[1]["missing"]
+    pack = make_pack(Spool(tmp_path / "elsewhere"), content.bundle.path, wanted)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    words = ("accept", digest, "--commit", "--spool", spool.root)
+    code, report = agent.call(*words, stdin=pack)
+    assert (code, report["error"]["type"]) == (4, "StorageFullError")
+    assert "Free space on the device" in report["error"]["remedy"]
+    ballast.unlink()
+    assert agent.call("missing", manifest, "--spool", spool.root)[1]["missing"] == wanted
+    assert agent.call(*words, stdin=pack)[1]["state"] == "committed"

@@ -9,46 +9,52 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.deploy import PACK_BYTES, deploy_bundle, deploy_task_data, packs
-from orchestrator.errors import AgentError, DeviceFullError, StableError
+from agent.chunks import missing
+from agent.spool import Spool
+from orchestrator.chunk_stream import pack_blocks, read_ahead
+from orchestrator.deploy import deploy_bundle, deploy_task_data
+from orchestrator.errors import AgentError, DeviceFullError, StableError, TransientError
 from orchestrator.transports.base import Completed, Progress
 from orchestrator.transports.fake import FakeTransport
 from orchestrator.transports.local import LocalTransport
 from sti_runtime.bundle import Bundle
 from sti_runtime.errors import DigestError, FormatError
-from sti_runtime.manifest import MANIFEST_NAME, Manifest
+from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import Lease
 from sti_runtime.records import sha256_hex
-from tests.agent_data import manifest_of, tiny_bundle
+from tests.agent_data import accept_pack, make_pack, manifest_of, tiny_bundle
 
 
 class Counting(LocalTransport):
-    """The local transport; counts what passes, and can damage what is pushed (a bad link)."""
+    """The local transport; counts what passes, and can damage what is sent (a bad link)."""
 
     def __init__(self, damage: int = 0) -> None:
         super().__init__("under-test")
         self.commands: list[str] = []
-        self.pushed_bytes = 0
+        self.sent_bytes = 0
         self.damage = damage
 
-    def run(self, argv: Sequence[str], **options: Any) -> Completed:
+    def run(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None, **options: Any) -> Completed:
         self.commands.append(argv[len(self.agent_argv)] if argv[0] == self.agent_argv[0] else argv[0])
-        return super().run(argv, **options)
+        blocks = None if stdin is None else self._counted(stdin)
+        return super().run(argv, stdin=blocks, **options)
+
+    def _counted(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        damaged = self.damage > 0
+        self.damage -= damaged
+        for number, block in enumerate(blocks):
+            self.sent_bytes += len(block)
+            yield block[:-1] + bytes([block[-1] ^ 1]) if damaged and number == 1 else block
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
-        self.pushed_bytes += source.stat().st_size
+        self.sent_bytes += source.stat().st_size
         super().push(source, destination, progress=progress)
-        if destination.endswith(".pack") and self.damage:
-            self.damage -= 1
-            data = bytearray(Path(destination).read_bytes())
-            data[-1] ^= 1
-            Path(destination).write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundles"))
 
 
-def test_a_deploy_arrives_whole_and_the_second_is_one_read(bundle: Path, tmp_path: Path) -> None:
+def test_a_deploy_arrives_whole_and_the_second_is_one_question(bundle: Path, tmp_path: Path) -> None:
     transport, spool = Counting(), str(tmp_path / "spool")
     seen: list[tuple[int, int]] = []
     report = deploy_bundle(transport, spool, bundle, lambda done, total: seen.append((done, total)))
@@ -70,12 +76,13 @@ def test_a_deploy_arrives_whole_and_the_second_is_one_read(bundle: Path, tmp_pat
     assert report.bytes_sent == sum(distinct.values())
     assert seen == sorted(seen)
     assert seen[-1] == (report.bytes_sent, report.bytes_sent)
-    assert not [path for path in (tmp_path / "spool/incoming").iterdir() if path.name != bundle.name]
+    assert not list((tmp_path / "spool/incoming").iterdir())
+    assert transport.commands == ["has", "missing", "accept"]
 
     again = Counting()
     report = deploy_bundle(again, spool, bundle)
     assert (report.already, report.chunks_sent, report.bytes_sent) == (True, 0, 0)
-    assert (again.commands, again.pushed_bytes) == ([], 0)
+    assert (again.commands, again.sent_bytes) == (["has"], 0)
 
 
 def test_what_the_device_has_of_another_bundle_is_not_sent(bundle: Path, tmp_path: Path) -> None:
@@ -104,24 +111,55 @@ def test_a_chunk_damaged_twice_is_an_error_that_names_the_device(bundle: Path, t
 
 
 def test_a_chunk_that_rots_on_the_device_before_commit_is_sent_again(bundle: Path, tmp_path: Path) -> None:
-    spool = tmp_path / "spool"
+    """It arrived with an earlier deploy, which was interrupted before its end."""
+    spool = Spool.open(tmp_path / "spool")
+    wanted = missing(spool, bundle / MANIFEST_NAME)["missing"]
+    accept_pack(spool, bundle.name, make_pack(spool, bundle, wanted))
+    with (spool.incoming_bundle(bundle.name) / "k32.bin").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"\x99")
+    transport = Counting()
+    report = deploy_bundle(transport, str(spool.root), bundle)
+    assert transport.commands == ["has", "missing", "accept", "missing", "accept"]
+    assert report.chunks_sent == 1
+    Bundle.open(spool.bundle(bundle.name), verify=True)
 
-    class Rotting(Counting):
-        rotten = False
 
-        def run(self, argv: Sequence[str], **options: Any) -> Completed:
-            if "commit" in argv and not self.rotten:
-                self.rotten = True
-                file = spool / "incoming" / bundle.name / "k32.bin"
-                data = bytearray(file.read_bytes())
-                data[100] ^= 1
-                file.write_bytes(data)
-            return super().run(argv, **options)
+class Cut(Counting):
+    """The link breaks after so many bytes of a command's input; the agent goes on and sees its end."""
 
-    transport = Rotting()
-    deploy_bundle(transport, str(spool), bundle)
-    assert transport.rotten
-    Bundle.open(spool / "bundles" / bundle.name, verify=True)
+    def __init__(self, after_bytes: int) -> None:
+        super().__init__()
+        self.left_bytes = after_bytes
+
+    def run(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None, **options: Any) -> Completed:
+        done = super().run(argv, stdin=None if stdin is None else self._up_to_the_cut(stdin), **options)
+        if self.left_bytes == 0:
+            raise TransientError("the link is gone.", "Try again.", device=self.device)
+        return done
+
+    def _up_to_the_cut(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            part = block[: self.left_bytes]
+            self.left_bytes -= len(part)
+            yield part
+            if self.left_bytes == 0:
+                return
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.7, 0.99])
+def test_after_a_cut_link_at_most_one_chunk_is_sent_again(bundle: Path, tmp_path: Path, share: float) -> None:
+    chunks = manifest_of(bundle).all_chunks()
+    total = sum({chunk.sha256: chunk.length for _, chunk in chunks}.values())
+    cut = Cut(int(total * share))
+    with pytest.raises(TransientError, match="the link is gone"):
+        deploy_bundle(cut, str(tmp_path / "spool"), bundle)
+    again = Counting()
+    report = deploy_bundle(again, str(tmp_path / "spool"), bundle)
+    assert again.commands == ["has", "missing", "accept"]
+    assert int(total * share) + report.bytes_sent <= total + max(chunk.length for _, chunk in chunks) + 4096
+    assert again.sent_bytes - report.bytes_sent < 4096  # the manifest is there already
+    Bundle.open(tmp_path / "spool/bundles" / bundle.name, verify=True)
 
 
 def test_a_flipped_byte_on_the_host_is_found_before_it_is_sent(bundle: Path, tmp_path: Path) -> None:
@@ -133,6 +171,8 @@ def test_a_flipped_byte_on_the_host_is_found_before_it_is_sent(bundle: Path, tmp
     with pytest.raises(DigestError, match=r"k2.bin on the host is damaged .*build the bundle again"):
         deploy_bundle(Counting(), str(tmp_path / "spool"), broken)
     assert not (tmp_path / "spool/bundles" / bundle.name).exists()
+    report = deploy_bundle(Counting(), str(tmp_path / "spool"), bundle)
+    assert 0 < report.chunks_sent < report.chunks_total  # what went before the damage was kept
 
 
 @pytest.mark.parametrize(
@@ -197,7 +237,7 @@ def test_an_agent_that_is_not_installed(bundle: Path, tmp_path: Path) -> None:
     transport = FakeTransport(
         tmp_path, lambda argv, env: Completed(argv, 1, b"", b"No module named agent\n", False), device="bare"
     )
-    with pytest.raises(AgentError, match=r"bare: the agent's missing failed .*No module named agent"):
+    with pytest.raises(AgentError, match=r"bare: the agent's has failed .*No module named agent"):
         deploy_bundle(transport, "/spool", bundle)
 
 
@@ -241,18 +281,47 @@ def test_task_data_arrives_once_and_whole(tmp_path: Path) -> None:
     assert (spool / "tasks" / f"{digest}.safetensors").read_bytes() == path.read_bytes()
     again = Counting()
     assert deploy_task_data(again, str(spool), path).already
-    assert (again.commands, again.pushed_bytes) == ([], 0)
+    assert (again.commands, again.sent_bytes) == (["has"], 0)
     with pytest.raises(FormatError, match="cannot be read"):
         deploy_task_data(again, str(spool), tmp_path / "nothing")
 
 
-def test_packs_keep_order_and_limit(bundle: Path) -> None:
-    chunks = Manifest.read(bundle / MANIFEST_NAME).all_chunks()
-    wanted = list(range(len(chunks)))
-    limit = max(chunk.length for _, chunk in chunks) + 1
-    groups = list(packs(chunks, wanted, limit))
-    assert [index for group in groups for index in group] == wanted
-    assert len(groups) > 1
-    assert all(sum(chunks[i][1].length for i in group) <= limit for group in groups)
-    assert list(packs(chunks, wanted, 1)) == [(index,) for index in wanted]
-    assert list(packs(chunks, [], PACK_BYTES)) == []
+# ------------------------------------------------------------------ the input
+
+
+def test_a_pack_holds_its_chunks_in_the_order_they_are_wanted(bundle: Path) -> None:
+    chunks = manifest_of(bundle).all_chunks()
+    wanted = list(range(len(chunks)))[::-2]
+    taken: list[int] = []
+    header, *blocks = pack_blocks(bundle, chunks, wanted, taken.append)
+    assert json.loads(header) == wanted
+    assert header.endswith(b"\n")
+    assert [sha256_hex(block) for block in blocks] == [chunks[index][1].sha256 for index in wanted]
+    assert taken == [chunks[index][1].length for index in wanted]
+
+
+def test_blocks_are_read_ahead_and_no_further() -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[bytes]:
+        for number in range(100):
+            read.append(number)
+            yield b"%d" % number
+
+    blocks = read_ahead(source(), depth=2)
+    assert [next(blocks) for _ in range(3)] == [b"0", b"1", b"2"]
+    blocks.close()
+    assert len(read) <= 3 + 2 + 1
+    assert list(read_ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+    assert list(read_ahead(iter([]))) == []
+
+
+def test_what_the_source_raises_comes_behind_its_blocks() -> None:
+    def source() -> Iterator[bytes]:
+        yield b"a"
+        raise DigestError("damaged", "")
+
+    blocks = read_ahead(source())
+    assert next(blocks) == b"a"
+    with pytest.raises(DigestError, match="damaged"):
+        next(blocks)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.deploy import DeployReport
 from orchestrator.errors import AgentError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.settings import load_settings
@@ -202,21 +203,26 @@ def test_a_job_is_stopped_and_the_device_cleaned(worker: HostWorker, tmp_path: P
 
 def test_deploys_through_the_worker(worker: HostWorker, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundles")
+    (tmp_path / "rows").write_bytes(b"rows")
     lease = Lease(store="test", counter=3, takeover=False)
-    assert not worker.deploy("desk", bundle, lease).already
-    assert worker.deploy("desk", bundle, lease).already
+
+    def deploy() -> tuple[DeployReport, ...]:
+        return worker.deploy("desk", bundle, [tmp_path / "rows"], lease)
+
+    assert [report.already for report in deploy()] == [False, False]
+    assert [report.already for report in deploy()] == [True, True]
     worker.verify("desk", bundle.name)
     region = Path(worker.spool("desk")) / "bundles" / bundle.name / "k2.bin"
     with region.open("r+b") as stream:
         stream.write(b"\xff" * 16)
     with pytest.raises(StableError, match=r"desk: bundle \w+ was damaged on its storage .*Deploy again"):
         worker.verify("desk", bundle.name)
-    assert worker.deploy("desk", bundle, lease).chunks_sent == 1
+    assert deploy()[0].chunks_sent == 1
     worker.verify("desk", bundle.name)
-    (tmp_path / "rows").write_bytes(b"rows")
-    report = worker.deploy_task_data("desk", tmp_path / "rows", lease)
-    assert (report.digest, report.bytes_sent) == (sha256_hex(b"rows"), 4)
+    (tmp_path / "rows").write_bytes(b"more rows")
+    report = deploy()[1]
+    assert (report.digest, report.bytes_sent) == (sha256_hex(b"more rows"), 9)
     assert worker.progress("desk") == (0, 0)
     other = tiny_bundle(tmp_path / "bundles", seed=3)
     with pytest.raises(AgentError, match="its controller is stale"):
-        worker.deploy("desk", other, Lease(store="test", counter=2, takeover=False))
+        worker.deploy("desk", other, lease=Lease(store="test", counter=2, takeover=False))

@@ -153,6 +153,7 @@ def corpora() -> dict[str, list[bytes]]:
             "plan": [plan.to_json() for plan in plans],
             "job": [job.to_json() for job in _jobs(plans[0])],
             "journal": _journals(),
+            "pack": [b"[0,1,2,3,99,98,50,10,11,12]\n", b"[ 7, 42 ]\n"],
         }
 
 

@@ -96,9 +96,7 @@ def test_the_usage_text_names_every_verb(agent: Agent) -> None:
     done = agent.start("--help")
     text = done.communicate(timeout=300)[0].decode()
     assert done.returncode == 0
-    contract = (
-        "version facts run status stop forget missing accept commit verify has-task accept-task collect"
-    )
+    contract = "version facts run status stop forget missing accept commit verify has accept-task collect"
     for verb in f"{contract} restore clean fit plan profile infer score session".split():
         assert f"\n  {verb}" in text
         one = agent.start(verb, "--help")
@@ -121,7 +119,7 @@ def test_the_usage_text_names_every_verb(agent: Agent) -> None:
         (("clean", "--spool", "--lease"), "--spool wants a value"),
         (("status", "a", "1", "--lease", "store:1", "--spool", "SPOOL"), "--lease is no option"),
         (("clean", "--force", "--spool", "SPOOL"), "--force is no option"),
-        (("has-task", "--", "--spool"), "--spool is missing"),
+        (("has", "--", "--spool"), "--spool is missing"),
         (("status", "../../etc", "1", "--spool", "SPOOL"), "'../../etc' is not a job id"),
         (("status", "a", "01", "--spool", "SPOOL"), "'01' is not an attempt"),
         (("status", "a", "1" * 19, "--spool", "SPOOL"), "is not an attempt"),

@@ -59,6 +59,12 @@ def test_journal_recovery() -> None:
     fuzz(program, seeds("journal"), 1500)
 
 
+def test_packs() -> None:
+    sources = sorted(path for path in AGENT.glob("*.c") if path.stem != "main")
+    program = build_sanitized("address,undefined", HERE / "fuzz_pack.c", HERE / "fuzz_driver.c", *sources)
+    fuzz(program, seeds("pack"), 4000)
+
+
 def test_payloads(tmp_path: Path) -> None:
     """Stored versions of every fidelity, with outliers and without, and mutations of them."""
     bundle = small_bundle(tmp_path, config(hidden=24, ffn=40), FIDELITIES)
