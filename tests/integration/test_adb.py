@@ -1,4 +1,4 @@
-"""adb for real: servers and daemons that end, hang, refuse or are none, and what the transport says and does."""
+"""adb for real: servers and daemons that end, hang, refuse or are none, and what the transport does."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_device_that_has_not_authorized_this_computer(
     stack: ExitStack, shared_server: Server, tmp_path: Path
 ) -> None:
     transport = reached(a_daemon(stack, tmp_path / "daemon", secure=True), shared_server)
-    with pytest.raises(StableError, match="under-test: the device has not authorized this computer.*accept"):
+    with pytest.raises(StableError, match=r"under-test: the device has not authorized this computer.*accept"):
         transport.run(["true"], timeout_s=60)
 
 
@@ -143,7 +143,7 @@ def test_a_serial_that_is_not_there(shared_server: Server) -> None:
 
 def test_an_address_where_no_daemon_is(shared_server: Server) -> None:
     transport = opened(f'address: "127.0.0.1:{free_port()}", adb_server: "{shared_server.address}"')
-    with pytest.raises(TransientError, match="under-test: no adb daemon can be reached at 127.0.0.1"):
+    with pytest.raises(TransientError, match="under-test: no adb daemon can be reached"):
         transport.run(["true"], timeout_s=60)
 
 
@@ -223,7 +223,7 @@ def test_a_server_is_started_where_none_runs_and_again_when_it_died(
 def test_no_server_can_be_started(own_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADBUTILS_ADB_PATH", "/bin/false")
     transport = opened(f'serial: A, adb_server: "127.0.0.1:{own_port}"')
-    with pytest.raises(StableError, match="under-test: no adb server runs at .* /bin/false starts none"):
+    with pytest.raises(StableError, match=r"under-test: no adb server runs at .* /bin/false starts none"):
         transport.run(["true"], timeout_s=60)
 
 

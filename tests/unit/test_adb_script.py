@@ -93,7 +93,7 @@ def test_the_list_of_devices() -> None:
         "emulator-5554          device product:sdk model:Pixel_6 device:emu transport_id:1\n"
         "127.0.0.1:5601         offline transport_id:2\n"
         "ABC                    unauthorized usb:1-1 transport_id:3\n"
-        "????????????           no permissions (missing udev rules?); see [http://x/y] usb:1-2 transport_id:4\n"
+        "????????????           no permissions (missing udev rules?); see [http://x/y] usb:1-2\n"
         "\n"
     )
     assert [(each.serial, each.state) for each in listed] == [
