@@ -276,7 +276,7 @@ class AdbTransport:
                 raise MissingFileError(f"{path} does not exist.", device=self.device) from error
             what = f"{path} cannot be {'read' if reading else 'written'}"
             raise self._error(error, what) from error
-        except (ProtocolError, ConnectionError, TimeoutError, EOFError) as error:
+        except (ProtocolError, OSError, EOFError) as error:
             raise self._link.lost(error) from error
         finally:
             with self._lock:

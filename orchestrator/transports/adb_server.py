@@ -110,6 +110,16 @@ class AdbServer:
 
     def _mend(self, error: Exception, *, started: bool) -> bool:
         """Whether another try may succeed: a missing server was started, a hung one of ours replaced."""
+        try:
+            return self._mended(error, started=started)
+        except OSError as problem:
+            raise StableError(
+                f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
+                "Make the folder writable (XDG_STATE_HOME names another), or start one: adb start-server.",
+                device=self._device,
+            ) from problem
+
+    def _mended(self, error: Exception, *, started: bool) -> bool:
         if isinstance(error, ConnectionRefusedError) and self.address.local:
             with _own(self.address) as record:
                 if not _listens(self.address):

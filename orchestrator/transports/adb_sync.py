@@ -94,7 +94,9 @@ class SyncSession:
             return FileStat(answer[4], answer[8])
         letters, mode, size, _ = _STAT_1.unpack(self._link.exactly(_STAT_1.size))
         self._expect(letters, b"STAT")
-        if mode == 0:  # the old form does not say why
+        if mode == 0:  # the old form does not say why; to receive it does
+            for _ in self.receive(path, compressed=False):
+                break
             raise SyncError("cannot be looked at", 0)
         return FileStat(mode, size)
 
