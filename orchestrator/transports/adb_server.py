@@ -15,7 +15,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +153,10 @@ class AdbServer:
         port = str(self.address.port)
         local = LocalTransport(self._device)
         pid = local.start_detached([program, "-P", port, "nodaemon", "server"], log=str(log), env=environment)
-        ticks = _start_ticks(pid)
-        record.write_text(json.dumps({"pid": pid, "start_ticks": ticks}))
-        self._await(lambda: _listens(self.address) or _start_ticks(pid) != ticks)
+        record.write_text(json.dumps({"pid": pid, "start_ticks": _start_ticks(pid)}))
+        self._await(lambda: _listens(self.address) or _start_ticks(pid) is None)
         if not _listens(self.address):
+            record.unlink()
             said = log.read_text(errors="replace").strip()[-300:] if log.exists() else ""
             raise StableError(
                 f"no adb server runs at {self.address}, and {program} starts none: {said or 'it is silent'}.",
@@ -165,8 +165,7 @@ class AdbServer:
             )
         _log.info("an adb server was started", address=str(self.address), program=program, pid=pid)
 
-    def _await(self, condition: object) -> None:
-        assert callable(condition)
+    def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_S
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -252,7 +251,7 @@ def _live_pid(record: Path) -> int | None:
         pid, ticks = int(said["pid"]), int(said["start_ticks"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pid if _start_ticks(pid) == ticks else None
+    return pid if _start_ticks(pid) == ticks else None  # another process may have its number by now
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -180,7 +180,7 @@ def test_a_port_that_something_else_has() -> None:
 
 
 def test_a_server_of_another_version_is_asked_and_left_alone() -> None:
-    with answering(lambda _: b"FAIL0013unknown host service") as (address, asked):
+    with answering(lambda _: b"FAIL0014unknown host service") as (address, asked):
         transport = opened(f'serial: A, adb_server: "{address}"')
         with pytest.raises(DeviceError, match="under-test"):
             transport.run(["true"], timeout_s=60)
