@@ -1,0 +1,241 @@
+"""adb for real: servers and daemons that end, hang, refuse or are none, and what the transport does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import DeviceError, StableError, TransientError
+from orchestrator.inventory import parse_inventory
+from orchestrator.transports import connect
+from orchestrator.transports.base import Transport
+from tests.adb_side import Daemon, Server, free_port, require_adb
+
+
+def opened(fields: str) -> Transport:
+    text = f"version: 1\ndevices: [{{name: under-test, transport: adb, {fields}}}]"
+    return connect(parse_inventory(text.encode(), Path("inventory.yaml")).devices[0])
+
+
+def reached(daemon: Daemon, server: Server) -> Transport:
+    return opened(f'address: "{daemon.address}", adb_server: "{server.address}"')
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as held:
+        yield held
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that every test leaves running."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+def a_daemon(stack: ExitStack, folder: Path, *, secure: bool = False) -> Daemon:
+    daemon = Daemon(folder, secure=secure)
+    stack.callback(daemon.kill)
+    return daemon
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def comes_back(transport: Transport) -> bool:
+    try:
+        return transport.run(["true"], timeout_s=60).ok
+    except TransientError:
+        return False
+
+
+# ------------------------------------------------------------------ what ends and comes back
+
+
+def test_a_server_that_is_killed_and_started_again(stack: ExitStack, tmp_path: Path) -> None:
+    daemon, server = a_daemon(stack, tmp_path / "daemon"), Server(tmp_path / "server")
+    stack.callback(server.kill)
+    transport = reached(daemon, server)
+    detached = transport.start_detached(["sleep", "600"], log=str(tmp_path / "log"))
+    stack.callback(os.kill, detached, signal.SIGKILL)
+    pids = tmp_path / "pids"
+    with ThreadPoolExecutor(1) as pool:
+        script = 'sleep 600 & echo $$ $! > "$1.new"; mv "$1.new" "$1"; wait'
+        during = pool.submit(transport.run, ["sh", "-c", script, "sh", str(pids)], timeout_s=600)
+        wait_for(pids.exists)
+        server.kill()
+        with pytest.raises(TransientError, match="under-test: the link to the device was lost"):
+            during.result()
+    server.start()
+    wait_for(lambda: comes_back(transport))
+    for pid in map(int, pids.read_text().split()):  # what the lost command left has been ended
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+    assert Path(f"/proc/{detached}").exists()
+
+
+def test_a_daemon_that_is_killed_and_comes_back(
+    stack: ExitStack, shared_server: Server, tmp_path: Path
+) -> None:
+    daemon = a_daemon(stack, tmp_path / "daemon")
+    transport = reached(daemon, shared_server)
+    (tmp_path / "file").write_bytes(b"content")
+    assert transport.read_from(str(tmp_path / "file"), 0, 99) == b"content"
+    daemon.kill()
+    with pytest.raises(TransientError, match="under-test"):
+        transport.run(["true"], timeout_s=60)
+    daemon.start()
+    wait_for(lambda: comes_back(transport))
+    assert transport.read_from(str(tmp_path / "file"), 0, 99) == b"content"
+
+
+def test_a_device_that_hangs_holds_up_no_other(
+    stack: ExitStack, shared_server: Server, tmp_path: Path
+) -> None:
+    frozen, lively = (a_daemon(stack, tmp_path / name) for name in ("frozen", "lively"))
+    slow, quick = reached(frozen, shared_server), reached(lively, shared_server)
+    assert slow.run(["true"], timeout_s=60).ok
+    frozen.freeze()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(slow.run, ["echo", "late"], timeout_s=300)
+            for _ in range(20):
+                assert quick.run(["true"], timeout_s=60).ok
+            assert not waiting.done()
+            frozen.thaw()
+            assert waiting.result().stdout == b"late\n"
+    finally:
+        frozen.thaw()
+
+
+# ------------------------------------------------------------------ what cannot be used
+
+
+def test_a_device_that_has_not_authorized_this_computer(
+    stack: ExitStack, shared_server: Server, tmp_path: Path
+) -> None:
+    transport = reached(a_daemon(stack, tmp_path / "daemon", secure=True), shared_server)
+    with pytest.raises(StableError, match=r"under-test: the device has not authorized this computer.*accept"):
+        transport.run(["true"], timeout_s=60)
+
+
+def test_a_serial_that_is_not_there(shared_server: Server) -> None:
+    transport = opened(f'serial: NOSUCH, adb_server: "{shared_server.address}"')
+    with pytest.raises(StableError, match="under-test: the adb server sees no device NOSUCH"):
+        transport.run(["true"], timeout_s=60)
+
+
+def test_an_address_where_no_daemon_is(shared_server: Server) -> None:
+    transport = opened(f'address: "127.0.0.1:{free_port()}", adb_server: "{shared_server.address}"')
+    with pytest.raises(TransientError, match="under-test: no adb daemon can be reached"):
+        transport.run(["true"], timeout_s=60)
+
+
+@contextmanager
+def answering(answer: Callable[[bytes], bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers every request as it is told, and the requests that it got."""
+    asked: list[bytes] = []
+
+    def serve(client: socket.socket) -> None:
+        with client:
+            while data := client.recv(1 << 16):
+                asked.append(data)
+                client.sendall(answer(data))
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_port_that_something_else_has() -> None:
+    with answering(lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n") as (address, _):
+        transport = opened(f'serial: A, adb_server: "{address}"')
+        with pytest.raises(StableError, match="under-test: something that is no adb server has port"):
+            transport.run(["true"], timeout_s=60)
+
+
+def test_a_server_of_another_version_is_asked_and_left_alone() -> None:
+    with answering(lambda _: b"FAIL0014unknown host service") as (address, asked):
+        transport = opened(f'serial: A, adb_server: "{address}"')
+        with pytest.raises(DeviceError, match="under-test"):
+            transport.run(["true"], timeout_s=60)
+        assert asked
+        assert not any(b"host:kill" in request or b"host:version" in request for request in asked)
+
+
+# ------------------------------------------------------------------ a server of our own
+
+
+@pytest.fixture
+def own_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A port without a server; one that the test makes our code start is ended."""
+    require_adb()
+    port = free_port()
+    for name, value in (("HOME", tmp_path / "home"), ("XDG_STATE_HOME", tmp_path / "state")):
+        Path(value).mkdir()
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "5554")
+    monkeypatch.setenv("ADB_MDNS_OPENSCREEN", "0")
+    yield port
+    record = tmp_path / f"state/stifarm/adb-server-{port}.json"
+    if record.exists():
+        os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+
+
+def test_a_server_is_started_where_none_runs_and_again_when_it_died(
+    stack: ExitStack, own_port: int, tmp_path: Path
+) -> None:
+    daemon = a_daemon(stack, tmp_path / "daemon")
+    transport = opened(f'address: "{daemon.address}", adb_server: "127.0.0.1:{own_port}"')
+    record = tmp_path / f"state/stifarm/adb-server-{own_port}.json"
+    assert transport.run(["echo", "one"], timeout_s=120).stdout == b"one\n"
+    first = json.loads(record.read_text())["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: comes_back(transport))
+    assert json.loads(record.read_text())["pid"] != first
+
+
+def test_no_server_can_be_started(own_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADBUTILS_ADB_PATH", "/bin/false")
+    transport = opened(f'serial: A, adb_server: "127.0.0.1:{own_port}"')
+    with pytest.raises(StableError, match=r"under-test: no adb server runs at .* /bin/false starts none"):
+        transport.run(["true"], timeout_s=60)
+
+
+def test_a_stock_client_works_beside_us(stack: ExitStack, shared_server: Server, tmp_path: Path) -> None:
+    daemon = a_daemon(stack, tmp_path / "daemon")
+    transport = reached(daemon, shared_server)
+    go = tmp_path / "go"
+    with ThreadPoolExecutor(1) as pool:
+        script = 'while [ ! -e "$1" ]; do sleep 0.05; done; echo went'
+        waiting = pool.submit(transport.run, ["sh", "-c", script, "sh", str(go)], timeout_s=300)
+        wait_for(lambda: any(each.state == "device" for each in shared_server.asked().devices()))
+        argv = [shared_server.program, "-s", daemon.address, "shell", "touch", str(go)]
+        subprocess.run(argv, env=shared_server.environment, check=True, timeout=300)
+        assert waiting.result().stdout == b"went\n"
+    assert shared_server.running()
