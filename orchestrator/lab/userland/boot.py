@@ -98,15 +98,19 @@ def _make_view(folder: Path) -> None:
         elif entry.is_dir():
             (root / entry.name).mkdir()
             namespaces.bind(entry, root / entry.name)
-    for name in ("data", "system", "sdcard"):
+    for name in ("system", "sdcard", "data"):  # df names the last mount of a disk: its user wants /data
         (root / name).mkdir()
         namespaces.bind(folder / name, root / name)
+    namespaces.make_read_only(root / "system")
     (root / "etc").symlink_to("system/etc")
     (root / "bin").symlink_to("system/bin")
     (root / "proc").mkdir()
     flags = namespaces.MS_NOSUID | namespaces.MS_NODEV | namespaces.MS_NOEXEC
     namespaces.mount("proc", root / "proc", "proc", flags)
-    namespaces.bind(folder / BOOT_ID_FILE, root / "proc/sys/kernel/random/boot_id")
+    boot_id = root / ".boot_id"
+    boot_id.write_text((folder / BOOT_ID_FILE).read_text())
+    namespaces.bind(boot_id, root / "proc/sys/kernel/random/boot_id")
+    namespaces.make_read_only(root)
     namespaces.change_root(root)
 
 

@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
@@ -62,6 +62,12 @@ def mount(source: str | Path, target: str | Path, kind: str = "", flags: int = 0
 def bind(source: str | Path, target: str | Path) -> None:
     """Show a file, or a folder with all that is mounted below it, at a second place."""
     mount(source, target, flags=MS_BIND | MS_REC)
+
+
+def make_read_only(target: Path) -> None:
+    """Let nobody write through one mount; its other flags stay, for they may be locked."""
+    kept = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME)
+    mount("none", target, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 
 def change_root(root: Path) -> None:
