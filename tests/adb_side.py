@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,72 @@ class Server(_Process):
     def asked(self) -> AdbServer:
         """The server as our code sees it."""
         return AdbServer(ServerAddress("127.0.0.1", self.port), "under-test")
+
+
+class OlderDevices:
+    """A door to a server that hides features of its devices: what is behind it looks like an older phone."""
+
+    def __init__(self, server: Server, hidden: Iterable[str]) -> None:
+        self._server, self._hidden = server, frozenset(hidden)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        """As an inventory names it."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._server.port)) as server:
+            try:
+                head = _exactly(client, 4)
+                asked = _exactly(client, int(head, 16))
+                server.sendall(head + asked)
+                if asked.endswith(b":features"):
+                    status = _exactly(server, 4)
+                    names = _exactly(server, int(_exactly(server, 4), 16)).decode().split(",")
+                    shown = ",".join(name for name in names if name not in self._hidden).encode()
+                    client.sendall(status + b"%04x" % len(shown) + shown)
+                    return
+                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                back.start()
+                _pump(client, server)
+                back.join()
+            except (OSError, EOFError):
+                return  # one of the sides has gone
+
+
+def _exactly(source: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        block = source.recv(count - len(data))
+        if not block:
+            raise EOFError
+        data += block
+    return data
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on what comes; at the end, or when the sink has gone, end both."""
+    try:
+        while block := source.recv(1 << 16):
+            sink.sendall(block)
+    except OSError:
+        pass
+    for each in (source, sink):
+        try:
+            each.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            continue

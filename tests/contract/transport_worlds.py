@@ -20,6 +20,7 @@ from typing import cast
 WORLDS: Mapping[str, str] = {
     "local": "tests.contract.transport_worlds:local_world",
     "adb-aosp": "tests.contract.adb_world:aosp_world",
+    "adb-exec": "tests.contract.adb_world:aosp_exec_world",
 }
 """Name of the world to ``module:function`` of its maker."""
 
