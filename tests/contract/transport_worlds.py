@@ -21,6 +21,8 @@ WORLDS: Mapping[str, str] = {
     "local": "tests.contract.transport_worlds:local_world",
     "adb-aosp": "tests.contract.adb_world:aosp_world",
     "adb-exec": "tests.contract.adb_world:aosp_exec_world",
+    "adb-lab": "tests.contract.adb_lab_world:modern_world",
+    "adb-lab-old": "tests.contract.adb_lab_world:old_world",
 }
 """Name of the world to ``module:function`` of its maker."""
 
