@@ -33,6 +33,7 @@ from orchestrator.lab.userland.spec import (
     LOG_FILE,
     OFFERED_KEYS,
     STATE_FILE,
+    SUPERVISOR_FILE,
     WORKDIR,
     PhoneSpec,
     load_spec,
@@ -104,7 +105,7 @@ def start(spec: PhoneSpec, folder: Path, port: int = 0) -> RunningPhone:
             ),
             "Install qemu-user, allow user namespaces, or take an x86_64 phone.",
         )
-    if running(folder) is not None:
+    if alive(_supervisor(folder)):
         raise LabError(f"{spec.name} is switched on already.", f"Stop the phone in {folder} first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,11 @@ def start(spec: PhoneSpec, folder: Path, port: int = 0) -> RunningPhone:
     except OSError as error:
         raise LabError(f"{spec.name}: its folder {folder} cannot be made: {error}.") from error
     supervisor = _launch(folder, plain=plain is not None)
-    return _await(folder, spec, lambda: alive(supervisor))
+    try:
+        return _await(folder, spec, lambda: alive(supervisor))
+    except LabError:
+        stop(folder)
+        raise
 
 
 def stop(folder: Path) -> None:
@@ -122,16 +127,15 @@ def stop(folder: Path) -> None:
 
     Raises: LabError when a process does not end.
     """
-    state = _state(folder)
-    if state is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        if alive(state.supervisor):
-            os.kill(state.supervisor.pid, signal.SIGTERM)
-            _until(lambda: not alive(state.supervisor), END_LIMIT_S)
-    end(state.supervisor)
-    end(state.first)
+    supervisor, state = _supervisor(folder), _state(folder)
+    if supervisor is not None and alive(supervisor):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor.pid, signal.SIGTERM)
+        _until(lambda: not alive(supervisor), END_LIMIT_S)
+    end(supervisor)
+    end(None if state is None else state.first)
     (folder / STATE_FILE).unlink(missing_ok=True)
+    (folder / SUPERVISOR_FILE).unlink(missing_ok=True)
 
 
 def reboot(folder: Path, delay_s: float = 0.0) -> None:
@@ -268,6 +272,7 @@ def _launch(folder: Path, *, plain: bool) -> ProcessId:
     supervisor = identify(pid) if pid else None
     if supervisor is None:
         raise LabError(f"The phone in {folder} cannot be started.{_log_end(folder)}")
+    (folder / SUPERVISOR_FILE).write_text(supervisor.model_dump_json())
     return supervisor
 
 
@@ -294,6 +299,16 @@ def _spec(folder: Path) -> tuple[PhoneSpec, int]:
         return load_spec(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LabError(f"There is no phone in {folder}.", "Start it first.") from error
+
+
+def _supervisor(folder: Path) -> ProcessId | None:
+    """Who keeps the phone on, also while it reboots; it may have ended."""
+    try:
+        return ProcessId.model_validate_json((folder / SUPERVISOR_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise LabError(f"The state of the phone in {folder} cannot be read: {error}.") from error
 
 
 def _state(folder: Path) -> RunningPhone | None:

@@ -174,6 +174,16 @@ def test_stopping_leaves_no_process_and_no_mount(switch_on: Switch, system_adb: 
     phone.stop(running.folder)  # harmless
 
 
+def test_a_phone_can_be_stopped_while_it_is_off_for_a_reboot(switch_on: Switch) -> None:
+    needs_namespaces()
+    running = switch_on()
+    phone.reboot(running.folder, delay_s=600)
+    with pytest.raises(LabError, match="switched on already"):
+        phone.start(PhoneSpec("virt", "S"), running.folder)
+    phone.stop(running.folder)
+    assert not alive_below(running.folder)
+
+
 def alive_below(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():

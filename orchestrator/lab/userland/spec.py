@@ -9,6 +9,7 @@ from pathlib import Path
 
 SPEC_FILE = "spec.json"
 STATE_FILE = "state.json"
+SUPERVISOR_FILE = "supervisor.json"
 LOG_FILE = "phone.log"
 BOOT_ID_FILE = "boot_id"
 DELAY_FILE = "reboot_delay_s"
