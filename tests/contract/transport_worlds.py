@@ -23,6 +23,8 @@ WORLDS: Mapping[str, str] = {
     "ssh-without-sftp": "tests.contract.ssh_world:ssh_without_sftp_world",
     "adb-aosp": "tests.contract.adb_world:aosp_world",
     "adb-exec": "tests.contract.adb_world:aosp_exec_world",
+    "adb-lab": "tests.contract.adb_lab_world:modern_world",
+    "adb-lab-old": "tests.contract.adb_lab_world:old_world",
 }
 """Name of the world to ``module:function`` of its maker."""
 
