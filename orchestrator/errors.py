@@ -13,6 +13,7 @@ StifarmError
 │       ├── DeviceFullError     no space for what is to be sent
 │       └── AgentError          the agent refused, with its own cause and remedy
 ├── ToolchainError          the native agent cannot be built
+├── LabError                the virtual lab cannot be brought up, changed or taken down
 └── PoolError               Ray could not start, or a worker of it died
 """
 
@@ -90,6 +91,10 @@ class AgentError(StableError):
 
 class ToolchainError(StifarmError):
     """The native agent cannot be built: no compiler, no space, or sources that do not compile."""
+
+
+class LabError(StifarmError):
+    """The virtual lab cannot be brought up, changed or taken down, or a fault cannot be injected in it."""
 
 
 class PoolError(StifarmError):

@@ -1,9 +1,10 @@
 """The worlds that the transport contract runs in: a device side, and what a test may see of it.
 
-A world is a way to reach a device and the device itself, a real one: a daemon that runs on this machine. To add
-one, write a context manager ``make(folder) -> World`` in a module of its own (``folder``: a fresh folder of
-this host for keys, logs and the device's files) and name it in ``WORLDS``. It skips, with the reason, where
-what it needs is missing. Commands of the contract use only ``sh`` and what toybox and coreutils both have.
+A world is a way to reach a device and the device itself, a real one: a daemon that runs on this machine. To
+add one, write a context manager ``make(folder) -> World`` in a module of its own (``folder``: a fresh folder
+of this host for keys, logs and the device's files) and name it in ``WORLDS``. Where something that it needs
+is missing, it skips with the reason. Commands of the contract use only ``sh`` and what toybox and coreutils
+both have.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ WORLDS: Mapping[str, str] = {
     "local": "tests.contract.transport_worlds:local_world",
     "ssh": "tests.contract.ssh_world:ssh_world",
     "ssh-without-sftp": "tests.contract.ssh_world:ssh_without_sftp_world",
+    "adb-aosp": "tests.contract.adb_world:aosp_world",
+    "adb-exec": "tests.contract.adb_world:aosp_exec_world",
+    "adb-lab": "tests.contract.adb_lab_world:modern_world",
+    "adb-lab-old": "tests.contract.adb_lab_world:old_world",
 }
 """Name of the world to ``module:function`` of its maker."""
 

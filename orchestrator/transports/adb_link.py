@@ -1,0 +1,213 @@
+"""One device behind an adb server: opening services on it, finding it again, saying why it is not there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from orchestrator.errors import DeviceError, StableError, TransientError, near
+from orchestrator.transports.adb_server import AdbServer, Listed, split_endpoint
+from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError
+
+DEFAULT_DAEMON_PORT = 5555
+ANSWER_S = 20.0
+_CONNECT_S = 20.0
+_SETTLE_S = 5.0
+_PAUSE_S = 0.05
+_REMEMBERED_S = 900.0
+"""A device that was reached so recently and is gone may come back (a reboot, a cable)."""
+
+_STALE_S = 1.0
+"""How long a daemon over TCP may be offline before it is connected anew: it is so while being connected."""
+
+_TRIES = 4
+
+Answer = TypeVar("Answer")
+
+_log = structlog.get_logger()
+
+
+class AdbLink:
+    """The way to one device. ``serial``: as the server lists it; ``address``: of a daemon reached over TCP,
+    which the server is told to connect to when it does not list it."""
+
+    def __init__(self, device: str, server: AdbServer, *, serial: str | None, address: str | None) -> None:
+        self.device, self._server = device, server
+        self._address = None if address is None else _with_port(address)
+        self.serial = serial or self._address or ""
+        self._mending = threading.Lock()
+        self._features: frozenset[str] | None = None
+        self._reached_s: float | None = None
+
+    def features(self) -> frozenset[str]:
+        """What the device's daemon can. Raises: TransientError, StableError."""
+        known = self._features
+        if known is None:
+            said = self._trying(
+                lambda: self._server.ask(f"host-serial:{self.serial}:features"), time.monotonic() + ANSWER_S
+            )
+            self._features = known = frozenset(said.strip().split(","))
+        return known
+
+    def open(self, service: bytes, timeout_s: float) -> AdbSocket:
+        """A connection to a service of the device, accepted. Raises: TransientError, StableError."""
+        deadline = time.monotonic() + timeout_s
+        link = self._trying(
+            lambda: self._server.open(f"host:transport:{self.serial}", deadline - time.monotonic()), deadline
+        )
+        try:
+            link.limit(deadline - time.monotonic())
+            link.request(service)
+        except RefusalError as error:
+            link.close()
+            self._features = None
+            name = service.partition(b":")[0].decode(errors="replace")
+            raise TransientError(
+                f"the device does not give the service {name} ({error.what}).",
+                "Try again: it may be restarting. If it happens again, restart the device.",
+                device=self.device,
+            ) from error
+        except BaseException as error:
+            link.close()
+            if isinstance(error, OSError | EOFError | ProtocolError):
+                raise self.lost(error) from error
+            raise
+        self._reached_s = time.monotonic()
+        return link
+
+    def lost(self, error: Exception) -> DeviceError:
+        """Our error for what went wrong on an open connection."""
+        self._features = None
+        if isinstance(error, ProtocolError):
+            return StableError(
+                f"the device does not keep to adb's protocol: {error.what}",
+                "Restart the device; if it happens again, do not trust it.",
+                device=self.device,
+            )
+        if isinstance(error, TimeoutError):
+            return TransientError(
+                "the device does not answer.",
+                "Check the cable and that it is not frozen.",
+                device=self.device,
+            )
+        return TransientError(
+            "the link to the device was lost.",
+            "Check the cable; then run the command again.",
+            device=self.device,
+        )
+
+    def _trying(self, ask: Callable[[], Answer], deadline: float) -> Answer:
+        """What the server answers; where it refuses the device, the device is looked for."""
+        refusal = RefusalError("it is not there")
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except RefusalError as error:
+                refusal = error
+            self._features = None
+            self._find(deadline)
+        raise TransientError(
+            f"the adb server does not let it be used: {refusal.what}.", "Try again.", device=self.device
+        )
+
+    def _find(self, deadline: float) -> None:
+        """Return when the server lists the device as ready; connect to a daemon over TCP anew where needed.
+
+        One thread does so at a time: a second one would cut the connection that the first has made.
+        """
+        if not self._mending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise self.lost(TimeoutError("timed out"))
+        try:
+            began = time.monotonic()
+            until = min(began + _SETTLE_S, deadline)
+            connected = False
+            while True:
+                listed = self._server.devices()
+                state = next((each.state for each in listed if each.serial == self.serial), "absent")
+                now = time.monotonic()
+                if state == "device":
+                    return
+                stale = state == "offline" and now - began > _STALE_S
+                if self._address is not None and not connected and (state == "absent" or stale):
+                    self._connect(stale=stale, timeout_s=min(_CONNECT_S, deadline - now))
+                    connected = True
+                    until = min(time.monotonic() + _SETTLE_S, deadline)
+                elif now > until:
+                    raise self._unreachable(state, listed)
+                else:
+                    time.sleep(_PAUSE_S)
+        finally:
+            self._mending.release()
+
+    def _connect(self, *, stale: bool, timeout_s: float) -> None:
+        """Have the server connect to the daemon. It answers in words and calls failures answers, too."""
+        if stale:
+            try:
+                self._server.ask(f"host:disconnect:{self._address}")
+            except RefusalError as error:
+                _log.debug("nothing to disconnect", device=self.device, cause=error.what)
+        try:
+            said = self._server.ask(f"host:connect:{self._address}", timeout_s)
+        except RefusalError as error:
+            said = error.what
+        _log.info("the adb server was told to connect", device=self.device, answer=said.strip()[:200])
+        if "authenticate" in said:
+            raise self._unreachable("unauthorized", ())
+        if not said.startswith(("connected to", "already connected")):
+            raise TransientError(
+                f"no adb daemon can be reached at {self._address}: {said.strip()[:200]}.",
+                "Check that the device is on, in this network, and has adb over TCP enabled (adb tcpip).",
+                device=self.device,
+            )
+
+    def _unreachable(self, state: str, listed: tuple[Listed, ...]) -> DeviceError:
+        """Why a device in that state cannot be used, and what to do."""
+        if state == "unauthorized":
+            return StableError(
+                "the device has not authorized this computer.",
+                "Unlock it and accept the question 'Allow USB debugging?'; if none appears, revoke"
+                " authorizations in its developer options and plug it in again.",
+                device=self.device,
+            )
+        if state.startswith("no permissions"):
+            return self._no_permission()
+        if state in ("offline", "connecting", "authorizing", "detached"):
+            return TransientError(
+                f"the device is {state}.", "Wait, or unplug it and plug it in again.", device=self.device
+            )
+        if state != "absent":
+            return StableError(
+                f"the device is in state {state[:40]!r}.", "Boot it into Android.", device=self.device
+            )
+        if self._reached_s is not None and time.monotonic() - self._reached_s < _REMEMBERED_S:
+            return TransientError(
+                f"the device {self.serial} is gone.",
+                "Check the cable; if it restarts, wait for it.",
+                device=self.device,
+            )
+        if any(each.state.startswith("no permissions") for each in listed):
+            return self._no_permission()
+        there = near(self.serial, [each.serial for each in listed])
+        return StableError(
+            f"the adb server sees no device {self.serial}. {there}",
+            "Plug it in, enable USB debugging in its developer options, and check serial in the inventory"
+            " (adb devices lists serials).",
+            device=self.device,
+        )
+
+    def _no_permission(self) -> StableError:
+        return StableError(
+            "this user may not open the device's USB port.",
+            "Install Android's udev rules (on Debian: apt install android-sdk-platform-tools-common), join"
+            " the group plugdev, plug the device in again, and restart the adb server.",
+            device=self.device,
+        )
+
+
+def _with_port(address: str) -> str:
+    host, port = split_endpoint(address)
+    return f"{host}:{port or DEFAULT_DAEMON_PORT}"
