@@ -98,6 +98,7 @@ class AdbTransport:
         self._link, self._shell = link, AdbShell(link)
         # A phone has no Python: whoever uses the torch agent there has put one into PATH.
         self.agent_argv: tuple[str, ...] = ("python3", "-P", "-m", "agent")
+        self.poll_pause_s = 0.5
         self._idle: list[SyncSession] = []
         self._lock = threading.Lock()
 

@@ -112,6 +112,7 @@ class SshTransport:
         self._attempts = 0
         self._failure: DeviceError | None = None
         self.agent_argv: tuple[str, ...] = ("python3", "-P", "-m", "agent")
+        self.poll_pause_s = 0.5
 
     @property
     def device(self) -> str:

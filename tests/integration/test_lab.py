@@ -1,0 +1,309 @@
+"""The virtual lab through the command line: up, status, faults, down, as root and as a plain user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cgroups import system_hierarchies
+from orchestrator.cli.context import driving
+from orchestrator.cli.over_devices import deploy_all
+from orchestrator.cli.plan import evaluate_all, questions
+from orchestrator.cli.profile import importance_step, profile_all
+from orchestrator.farm import open_farm
+from orchestrator.inventory import load_inventory
+from orchestrator.lab import fault as faults
+from orchestrator.lab import machine
+from orchestrator.lab.limits import group_name
+from orchestrator.lab.up import up as bring_up
+from orchestrator.measure import RunSettings
+from orchestrator.settings import load_settings
+from sti_runtime.errors import StifarmError
+from tests.farm_world import fill, require_storage
+from tests.lab_world import NOBODY, LabCli, as_nobody, traces, wait_for_no_traces
+
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+needs_programs = pytest.mark.skipif(
+    not all(
+        shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("sshd", "ssh", "unshare")
+    ),
+    reason="needs sshd, ssh and unshare (openssh-server, openssh-client, util-linux)",
+)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (links, disks, control groups)")
+pytestmark = [needs_programs, pytest.mark.lab]
+
+
+@pytest.fixture(scope="module")
+def root_lab() -> Iterator[LabCli]:
+    """A lab of two boards and one phone, made by root."""
+    with tempfile.TemporaryDirectory(prefix="stifarm-lab-") as folder:
+        cli = LabCli(Path(folder) / "lab")
+        try:
+            cli.json("up", "--boards", "2", "--phones", "1", "--disk", "256MB")
+            yield cli
+        finally:
+            cli.run("down")
+
+
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------ as root
+
+
+@as_root
+def test_boards_are_machines_of_their_own(root_lab: LabCli) -> None:
+    boots = {name: root_lab.says(name, BOOT_ID) for name in ("board-1", "board-2")}
+    here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert len({*boots.values(), here}) == 3
+    for name, boot in boots.items():
+        assert root_lab.devices()[name]["boot_id"] == boot
+        assert root_lab.says(name, "hostname") == name
+        assert root_lab.says(name, "id -un; id -u").split()[0] == "lab"
+        assert int(root_lab.says(name, "id -u")) != 0
+    assert {each["name"]: each for each in root_lab.json("status")["devices"]} == root_lab.devices()
+    inventory = load_inventory(root_lab.lab.inventory)
+    assert [device.name for device in inventory.devices] == ["this-machine", "board-1", "board-2", "phone-1"]
+
+
+@as_root
+def test_up_again_starts_only_what_died(root_lab: LabCli) -> None:
+    assert root_lab.json("up")["started"] == []
+    before = root_lab.devices()
+    process = root_lab.lab.device("board-1").process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: root_lab.devices()["board-1"]["state"] == "down", "the end of board-1")
+    assert root_lab.json("up")["started"] == ["board-1"]
+    after = root_lab.devices()
+    assert root_lab.says("board-1", BOOT_ID) == after["board-1"]["boot_id"] != before["board-1"]["boot_id"]
+    assert {each["address"] for each in after.values()} == {each["address"] for each in before.values()}
+
+
+@as_root
+def test_a_board_is_in_its_groups_with_all_its_processes(root_lab: LabCli) -> None:
+    hierarchies = system_hierarchies()
+    if root_lab.lab.device("board-1").groups is None:
+        pytest.skip(str(root_lab.lab.state().means.reasons))
+    name = group_name(root_lab.lab.id, "board-2")
+    assert name in root_lab.says("board-2", "cat /proc/self/cgroup")
+    if hierarchies.cpu_v1 is not None and root_lab.lab.device("board-2").groups == "cgroup-v1":
+        folder = hierarchies.cpu_v1 / "stifarm" / name
+
+        def stopped() -> int:
+            return int((folder / "cpu.stat").read_text().split("nr_throttled ")[1].split()[0])
+
+        before = stopped()
+        root_lab.says("board-2", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+        assert stopped() > before  # the kernel counted the stops
+
+
+@as_root
+def test_a_reboot_gives_a_new_boot_id_and_ends_every_process(root_lab: LabCli) -> None:
+    before = root_lab.says("board-1", BOOT_ID)
+    root_lab.says("board-1", "echo kept > kept; setsid sleep 987 >/dev/null 2>&1 &")
+    assert root_lab.json("fault", "board-1", "reboot", "--for", "100ms") == {
+        "device": "board-1",
+        "ended": ["reboot"],
+    }
+    after = root_lab.says("board-1", BOOT_ID)
+    assert after not in (before, "")
+    assert root_lab.says("board-1", "cat kept; grep -l sleep /proc/[0-9]*/comm || true") == "kept"
+
+
+@as_root
+def test_a_cut_link_is_silent_and_comes_back(root_lab: LabCli) -> None:
+    faults.inject(root_lab.lab, "board-1", "cut")
+    assert [each["fault"] for each in root_lab.devices()["board-1"]["faults"]] == ["cut"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        root_lab.ssh("board-1", "true", limit_s=2)
+    assert root_lab.ssh("board-2", "true").returncode == 0
+    faults.restore(root_lab.lab, "board-1")
+    wait_for(lambda: root_lab.ssh("board-1", "true").returncode == 0, "the link of board-1")
+
+
+@as_root
+def test_a_full_disk_is_the_devices_own(root_lab: LabCli) -> None:
+    free = shutil.disk_usage(root_lab.folder).free
+    for name, write in (("board-1", True), ("phone-1", False)):
+        with faults.injected(root_lab.lab, name, "full-disk"):
+            assert shutil.disk_usage(root_lab.folder).free > free / 2
+            if write:
+                refused = root_lab.ssh(name, "head -c 1000000 /dev/zero > big")
+                assert "No space left" in refused.stderr
+    root_lab.says("board-1", "head -c 1000000 /dev/zero > big && rm big")
+
+
+@as_root
+def test_slow_links_and_less_cpu_are_set_in_the_kernel_and_taken_back(root_lab: LabCli) -> None:
+    lab = root_lab.lab
+    state, device = lab.state(), lab.device("board-1")
+    if not state.means.shaping or device.groups != "cgroup-v1":
+        pytest.skip(str(state.means.reasons))
+    link, cpu = f"sf{lab.id}-{device.index}", system_hierarchies().cpu_v1
+    assert cpu is not None
+    quota = cpu / "stifarm" / group_name(lab.id, "board-1") / "cpu.cfs_quota_us"
+
+    def rates() -> str:
+        return subprocess.run(["tc", "qdisc", "show", "dev", link], capture_output=True, text=True).stdout
+
+    assert ("tbf" in rates(), quota.read_text()) == (False, "-1\n")
+    with faults.injected(lab, "board-1", "slow"), faults.injected(lab, "board-1", "throttle"):
+        assert "tbf" in rates()
+        assert int(quota.read_text()) > 0
+        assert root_lab.says("board-1", "echo still here") == "still here"
+    assert ("tbf" in rates(), quota.read_text()) == (False, "-1\n")
+
+
+@as_root
+def test_an_unauthorized_board_refuses_and_keeps_what_runs(root_lab: LabCli) -> None:
+    root_lab.says("board-1", "setsid sleep 986 >/dev/null 2>&1 &")
+    with faults.injected(root_lab.lab, "board-1", "unauthorized"):
+        assert "Permission denied" in root_lab.ssh("board-1", "true").stderr
+    assert root_lab.says("board-1", "grep -c sleep /proc/[0-9]*/comm | grep -c ':1'") == "1"
+
+
+@as_root
+def test_a_flipped_byte_is_flipped_back(root_lab: LabCli) -> None:
+    lab = root_lab.lab
+    with pytest.raises(StifarmError, match="nothing to corrupt"):
+        faults.inject(lab, "board-2", "corrupt")
+    root_lab.says(
+        "board-2", "mkdir -p stifarm/bundles/aa && head -c 5000 /dev/zero > stifarm/bundles/aa/k2.bin"
+    )
+    content = machine.seen_from_here(lab, lab.state(), lab.device("board-2"), lab.device("board-2").workdir)
+    with faults.injected(lab, "board-2", "corrupt", seed=7):
+        assert sum((content / "bundles/aa/k2.bin").read_bytes()) == 1
+    assert (content / "bundles/aa/k2.bin").read_bytes() == bytes(5000)
+    root_lab.says("board-2", "rm -r stifarm")
+
+
+@as_root
+def test_a_lying_agent_passes_for_the_true_one_and_is_put_back(root_lab: LabCli) -> None:
+    agent = "stifarm/bin/stifarm-agent-0011"
+    root_lab.says(
+        "board-2",
+        f'mkdir -p stifarm/bin; printf \'#!/bin/sh\\necho "{{\\"state\\":\\"damaged\\"}}"\\n\' > {agent};'
+        f" chmod 755 {agent}",
+    )
+    with faults.injected(root_lab.lab, "board-2", "lie"):
+        assert root_lab.says("board-2", f"$PWD/{agent} version") == '{"state":"damaged"}'
+        assert root_lab.says("board-2", f"$PWD/{agent} verify") == '{"state":"intact"}'
+    assert (
+        root_lab.says("board-2", f"$PWD/{agent} verify; ls stifarm/bin | wc -l") == '{"state":"damaged"}\n1'
+    )
+    root_lab.says("board-2", "rm -r stifarm")
+
+
+@as_root
+def test_wrong_words_are_refused_with_what_there_is(root_lab: LabCli) -> None:
+    code, _, err = root_lab.run("fault", "board-1", "cutt")
+    assert (code, "Did you mean cut?" in err) == (2, True), err
+    with pytest.raises(StifarmError, match="board-1, board-2, phone-1"):
+        faults.inject(root_lab.lab, "board-9", "cut")
+    with pytest.raises(StifarmError, match="has no agent yet"):
+        faults.inject(root_lab.lab, "board-1", "lie")
+    with pytest.raises(StifarmError, match="The lab has 2 boards"):
+        bring_up(root_lab.folder, boards=1)
+
+
+# ------------------------------------------------------------------ from beginning to end
+
+
+@as_root
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_what_an_interrupted_up_began_is_taken_down(tmp_path: Path, number: signal.Signals) -> None:
+    cli = LabCli(tmp_path / "lab")
+    begun = cli.start("up", "--boards", "2", "--phones", "0")
+    wait_for(
+        lambda: begun.poll() is not None or any(device.process for device in cli.lab.devices()), "a board"
+    )
+    begun.send_signal(number)
+    begun.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert cli.json("up", "--boards", "2", "--phones", "0")["isolation"] == "root"
+        assert cli.says("board-2", "echo up") == "up"
+        assert any(traces(cli.lab).values())
+        cli.json("down")
+    assert not cli.folder.exists()
+    wait_for_no_traces(cli.lab)
+
+
+@as_root
+def test_down_of_a_lab_whose_machine_was_restarted(tmp_path: Path) -> None:
+    cli = LabCli(tmp_path / "lab")
+    cli.json("up", "--boards", "1", "--phones", "0")
+    device = cli.lab.device("board-1")
+    assert device.process is not None
+    cli.lab.update("board-1", process=device.process.model_copy(update={"boot": "another-boot"}))
+    assert cli.devices()["board-1"]["state"] == "down"  # nothing is killed that has that number now
+    cli.lab.save_device(device)
+    cli.json("down")
+    wait_for_no_traces(cli.lab)
+
+
+def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with tempfile.TemporaryDirectory(prefix="stifarm-lab-") as name:
+        home, prefix = Path(name), ()
+        if os.geteuid() == 0:
+            home.chmod(0o755)
+            os.chown(home, NOBODY, NOBODY)
+            prefix = as_nobody(tmp_path_factory.mktemp("open"))
+        cli = LabCli(home / "lab", prefix)
+        try:
+            upped = cli.json("up", "--boards", "1", "--phones", "0")
+            board = upped["devices"][0]
+            assert "(agent)" in board["limits"]
+            assert cli.says("board-1", "echo up") == "up"
+            assert "disk of its own" in cli.run("fault", "board-1", "full-disk")[2]
+            cli.json("fault", "board-1", "cut")
+            with pytest.raises(subprocess.TimeoutExpired):
+                cli.ssh("board-1", "true", limit_s=2)
+            cli.json("fault", "board-1", "restore")
+            assert cli.says("board-1", "echo back") == "back"
+            if upped["isolation"] == "user":
+                before = cli.says("board-1", BOOT_ID)
+                cli.json("fault", "board-1", "reboot", "--for", "100ms")
+                assert cli.says("board-1", BOOT_ID) != before
+        finally:
+            cli.run("down")
+        assert not cli.folder.exists()
+        wait_for_no_traces(cli.lab)
+
+
+@as_root
+@pytest.mark.slow
+def test_the_main_job_on_two_boards_two_phones_and_this_machine(tmp_path: Path) -> None:
+    require_storage(tmp_path)
+    cli = LabCli(tmp_path / "lab")
+    try:
+        cli.json("up", "--boards", "2", "--phones", "2", "--disk", "256MB")
+        with open_farm(load_settings(environ={}, inventory=cli.lab.inventory)) as farm:
+            work = fill(farm)
+            asked = questions(["1000s"], "0", "1MB", "sti")
+            with driving(farm, "all") as session:
+                deployed = deploy_all(session, work, quiet=True)
+                importance_step(farm, session.pool, work.bundle, work.task, rows=20, quiet=True)
+                profiled, failed = profile_all(session, work, quiet=True)
+                answers, errors = evaluate_all(session, work, asked, RunSettings(requests=3), quiet=True)
+        assert [item.error for item in deployed] == [None] * 5
+        assert failed == []
+        assert errors == [None] * 5
+        assert [item.device for item in profiled] == [device.name for device in farm.inventory.devices]
+        assert len(answers) == 5
+    finally:
+        cli.run("down")
+    wait_for_no_traces(cli.lab)
