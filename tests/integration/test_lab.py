@@ -257,7 +257,7 @@ def test_down_of_a_lab_whose_machine_was_restarted(tmp_path: Path) -> None:
 
 def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     with tempfile.TemporaryDirectory(prefix="stifarm-lab-") as name:
-        home, prefix = Path(name), ()
+        home, prefix = Path(name), tuple[str, ...]()
         if os.geteuid() == 0:
             home.chmod(0o755)
             os.chown(home, NOBODY, NOBODY)
