@@ -1,0 +1,316 @@
+"""The main job on a virtual lab under random faults from a seed, then the store against the journals.
+
+    python -m tests.chaos --faults 200 --seed 1
+
+Verbs of the command line (deploy, profile, eval; again and again) drive the lab's boards and phones, while
+faults hit devices, links, the adb server and the controller itself. A verb that fails is given again, as a
+person would. When the faults are used up every verb must succeed, and ``db audit`` compares every record of
+every journal with the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from db.models import ComputeSampleRow, JournalRecordRow, ProbeRow
+from db.session import open_store, sqlite_url
+from db.transfer import backup
+from orchestrator.errors import LabError
+from orchestrator.farm import open_farm
+from orchestrator.lab import adb_server, fault
+from orchestrator.lab import up as lab_up
+from orchestrator.lab.processes import ProcessId, alive, kill
+from orchestrator.lab.state import Lab
+from orchestrator.settings import load_settings
+from orchestrator.toolchain import cache_folder
+from tests.agent_data import REPO
+from tests.farm_world import fill, score
+
+CONTROLLER, SERVER = "controller-kill", "adb-server-kill"
+WEIGHTS: dict[str, int] = {
+    CONTROLLER: 3,
+    SERVER: 2,
+    "cut": 5,
+    "reboot": 4,
+    "slow": 2,
+    "throttle": 1,
+    "unauthorized": 2,
+    "full-disk": 2,
+    "corrupt": 1,
+}
+"""How often each fault comes, relative to the others. Lies are left out: a liar's records are not compared."""
+
+LONGEST_S = 3.0
+PAUSE_S = 2.0
+VERB_LIMIT_S = 900
+TRIES = 12
+"""So often may a verb fail once nothing is done to it any more: devices come back, attempts begin anew."""
+
+VERBS = (
+    ("deploy", "--devices", "all"),
+    ("profile", "--devices", "all", "--again"),
+    (
+        "eval",
+        "--devices",
+        "all",
+        "--again",
+        "--target",
+        "1000s",
+        "--preload",
+        "0",
+        "--working",
+        "1MB",
+        "-n",
+        "8",
+    ),
+)
+
+
+@dataclass
+class Chaos:
+    """One run. ``injected`` counts the faults by kind; ``refused`` those that could not be had."""
+
+    root: Path
+    lab: Lab
+    chance: random.Random
+    injected: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    exits: Counter[int] = field(default_factory=Counter)
+    controller: subprocess.Popen[bytes] | None = None
+
+    @property
+    def home(self) -> Path:
+        """State of the farm under test."""
+        return self.root / "home"
+
+    @property
+    def log(self) -> Path:
+        """What the verbs said."""
+        return self.root / "verbs.log"
+
+    # -------------------------------------------------------------- the person's side
+
+    def verb(self, *words: str) -> int:
+        """Run one verb to its end, whatever that is."""
+        with self.log.open("ab") as log:
+            log.write(f"\n$ stifarm {' '.join(words)}\n".encode())
+            log.flush()
+            self.controller = subprocess.Popen(
+                self.argv(*words), cwd=self.root, env=self.environment(), stdout=log, stderr=log
+            )
+            code = self.controller.wait(VERB_LIMIT_S)
+            self.controller = None
+        self.exits[code] += 1
+        return code
+
+    def argv(self, *words: str) -> list[str]:
+        """A verb as a command."""
+        program = "from orchestrator.cli import main; main()"
+        options = ("--home", str(self.home), "--inventory", str(self.lab.inventory))
+        return [sys.executable, "-c", program, *options, *words]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of the caller's but what is needed."""
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(REPO),
+            "HOME": str(self.root),
+            "XDG_CACHE_HOME": str(cache_folder().parents[1]),
+        }
+
+    def main_job(self, ended: threading.Event) -> None:
+        """Every verb in turn, round after round, until the faults are used up."""
+        while not ended.is_set():
+            for words in VERBS:
+                if not ended.is_set():
+                    self.verb(*words)
+
+    def finish(self) -> None:
+        """Every verb must come to its end now."""
+        lab_up.up(self.lab.folder)
+        for words in VERBS:
+            codes: list[int] = []
+            while not codes or codes[-1] != 0:
+                assert len(codes) < TRIES, f"{words[0]} ended with {codes}:\n{self.said()}"
+                codes.append(self.verb(*(word for word in words if word != "--again")))
+
+    def said(self) -> str:
+        """The end of what the verbs said."""
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def audit(self, *, store: Path | None = None) -> tuple[int, list[dict[str, Any]]]:
+        """(exit code, answer per device) of ``db audit``."""
+        words = ["db", "audit", "--devices", "all", "--json"]
+        if store is not None:
+            words = ["--db-url", sqlite_url(store), *words]
+        done = subprocess.run(
+            self.argv(*words),
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            timeout=VERB_LIMIT_S,
+        )
+        assert done.returncode in (0, 1), done.stderr.decode()
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return done.returncode, found
+
+    # -------------------------------------------------------------- the other side
+
+    def strike(self, count: int) -> None:
+        """Inject ``count`` faults, each with its end, pauses between; all from the seed."""
+        names = list(WEIGHTS)
+        while sum(self.injected.values()) < count:
+            kind = self.chance.choices(names, [WEIGHTS[name] for name in names])[0]
+            name = self.chance.choice([device.name for device in self.lab.devices()])
+            duration_s, pause_s = self.chance.uniform(0, LONGEST_S), self.chance.uniform(0, PAUSE_S)
+            seed = self.chance.randrange(1 << 30)
+            try:
+                self.one(kind, name, duration_s, seed)
+                self.injected[kind] += 1
+            except LabError as error:
+                self.refused[f"{kind}: {error.what}"] += 1
+                assert sum(self.refused.values()) < 20 * count + 100, self.refused
+            time.sleep(pause_s)
+
+    def one(self, kind: str, name: str, duration_s: float, seed: int) -> None:
+        """One fault, from its beginning to its end. Raises: LabError when it cannot be had."""
+        if kind == CONTROLLER:
+            self.kill_controller()
+        elif kind == SERVER:
+            self.kill_server(duration_s)
+        else:
+            fault.hold(self.lab, name, fault.parse_kind(kind), duration_s, seed=seed)
+
+    def kill_controller(self) -> None:
+        """kill -9 of the verb under way. Raises: LabError when none is."""
+        controller = self.controller
+        if controller is None or controller.poll() is not None:
+            raise LabError("no controller runs")
+        controller.send_signal(signal.SIGKILL)
+
+    def kill_server(self, duration_s: float) -> None:
+        """kill -9 of the lab's adb server; after a while it is started again, as its owner would."""
+        state = self.lab.state()
+        if state.adb is None or not isinstance(state.adb.process, ProcessId) or not alive(state.adb.process):
+            raise LabError("no adb server of the lab runs")
+        kill(state.adb.process, signal.SIGKILL)
+        time.sleep(duration_s)
+        with self.lab.changing():
+            adb_server.start(self.lab, self.lab.state())
+
+
+@contextmanager
+def world(root: Path, *, boards: int, phones: int, seed: int) -> Iterator[Chaos]:
+    """A lab that is up, and a farm with a small model, task, bundle and importance."""
+    with ExitStack() as stack:
+        lab = lab_up.up(root / "lab", boards=boards, phones=phones).lab
+        stack.callback(lab_up.down, lab.folder)
+        settings = load_settings(environ={}, home=root / "home", inventory=lab.inventory, cwd=root)
+        with open_farm(settings) as farm:
+            work = fill(farm)
+            score(farm, work.bundle)
+        yield Chaos(root, lab, random.Random(seed))
+
+
+def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2) -> dict[str, Any]:
+    """A whole run; what it came to. Raises: AssertionError when something was lost, doubled or changed."""
+    with world(root, boards=boards, phones=phones, seed=seed) as chaos:
+        ended = threading.Event()
+        person = threading.Thread(target=chaos.main_job, args=(ended,))
+        began = time.monotonic()
+        person.start()
+        try:
+            chaos.strike(faults)
+        finally:
+            ended.set()
+            person.join()
+        seconds = time.monotonic() - began
+        chaos.finish()
+        code, audits = chaos.audit()
+        wrong = [(audit["device"], audit["discrepancies"]) for audit in audits if audit["discrepancies"]]
+        assert (code, wrong) == (0, []), wrong
+        gone = {audit["device"]: audit["forgotten"] for audit in audits if audit["forgotten"]}
+        assert gone == {}, f"journals are gone from devices: {gone}"
+        require_checker_sees_a_loss(chaos)
+        return {
+            "seed": seed,
+            "faults": dict(chaos.injected),
+            "refused": sum(chaos.refused.values()),
+            "seconds under faults": round(seconds),
+            "exit codes of verbs": {str(code): count for code, count in sorted(chaos.exits.items())},
+            "journals": sum(audit["journals"] for audit in audits),
+            "records": sum(audit["records"] for audit in audits),
+            "samples": sum(audit["samples"] for audit in audits),
+        }
+
+
+def require_checker_sees_a_loss(chaos: Chaos) -> None:
+    """A copy of the store without one record, and one without one sample, must not pass."""
+    for number, lose in enumerate((_lose_record, _lose_sample)):
+        copy = chaos.root / f"lossy-{number}.sqlite"
+        backup(sqlite_url(chaos.home / "store.sqlite"), copy)
+        with open_store(sqlite_url(copy)) as store, store.session() as session:
+            lose(session, chaos.chance)
+        code, audits = chaos.audit(store=copy)
+        found = [wrong for audit in audits for wrong in audit["discrepancies"]]
+        assert (code, len(found)) == (1, 1), found
+
+
+def _lose_record(session: Session, chance: random.Random) -> None:
+    """Drop one record, with the row that was made of it."""
+    query = select(ProbeRow.journal_id).join(JournalRecordRow, JournalRecordRow.id == ProbeRow.journal_id)
+    chosen = chance.choice(sorted(session.scalars(query)))
+    session.execute(delete(ProbeRow).where(ProbeRow.journal_id == chosen))
+    session.execute(delete(JournalRecordRow).where(JournalRecordRow.id == chosen))
+
+
+def _lose_sample(session: Session, chance: random.Random) -> None:
+    """Drop one sample of one record."""
+    chosen = chance.choice(sorted(session.scalars(select(ComputeSampleRow.id))))
+    session.execute(delete(ComputeSampleRow).where(ComputeSampleRow.id == chosen))
+
+
+def main() -> None:
+    """The whole run from the command line; keeps its folder when it fails."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--boards", type=int, default=2)
+    parser.add_argument("--phones", type=int, default=2)
+    parser.add_argument("--dir", type=Path, help="where to work; a new temporary folder by default")
+    options = parser.parse_args()
+    root = options.dir or Path(tempfile.mkdtemp(prefix="stifarm-chaos-"))
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        found = run(
+            root, faults=options.faults, seed=options.seed, boards=options.boards, phones=options.phones
+        )
+    except AssertionError:
+        sys.stderr.write(f"failed with --seed {options.seed}; what the verbs said is in {root}/verbs.log\n")
+        raise
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    if options.dir is None:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
