@@ -57,7 +57,7 @@ WEIGHTS: dict[str, int] = {
     "full-disk": 2,
     "corrupt": 1,
 }
-"""How often each fault comes, relative to the others. Lies are left out: a liar's records are not compared."""
+"""How often each fault comes, relative to the others. No lies: what a liar sends is not compared."""
 
 LONGEST_S = 3.0
 PAUSE_S = 2.0
