@@ -273,7 +273,7 @@ class AdbTransport:
             yield session
             kept = True
         except SyncError as error:
-            if reading and error.code == errno.ENOENT:
+            if reading and error.code in (errno.ENOENT, errno.ESRCH):  # of a process that has ended: /proc
                 raise MissingFileError(f"{path} does not exist.", device=self.device) from error
             what = f"{path} cannot be {'read' if reading else 'written'}"
             raise self._error(error, what) from error

@@ -121,7 +121,7 @@ class LocalTransport:
             with Path(path).open("rb") as stream:
                 stream.seek(offset)
                 return stream.read(limit)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ProcessLookupError) as error:  # of a process that has ended: /proc
             raise MissingFileError(f"{path} does not exist.", device=self._device) from error
         except OSError as error:
             raise self._os_error(error, f"{path} cannot be read") from error

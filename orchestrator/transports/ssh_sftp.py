@@ -74,8 +74,14 @@ class SftpFiles:
         """See ``Transport.read_from``."""
         with self._use() as (client, pipe), self._reading(path):
             pipe.allow(limit)
-            with client.open(path, "rb", bufsize=0) as file:
-                return b"".join(blocks_of(Requests(client, pipe, file), file, offset, limit))
+            try:
+                with client.open(path, "rb", bufsize=0) as file:
+                    return b"".join(blocks_of(Requests(client, pipe, file), file, offset, limit))
+            except OSError:
+                client.stat(
+                    path
+                )  # a file of /proc goes with its process, between being opened and being read
+                raise
 
     def pull(self, source: str, destination: Path, progress: Progress | None) -> None:
         """See ``Transport.pull``."""
