@@ -8,14 +8,17 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 WORKERS ?= 3
+FAULTS  ?= 200
+SEED    ?= 1
 LOCK   := $(VENV)/constraints.txt
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench chaos clean
 
 help:
 	@echo "make demo    set up and run the main job on this machine and two emulated boards"
 	@echo "make test    set up and run the test suite"
 	@echo "make check   lint, format, types, import contracts"
+	@echo "make chaos   the main job on a virtual lab under 200 random faults (SEED=1)"
 	@echo "make bench   run every benchmark in bench/"
 	@echo "make clean   remove the environment and the demo's state"
 
@@ -58,6 +61,9 @@ format: $(DEV)
 bench: $(DEV)
 	@for script in bench/[a-z]*.py; do name=$$(basename $$script .py); \
 	  echo "== bench.$$name"; $(BIN)/python -m bench.$$name || exit 1; done
+
+chaos: $(DEV)
+	$(BIN)/python -m tests.chaos --faults $(FAULTS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .stifarm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
