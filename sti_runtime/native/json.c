@@ -97,11 +97,15 @@ static const char *unescape(Parser *parser, char **from, char **to) {
   return NULL;
 }
 
+/* Bytes that stand for themselves in a string: most strings have no other. */
+static const bool is_plain[256] = {[' ' ... '!'] = true, ['"' + 1 ... '\\' - 1] = true, ['\\' + 1 ... 0x7F] = true};
+
 /* parser->next is behind the opening quote; it ends behind the closing one, which becomes the string's NUL. */
 static StiCode parse_string(Parser *parser, const char **data, size_t *length) {
-  char *from = parser->next, *to = from;
+  char *from = parser->next, *to;
   *data = from;
-  for (;;) {
+  while (is_plain[(unsigned char)*from]) from++;
+  for (to = from;;) {
     unsigned char byte = (unsigned char)*from;
     if (byte == '"') break;
     if (byte == '\\') {
