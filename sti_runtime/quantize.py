@@ -1,6 +1,6 @@
 """GOBO quantization of one weight matrix: Gaussian outliers kept exactly, the rest as 2^k centroids.
 
-A weight whose log-density under the matrix's fitted Gaussian is below ``OUTLIER_LOG_DENSITY`` is an
+A weight whose log-density under the matrix's fitted Gaussian is below a threshold is an
 outlier. The others (the "G group") get 2^k centroids: means of equal-population bins of the sorted
 weights, then assign-to-nearest and recompute-means until the L1 error stops falling. A ``Quantizer``
 may move that threshold, leave the refinement out, or carry it to its end.
