@@ -278,13 +278,14 @@ static StiCode parse_object(Parser *parser, JsonValue *value) {
     STI_TRY(parse_separator(parser, '}', &more));
   }
   size_t count = (parser->stack.used - mark) / sizeof(Pair);
-  const Pair *pairs = (const Pair *)(const void *)(parser->stack.data + mark);
   JsonMember *members = arena_alloc(parser->arena, count * sizeof *members);
   JsonValue *values = arena_alloc(parser->arena, count * sizeof *values);
   if (members == NULL || values == NULL) return sti_out_of_memory(parser->error);
   for (size_t i = 0; i < count; i++) {
-    values[i] = pairs[i].value;
-    members[i] = pairs[i].member;
+    Pair pair;
+    memcpy(&pair, parser->stack.data + mark + i * sizeof pair, sizeof pair);
+    values[i] = pair.value;
+    members[i] = pair.member;
     members[i].value = &values[i];
   }
   parser->stack.used = mark;
