@@ -21,7 +21,9 @@ from sti_runtime.encoder import model_forward
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, elastic_submodels, tensor_shapes
 from sti_runtime.model_store import Model, load_model, make_model, save_model
-from sti_runtime.shard import F32
+from sti_runtime.plan_build import Fidelity
+from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.shard import F32, FIDELITIES
 from sti_runtime.task_data import I32, TaskData, TaskDataInfo, load_task_data, store_task_data
 
 LAYERS = HEADS = 12
@@ -31,6 +33,9 @@ LABELS = tuple(str(label) for label in range(64))
 STD = 0.02
 WIDE_SHARE, WIDE = 0.002, 4.0
 SEED = 1
+CLOSE_QUANTIZER = Quantizer("converged", 0)
+"""Of the bundle that stays closest to the model: 1.4 % of its weights are outliers."""
+CLOSE_FIDELITY: Fidelity = 6
 CHECKED_ROWS = 8
 """Rows whose logits are compared with the reference."""
 
@@ -43,12 +48,14 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class BenchModel:
-    """The model in its forms. ``reference`` [8, labels]: logits of torch in float32 for the first rows."""
+    """The model in its forms. ``reference`` [8, labels]: logits of torch in float32 for the first rows;
+    ``close``: the bundle of CLOSE_QUANTIZER, at CLOSE_FIDELITY only."""
 
     model: Model
     folder: Path
     spool: Path
     bundle: Bundle
+    close: Bundle
     task_file: Path
     rows_file: Path
     reference: F32
@@ -91,14 +98,8 @@ def prepare(folder: Path) -> BenchModel:
     """Make the model, its bundle, task data and reference logits below ``folder``, or find them there."""
     spool = folder / "spool"
     made = make_or_load(folder)
-    bundle = build_bundle(
-        made.config,
-        made.tensors,
-        model_digest=made.digest,
-        submodels=made.info.submodels,
-        untrained=True,
-        out_root=spool / "bundles",
-    )
+    bundle = _bundle(made, spool, GOBO, FIDELITIES)
+    close = _bundle(made, spool, CLOSE_QUANTIZER, (CLOSE_FIDELITY,))
     ids = random_rows(made.config)
     task = store_task_data(
         TaskData(
@@ -125,11 +126,26 @@ def prepare(folder: Path) -> BenchModel:
         model=made,
         folder=folder,
         spool=spool,
-        bundle=Bundle.open(bundle),
+        bundle=bundle,
+        close=close,
         task_file=task,
         rows_file=rows_file,
         reference=np.load(reference_file),
     )
+
+
+def _bundle(model: Model, spool: Path, quantizer: Quantizer, fidelities: tuple[int, ...]) -> Bundle:
+    path = build_bundle(
+        model.config,
+        model.tensors,
+        model_digest=model.digest,
+        submodels=model.info.submodels,
+        untrained=True,
+        out_root=spool / "bundles",
+        fidelities=fidelities,
+        quantizer=quantizer,
+    )
+    return Bundle.open(path)
 
 
 def make_or_load(folder: Path) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class Ours:
     def files(self) -> tuple[Path, ...]:
         """All that a cold run may read."""
         return (self.executable, self.model.task_file, *sorted(self.model.bundle.path.iterdir()))
+
+    def close(self) -> Ours:
+        """The same executable with the bundle that stays closest to the model."""
+        return replace(self, model=replace(self.model, bundle=self.model.close), profiles={})
 
     # ---------------------------------------------------------------- measuring
 

@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.engine_model import TOKENS, BenchModel, cache_folder, prepare
+from bench.engine_model import CLOSE_FIDELITY, TOKENS, BenchModel, cache_folder, prepare
 from bench.engine_ours import ENGINES, THREADS, WARMUPS, Inferred, Ours
 from bench.engine_rows import (
-    CLOSE,
+    CLOSE_LABEL,
     FIDELITIES,
     PLAIN_READS,
     ROWS,
@@ -82,6 +81,7 @@ BOARDS = ("this", "io", "cpu")
 KERNEL_ROUNDS = 30
 PEER_ROWS = frozenset({1, 2, 4, 10})
 LIMITED_ROWS = frozenset({3})
+CLOSE_ROWS = frozenset({2, 6, 10})
 SAMPLED_FIDELITIES: Sequence[Fidelity] = (2, 3, 4, 5, 6)
 
 Metrics = Mapping[str, int]
@@ -175,7 +175,7 @@ def warm_metrics(ours: Ours, plan: Plan, engine: EngineName) -> Metrics:
     }
 
 
-def our_cases(ours: Ours, mixed: Mapping[str, Plan]) -> Iterator[Case]:
+def our_cases(ours: Ours) -> Iterator[Case]:
     """Ours on this machine: cold at every fidelity, warm, held in memory."""
     for engine in ENGINES:
         for fidelity in SAMPLED_FIDELITIES:
@@ -186,53 +186,43 @@ def our_cases(ours: Ours, mixed: Mapping[str, Plan]) -> Iterator[Case]:
             held = ours.uniform(fidelity, engine, held=True)
             steady = partial(warm_metrics, ours, held, engine)
             yield Case(held_case(engine, fidelity), frozenset({6, 10}), steady)
+    cold = partial(cold_metrics, ours, ours.uniform(32, "native"), "native")
+    yield Case(cold_case("native", 32), frozenset({2}), cold)
     held = ours.uniform(32, "native", held=True)
     yield Case(held_case("native", 32), frozenset({10}), partial(warm_metrics, ours, held, "native"))
-    for label, plan in mixed.items():
-        cold = partial(cold_metrics, ours, plan, "native")
-        yield Case(cold_case("native", label), frozenset({2}), cold)
     plan = ours.sti("native")
     yield Case(STI, frozenset({4, 5}), partial(warm_metrics, ours, plan, "native"))
     held = ours.held_like(plan, "native")
     yield Case(STI_HELD, frozenset({5}), partial(warm_metrics, ours, held, "native"))
 
 
-def close_plans(ours: Ours, reference: Any) -> dict[str, Plan]:
-    """All at 32 bits; and at 6 with as few whole layers at 32, from the bottom or from the top, as bring the
-    output close to float32."""
-    width, layers = ours.model.whole.width, ours.model.whole.depth
-    found: dict[str, Plan] = {"32": ours.uniform(32, "native")}
-
-    def plan(count: int, bottom: bool) -> Plan:
-        raised: list[Fidelity] = [32] * (count * width)
-        others: list[Fidelity] = [6] * ((layers - count) * width)
-        return ours.mixed(raised + others if bottom else others + raised, "native")
-
-    for bottom in (True, False):
-        low, high = 0, layers
-        while low < high:
-            middle = (low + high) // 2
-            logits = ours.checked_logits(plan(middle, bottom), "native")
-            low, high = (low, middle) if cosine(logits, reference) >= CLOSE else (middle + 1, high)
-        if 0 < low < layers:
-            where = "bottom" if bottom else "top"
-            found[f"6 and 32, {low} {where} layers at 32"] = plan(low, bottom)
-    return found
+def close_cases(close: Ours) -> Iterator[Case]:
+    """Ours with the bundle that stays closest to the model."""
+    for engine in ENGINES:
+        cold = partial(cold_metrics, close, close.uniform(CLOSE_FIDELITY, engine), engine)
+        yield Case(cold_case(engine, CLOSE_LABEL), frozenset({2}), cold)
+        held = close.uniform(CLOSE_FIDELITY, engine, held=True)
+        yield Case(held_case(engine, CLOSE_LABEL), CLOSE_ROWS, partial(warm_metrics, close, held, engine))
 
 
-def our_cosines(ours: Ours, mixed: Mapping[str, Plan]) -> list[OurInfo]:
+def our_cosines(ours: Ours, close: Ours) -> list[OurInfo]:
     """Every plan that is run cold, compared with float32."""
-    labelled = [(e, str(k), ours.uniform(k, e)) for e in ENGINES for k in SAMPLED_FIDELITIES]
-    labelled += [("native", label, plan) for label, plan in mixed.items()]
+    uniform: list[tuple[Ours, EngineName, str, Plan]] = [
+        (ours, engine, str(fidelity), ours.uniform(fidelity, engine))
+        for engine in ENGINES
+        for fidelity in SAMPLED_FIDELITIES
+    ]
+    uniform.append((ours, "native", "32", ours.uniform(32, "native")))
+    uniform += [(close, e, CLOSE_LABEL, close.uniform(CLOSE_FIDELITY, e)) for e in ENGINES]
     return [
         OurInfo(
             case=cold_case(engine, label),
             label=f"{label} bits, {'int8' if engine == 'native-int8' else 'fp32'}",
             engine=engine,
             stored_bytes=plan.streamed_bytes,
-            cosine=cosine(ours.checked_logits(plan, engine), ours.model.reference),
+            cosine=cosine(side.checked_logits(plan, engine), side.model.reference),
         )
-        for engine, label, plan in labelled
+        for side, engine, label, plan in uniform
     ]
 
 
@@ -367,12 +357,13 @@ def measure(ours: Ours, runner: PeerRunner | None, settings: Settings, progress:
     found = Measured()
     with contextlib.ExitStack() as stack:
         cases: list[Case] = [] if runner is None else list(peer_cases(runner))
-        mixed: dict[str, Plan] = {}
         progress("profile of this machine")
-        if 2 in settings.rows:
-            mixed = close_plans(ours, ours.model.reference)
-            found.ours = our_cosines(ours, mixed)
-        cases += our_cases(ours, mixed)
+        cases += our_cases(ours)
+        if settings.rows & CLOSE_ROWS:
+            close = ours.close()
+            cases += close_cases(close)
+            if 2 in settings.rows:
+                found.ours = our_cosines(ours, close)
         if settings.rows & LIMITED_ROWS:
             try:
                 board = stack.enter_context(
@@ -447,7 +438,7 @@ def engines_table(found: Measured) -> str:
     lines = [head, "|---|---|---|---|---|---|"]
     cosines = {peer.name: peer.cosine for peer in found.peers} | {o.case: o.cosine for o in found.ours}
     lacks = {peer.name: peer.lacks for peer in PEERS}
-    held = {cold_case(e, k): held_case(e, k) for e in ENGINES for k in (*FIDELITIES, 32)}
+    held = {cold_case(e, k): held_case(e, k) for e in ENGINES for k in (*FIDELITIES, 32, CLOSE_LABEL)}
     for case, metrics in sorted(found.samples.of.items(), key=lambda item: item[0]):
         if "spawn_ns" not in metrics:
             continue

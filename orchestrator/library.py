@@ -20,6 +20,7 @@ from sti_runtime.bundle_files import HeadEncoding
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.model_store import Model, load_model, save_model
+from sti_runtime.quantize import GOBO, Quantizer
 from sti_runtime.shard import FIDELITIES
 from sti_runtime.task_data import TaskData, load_task_data, store_task_data
 from sti_runtime.tasks import Example, TaskSpec, build_task_data, read_tsv, split_profile
@@ -218,7 +219,7 @@ def make_bundle(
     *,
     name: str | None,
     fidelities: tuple[int, ...] = FIDELITIES,
-    refined: bool = True,
+    quantizer: Quantizer = GOBO,
     head_encoding: HeadEncoding = "f32",
     progress: Callable[[int, int], None] | None = None,
 ) -> KnownBundle:
@@ -232,7 +233,7 @@ def make_bundle(
         untrained=model.info.untrained,
         out_root=farm.settings.bundles,
         fidelities=fidelities,
-        refined=refined,
+        quantizer=quantizer,
         head_encoding=head_encoding,
         progress=progress,
     )

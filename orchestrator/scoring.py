@@ -142,13 +142,12 @@ def score_importance(
     count, split = len(chosen.labels), rows_digest(chosen)
 
     def key_at(fidelity: int) -> queries.ScoreKey:
-        quantizer = bundle.manifest.quantizer
         return queries.ScoreKey(
             model_digest=model.digest,
             task=task,
             split_digest=split,
             base_fidelity=fidelity,
-            quantizer=f"{quantizer.name}-{'refined' if quantizer.refined else 'unrefined'}",
+            quantizer=bundle.manifest.quantizer.label,
         )
 
     with farm.store.reader() as session:

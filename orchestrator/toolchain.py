@@ -58,8 +58,12 @@ FLAGS = (
 EXACT_FLAGS = ("-Os", "-ffp-contract=off")
 """Small, for no time is spent there that anybody measures; and fit and plan must give the host's digests:
 no fused multiply-add."""
+START_FLAGS = ("-O2", "-ffp-contract=off")
+START_PREFIXES = ("bundle", "digest", "json", "manifest", "records")
+"""What reads the manifest: most of what a process computes before it is ready."""
 FAST_FLAGS = ("-O3", "-ffp-contract=fast")
 FAST_PREFIXES = ("kernels", "engine")
+SPEEDS = ((FAST_PREFIXES, FAST_FLAGS), (START_PREFIXES, START_FLAGS))
 LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections")
 
 
@@ -154,7 +158,7 @@ def compile_flags(architecture: str, source: Path) -> tuple[str, ...]:
     """All flags for one file: the tree's, the target's baseline, then those its name asks for."""
     target = TARGETS[architecture]
     special = [flags for suffix, flags in target.by_suffix.items() if source.stem.endswith(suffix)]
-    speed = FAST_FLAGS if source.stem.startswith(FAST_PREFIXES) else EXACT_FLAGS
+    speed = next((flags for names, flags in SPEEDS if source.stem.startswith(names)), EXACT_FLAGS)
     cpu = () if any(flag.startswith("-mcpu") for flags in special for flag in flags) else (target.cpu,)
     return (*FLAGS, *speed, "-target", target.triple, *cpu, *(flag for flags in special for flag in flags))
 

@@ -30,7 +30,7 @@ from sti_runtime.errors import CheckpointError, FormatError, InputError, Resourc
 from sti_runtime.manifest import ALIGNMENT, MANIFEST_NAME, Manifest, QuantizerInfo
 from sti_runtime.model import ModelConfig, Submodel, tensor_shapes
 from sti_runtime.pack import payload_layout
-from sti_runtime.quantize import OUTLIER_LOG_DENSITY
+from sti_runtime.quantize import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES, matrix_shapes
 from sti_runtime.staging import flush, flush_folder, locked, staging_folder
 from sti_runtime.units import format_bytes
@@ -38,7 +38,10 @@ from sti_runtime.units import format_bytes
 log = logging.getLogger(__name__)
 
 _OUTLIER_SHARE = 0.01
-"""Of the weights, allowed for when free space is checked; a Gaussian has 0.04–0.1 %."""
+"""Of the weights, allowed for when free space is checked; a Gaussian has 0.04–0.1 % at GOBO's threshold."""
+
+_WIDER_SHARE = 0.05
+"""The same with a higher threshold."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,7 +79,7 @@ def build_bundle(
     untrained: bool,
     out_root: Path,
     fidelities: tuple[int, ...] = FIDELITIES,
-    refined: bool = True,
+    quantizer: Quantizer = GOBO,
     head_encoding: HeadEncoding = "f32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -94,9 +97,7 @@ def build_bundle(
         untrained=untrained,
         submodels=submodels,
         fidelities=tuple(sorted(set(fidelities))),
-        quantizer=QuantizerInfo(
-            name="gobo", refined=refined, outlier_log_density_milli=round(1000 * OUTLIER_LOG_DENSITY)
-        ),
+        quantizer=QuantizerInfo.of(quantizer),
         head_encoding=head_encoding,
     )
     if not request.fidelities or not set(request.fidelities) <= set(FIDELITIES):
@@ -107,13 +108,13 @@ def build_bundle(
         if existing is not None:
             return existing.path
         _check_tensors(model_config, tensors)
-        require_space(out_root, estimated_bytes(model_config, request.fidelities))
+        require_space(out_root, estimated_bytes(model_config, request.fidelities, quantizer))
         with staging_folder(out_root) as folder:
             regions = write_regions(
-                folder, model_config, tensors, request.fidelities, refined=refined, progress=progress
+                folder, model_config, tensors, request.fidelities, quantizer=quantizer, progress=progress
             )
             resident, resident_file = write_resident(
-                folder, model_config, tensors, refined=refined, head_encoding=head_encoding
+                folder, model_config, tensors, quantizer=quantizer, head_encoding=head_encoding
             )
             tables, embeddings_file = write_embeddings(folder, model_config, tensors)
             manifest = Manifest(
@@ -150,15 +151,17 @@ def find_bundle(out_root: Path, wanted: Callable[[Manifest], bool]) -> Bundle | 
     return None
 
 
-def estimated_bytes(config: ModelConfig, fidelities: tuple[int, ...]) -> int:
+def estimated_bytes(config: ModelConfig, fidelities: tuple[int, ...], quantizer: Quantizer = GOBO) -> int:
     """Bytes that a bundle takes on storage, a little more rather than less."""
     shapes = tuple(matrix_shapes(config).values())
     weights = sum(math.prod(shape) for shape in shapes)
     none = (0,) * len(shapes)
+    wider = quantizer.outlier_log_density_milli > GOBO.outlier_log_density_milli
+    outliers = int(weights * (_WIDER_SHARE if wider else _OUTLIER_SHARE))
     shard = 0
     for bits in fidelities:
         payload = payload_layout(shapes, bits, none).payload_bytes
-        shard += _padded(payload + (0 if bits == 32 else int(8 * weights * _OUTLIER_SHARE)), ALIGNMENT)
+        shard += _padded(payload + (0 if bits == 32 else 8 * outliers), ALIGNMENT)
     data = sum(
         4 * math.prod(shape) + ALIGNMENT
         for shape in (*resident_shapes(config).values(), *embedding_shapes(config).values())

@@ -32,6 +32,7 @@ from sti_runtime.manifest import (
 )
 from sti_runtime.model import ModelConfig
 from sti_runtime.pack import PackedVersion, pack_matrices
+from sti_runtime.quantize import Quantizer
 from sti_runtime.shard import F32, shard_matrices
 from sti_runtime.staging import flush
 
@@ -61,7 +62,7 @@ def write_regions(
     tensors: Mapping[str, F32],
     fidelities: tuple[int, ...],
     *,
-    refined: bool,
+    quantizer: Quantizer,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Region, ...]:
     """Write every shard at every fidelity; ``progress`` gets (shards done, shards in all)."""
@@ -71,7 +72,7 @@ def write_regions(
 
     def pack(layer: int, index: int) -> dict[int, _StoredVersion]:
         matrices = list(shard_matrices(tensors, config, layer, index).values())
-        packed = pack_matrices(matrices, fidelities, refined=refined)
+        packed = pack_matrices(matrices, fidelities, quantizer)
         return {bits: _padded_version(version) for bits, version in packed.items()}
 
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
@@ -165,7 +166,7 @@ def write_resident(
     config: ModelConfig,
     tensors: Mapping[str, F32],
     *,
-    refined: bool,
+    quantizer: Quantizer,
     head_encoding: HeadEncoding,
 ) -> tuple[tuple[TensorEntry, ...], DataFile]:
     """Write what is never sharded."""
@@ -175,7 +176,7 @@ def write_resident(
         for name, shape in resident_shapes(config).items():
             encoding, outliers = resident_encoding(name, head_encoding), 0
             if encoding == "gobo6":
-                packed = pack_matrices([tensors[name]], (GOBO6_BITS,), refined=refined)
+                packed = pack_matrices([tensors[name]], (GOBO6_BITS,), quantizer)
                 data = memoryview(packed[GOBO6_BITS].payload)
                 outliers = packed[GOBO6_BITS].outliers[0]
             else:

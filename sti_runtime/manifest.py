@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sti_runtime.model import ModelConfig, Submodel
+from sti_runtime.quantize import GOBO, Quantizer
 from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
 
 ALIGNMENT = 4096
@@ -88,9 +89,32 @@ class DataFile(Record):
 class QuantizerInfo(Record):
     """How the versions below 32 bits were made; thresholds in milli-nats of log-density."""
 
-    name: Literal["gobo"]
+    name: Literal["gobo", "gobo-converged"]
     refined: bool
     outlier_log_density_milli: Integer
+
+    @model_validator(mode="after")
+    def _known(self) -> QuantizerInfo:
+        if self.name == "gobo-converged" and not self.refined:
+            raise ValueError("gobo-converged is refined")
+        return self
+
+    @classmethod
+    def of(cls, quantizer: Quantizer) -> QuantizerInfo:
+        """How the manifest records it."""
+        return cls(
+            name="gobo-converged" if quantizer.refinement == "converged" else "gobo",
+            refined=quantizer.refinement != "none",
+            outlier_log_density_milli=quantizer.outlier_log_density_milli,
+        )
+
+    @property
+    def label(self) -> str:
+        """What scores of this quantizer are kept under; the threshold is named where it is not GOBO's."""
+        label = self.name if self.name != "gobo" else f"gobo-{'refined' if self.refined else 'unrefined'}"
+        if self.outlier_log_density_milli == GOBO.outlier_log_density_milli:
+            return label
+        return f"{label}:{self.outlier_log_density_milli}"
 
 
 class Manifest(Record):

@@ -17,7 +17,16 @@ from functools import lru_cache
 import numpy as np
 
 from sti_runtime.errors import FormatError, InputError
-from sti_runtime.quantize import U8, U32, Dictionary, assign_codes, fit_dictionary, sort_weights
+from sti_runtime.quantize import (
+    GOBO,
+    U8,
+    U32,
+    Dictionary,
+    Quantizer,
+    assign_codes,
+    fit_dictionary,
+    sort_weights,
+)
 from sti_runtime.shard import F32, FIDELITIES
 
 Shape = tuple[int, int]
@@ -96,7 +105,7 @@ def payload_layout(shapes: tuple[Shape, ...], bits: int, outliers: tuple[int, ..
 
 
 def pack_matrices(
-    matrices: Sequence[F32], fidelities: Sequence[int], *, refined: bool = True
+    matrices: Sequence[F32], fidelities: Sequence[int], quantizer: Quantizer = GOBO
 ) -> dict[int, PackedVersion]:
     """Pack the same matrices at several fidelities; the weights are sorted once for all of them.
 
@@ -114,7 +123,7 @@ def pack_matrices(
     low = [bits for bits in fidelities if bits != 32]
     if not low:
         return packed
-    prepared = [sort_weights(matrix) for matrix in matrices]
+    prepared = [sort_weights(matrix, quantizer) for matrix in matrices]
     outliers = tuple(p.outlier_index.size for p in prepared)
     exceptions = b"".join(
         _outlier_bytes(p.outlier_index, p.outlier_values, shape)
@@ -122,7 +131,7 @@ def pack_matrices(
     )
     for bits in low:
         layout = payload_layout(shapes, bits, outliers)
-        dictionaries = [fit_dictionary(p, bits, refined=refined) for p in prepared]
+        dictionaries = [fit_dictionary(p, bits, refinement=quantizer.refinement) for p in prepared]
         codes = np.concatenate(
             [
                 _stream_codes(stream, dictionary, shape)
@@ -145,9 +154,9 @@ def pack_matrices(
     return {bits: packed[bits] for bits in fidelities}
 
 
-def pack_version(matrices: Mapping[str, F32], bits: int, *, refined: bool = True) -> PackedVersion:
+def pack_version(matrices: Mapping[str, F32], bits: int, quantizer: Quantizer = GOBO) -> PackedVersion:
     """Pack one shard at one fidelity, matrices in the mapping's order (that of shard.MATRICES)."""
-    return pack_matrices(list(matrices.values()), (bits,), refined=refined)[bits]
+    return pack_matrices(list(matrices.values()), (bits,), quantizer)[bits]
 
 
 def unpack_version(

@@ -1,20 +1,24 @@
 """GOBO quantization of one weight matrix: Gaussian outliers kept exactly, the rest as 2^k centroids.
 
-A weight whose log-density under the matrix's fitted Gaussian is below ``OUTLIER_LOG_DENSITY`` is an
+A weight whose log-density under the matrix's fitted Gaussian is below a threshold is an
 outlier. The others (the "G group") get 2^k centroids: means of equal-population bins of the sorted
-weights, then assign-to-nearest and recompute-means until the L1 error stops falling.
+weights, then assign-to-nearest and recompute-means until the L1 error stops falling. A ``Quantizer``
+may move that threshold, leave the refinement out, or carry it to its end.
 
 The G group is sorted once and its prefix sums are kept, so that one refinement step costs
 O(2^k · log n) whatever the size of the matrix, and all fidelities share the sort. Every sum is
 either a sequential ``cumsum`` or exact (``fsum``): the same input gives the same bytes.
 
-Source: GOBO (MICRO 2020), section 4; STI (ASPLOS 2023), section 4.2.
+Source: GOBO (MICRO 2020), section 4; STI (ASPLOS 2023), section 4.2. Least squared error: Lloyd,
+"Least squares quantization in PCM" (1957); its start: Panter and Dite (1951).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +30,25 @@ U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 F64 = npt.NDArray[np.float64]
 
-OUTLIER_LOG_DENSITY = -4.0
-"""Nats. The threshold in standard deviations therefore depends on the matrix's scale."""
+Refinement = Literal["none", "l1", "converged"]
+"""After the first centroids: nothing; until the L1 error stops falling; until no centroid moves."""
 
-_MAX_ITERATIONS = 200
+_MAX_ITERATIONS = {"l1": 200, "converged": 2000}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """What decides the bytes below 32 bits, besides the weights; the defaults are GOBO's.
+
+    ``outlier_log_density_milli``: 1000 × the threshold in nats. In standard deviations it therefore
+    depends on the matrix's scale.
+    """
+
+    refinement: Refinement = "l1"
+    outlier_log_density_milli: int = -4000
+
+
+GOBO = Quantizer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +92,14 @@ class SortedWeights:
     outlier_values: F32
 
 
-def outlier_sigmas(std: float) -> float:
+def outlier_sigmas(std: float, quantizer: Quantizer = GOBO) -> float:
     """|z| beyond which a weight is an outlier; 0 if even the mean's density is below the threshold."""
-    squared = -2.0 * (OUTLIER_LOG_DENSITY + math.log(std) + 0.5 * math.log(2.0 * math.pi))
+    threshold = quantizer.outlier_log_density_milli / 1000
+    squared = -2.0 * (threshold + math.log(std) + 0.5 * math.log(2.0 * math.pi))
     return math.sqrt(squared) if squared > 0.0 else 0.0
 
 
-def sort_weights(weights: F32) -> SortedWeights:
+def sort_weights(weights: F32, quantizer: Quantizer = GOBO) -> SortedWeights:
     """Fit the Gaussian, split off the outliers and sort the rest.
 
     Shapes: weights [out, in], any strides. Raises: InputError if empty or not finite.
@@ -99,7 +119,7 @@ def sort_weights(weights: F32) -> SortedWeights:
     if ordered[0] == ordered[-1] or std == 0.0:
         group, index = ordered, np.empty(0, np.uint32)
     else:
-        reach = outlier_sigmas(std) * std
+        reach = outlier_sigmas(std, quantizer) * std
         low, high = mean - reach, mean + reach
         group = ordered[np.searchsorted(ordered, low, "left") : np.searchsorted(ordered, high, "right")]
         index = np.flatnonzero((flat < _ceil32(low)) | (flat > _floor32(high))).astype(np.uint32)
@@ -109,31 +129,27 @@ def sort_weights(weights: F32) -> SortedWeights:
     return SortedWeights(group, prefix, index, flat[index])
 
 
-def fit_dictionary(sorted_weights: SortedWeights, bits: int, *, refined: bool = True) -> Dictionary:
+def fit_dictionary(sorted_weights: SortedWeights, bits: int, *, refinement: Refinement = "l1") -> Dictionary:
     """2^bits ascending centroids of the G group; all zero if every weight is an outlier.
 
-    ``refined=False`` stops at equal-population bins: their means, and their edges as thresholds.
+    ``none`` stops at equal-population bins: their means, and their edges as thresholds.
     With fewer weights than centroids some centroids repeat or stay unused.
     """
-    group, prefix = sorted_weights.group, sorted_weights.prefix
+    group = sorted_weights.group
     count = 1 << bits
     if group.size == 0:
         return Dictionary(np.zeros(count, np.float32), np.zeros(count - 1, np.float32))
     edges = np.arange(count + 1, dtype=np.int64) * group.size // count
     at_edges = group[np.minimum(edges[:-1], group.size - 1)].astype(np.float32)
-    centroids = _means(prefix, edges, at_edges)
-    if not refined:
+    centroids = _means(sorted_weights.prefix, edges, at_edges)
+    if refinement == "none":
         return Dictionary(centroids, group[np.maximum(edges[1:-1] - 1, 0)].astype(np.float32))
-    best, best_error = centroids, math.inf
-    for _ in range(_MAX_ITERATIONS):
-        edges = _nearest_edges(group, centroids)
-        error = _l1_error(group, prefix, edges, centroids)
-        if error >= best_error:
-            break
-        best, best_error = centroids, error
-        centroids = _means(prefix, edges, centroids)
+    if refinement == "l1":
+        centroids = _until_l1_rises(sorted_weights, centroids)
+    elif count < group.size:
+        centroids = _until_still(sorted_weights, _companded(sorted_weights, count))
     # The greatest float32 not above each exact middle: comparing in float32 is then exact.
-    return Dictionary(best, _floor32_array(_middles(best)))
+    return Dictionary(centroids, _floor32_array(_middles(centroids)))
 
 
 def assign_codes(values: F32, dictionary: Dictionary) -> U8:
@@ -141,12 +157,51 @@ def assign_codes(values: F32, dictionary: Dictionary) -> U8:
     return np.searchsorted(dictionary.thresholds, values, "left").astype(np.uint8)
 
 
-def fit_gobo(weights: F32, bits: int, *, refined: bool = True) -> GoboMatrix:
+def fit_gobo(weights: F32, bits: int, quantizer: Quantizer = GOBO) -> GoboMatrix:
     """Quantize one matrix. Shapes: weights [out, in]. Raises: InputError as ``sort_weights``."""
-    prepared = sort_weights(weights)
-    dictionary = fit_dictionary(prepared, bits, refined=refined)
+    prepared = sort_weights(weights, quantizer)
+    dictionary = fit_dictionary(prepared, bits, refinement=quantizer.refinement)
     codes = assign_codes(np.asarray(weights, np.float32), dictionary)
     return GoboMatrix(dictionary.centroids, codes, prepared.outlier_index, prepared.outlier_values)
+
+
+def _until_l1_rises(weights: SortedWeights, centroids: F32) -> F32:
+    """GOBO's refinement: the centroids of the least L1 error before it first rises."""
+    best, best_error = centroids, math.inf
+    for _ in range(_MAX_ITERATIONS["l1"]):
+        edges = _nearest_edges(weights.group, centroids)
+        error = _l1_error(weights.group, weights.prefix, edges, centroids)
+        if error >= best_error:
+            break
+        best, best_error = centroids, error
+        centroids = _means(weights.prefix, edges, centroids)
+    return best
+
+
+def _until_still(weights: SortedWeights, centroids: F32) -> F32:
+    """Lloyd's iterations to their end: a minimum of the squared error."""
+    for _ in range(_MAX_ITERATIONS["converged"]):
+        moved = _means(weights.prefix, _nearest_edges(weights.group, centroids), centroids)
+        if np.array_equal(moved, centroids):
+            break
+        centroids = moved
+    return centroids
+
+
+def _companded(weights: SortedWeights, count: int) -> F32:
+    """Centroids as dense as the cube root of a Gaussian's density is high: the best for many of them.
+
+    That cube root is a Gaussian too, √3 times as wide; it is cut where the G group ends.
+    """
+    group, low, high = weights.group, float(weights.group[0]), float(weights.group[-1])
+    mean = float(weights.prefix[-1]) / group.size
+    std = math.sqrt(float(np.cumsum((group - mean) ** 2)[-1]) / group.size)
+    if std == 0.0:
+        return np.full(count, low, np.float32)
+    wide = NormalDist(mean, math.sqrt(3.0) * std)
+    first, last = wide.cdf(low), wide.cdf(high)
+    steps = [first + (last - first) * (i + 0.5) / count for i in range(count)]
+    return np.clip([wide.inv_cdf(step) for step in steps], low, high).astype(np.float32)
 
 
 def _middles(centroids: F32) -> F64:

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +15,25 @@
 
 /* ------------------------------------------------------------------ opening and closing */
 
-/* Have the kernel begin to read a file that is wanted soon; that it cannot is found out by who reads it. */
-static void fetch_ahead(const char *folder, const char *name) {
-  char path[4096];
-  if (folder == NULL || snprintf(path, sizeof path, "%s%s", folder, name) >= (int)sizeof path) return;
+/* Have the kernel begin to read the task data, on a thread: a file's name alone may have to come from the storage. That
+ * it cannot be read is found out by who reads it. */
+static void *fetch_task(void *path) {
   const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return;
+  if (file < 0) return NULL;
   posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
   close(file);
+  return NULL;
+}
+
+/* What is wanted soon is read beside what is wanted first, the manifest. */
+static void fetch_ahead(Context *context) {
+  if (context->bundle_folder != NULL) context->resident = resident_begin(context->bundle_folder);
+  if (context->task_file == NULL) return;
+  sigset_t all, previous;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &previous);
+  context->fetching = pthread_create(&context->fetcher, NULL, fetch_task, context->task_file) == 0;
+  pthread_sigmask(SIG_SETMASK, &previous, NULL);
 }
 
 StiCode context_open_at(const Job *job, const char *spool, const char *bundle_folder, const char *task_file,
@@ -34,17 +46,16 @@ StiCode context_open_at(const Job *job, const char *spool, const char *bundle_fo
   throttle_open(&opened->device, job);
   opened->bundle_folder = bundle_folder == NULL ? NULL : strdup(bundle_folder);
   opened->task_file = task_file == NULL ? NULL : strdup(task_file);
-  fetch_ahead(bundle_folder, "/manifest.json");
-  fetch_ahead(bundle_folder, "/resident.bin");
-  fetch_ahead(task_file, "");
   StiCode code = forced_isa(&opened->isa, error);
   if ((bundle_folder != NULL && opened->bundle_folder == NULL) || (task_file != NULL && opened->task_file == NULL))
     code = sti_out_of_memory(error);
-  if (code != STI_OK)
+  if (code != STI_OK) {
     context_close(opened);
-  else
-    *context = opened;
-  return code;
+    return code;
+  }
+  fetch_ahead(opened);
+  *context = opened;
+  return STI_OK;
 }
 
 StiCode context_open(const Job *job, const char *spool, Context **context, StiError *error) {
@@ -59,6 +70,8 @@ StiCode context_open(const Job *job, const char *spool, Context **context, StiEr
 
 void context_close(Context *context) {
   if (context == NULL) return;
+  if (context->fetching) pthread_join(context->fetcher, NULL);
+  resident_drop(context->resident);
   executor_close(context->executor);
   engine_close(context->engine);
   task_data_close(&context->task);
@@ -105,7 +118,9 @@ StiCode context_executor(Context *context, Executor **executor, StiError *error)
                              .mode = job->engine == ENGINE_NATIVE_INT8 ? MODE_INT8 : MODE_FP32,
                              .isa = context->isa,
                              .cpus = job->cpu_count > 0 ? job->cpus : NULL,
-                             .cpu_count = job->cpu_count};
+                             .cpu_count = job->cpu_count,
+                             .resident = context->resident};
+    context->resident = NULL;
     STI_TRY(engine_open(manifest, context->bundle_folder, &options, &context->engine, error));
   }
   if (context->executor == NULL) {

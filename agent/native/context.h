@@ -2,6 +2,8 @@
 #ifndef AGENT_CONTEXT_H
 #define AGENT_CONTEXT_H
 
+#include <pthread.h>
+
 #include "task_data.h"
 #include "throttle.h"
 #include "units.h"
@@ -12,6 +14,10 @@ struct Context {
   char *bundle_folder; /* NULL: the job names no bundle */
   char *task_file;     /* NULL: the job names no task data */
   Isa isa;             /* ISA_AUTO unless forced */
+
+  Resident *resident; /* being read since the context was opened, until the engine takes it */
+  bool fetching;      /* the task data, by the thread */
+  pthread_t fetcher;
 
   Arena arena; /* what the manifest points to */
   AgentThrottle device;

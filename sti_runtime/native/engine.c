@@ -1,12 +1,9 @@
 #include "engine_internal.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char REMEDY_BUNDLE[] = "Verify the bundle and deploy it again.";
 
@@ -17,32 +14,14 @@ static int64_t row_stride(int64_t columns) { return up_to(columns, STI_PANEL) | 
 
 /* ------------------------------------------------------------------ resident.bin */
 
-static StiCode read_resident(Engine *engine, const char *folder, StiError *error) {
-  char path[4096];
-  if (snprintf(path, sizeof path, "%s/resident.bin", folder) >= (int)sizeof path) {
-    return sti_fail(error, STI_INPUT, "Use a shorter path.", "%s: the path is too long.", folder);
-  }
+static StiCode read_resident(Engine *engine, const char *folder, Resident *begun, StiError *error) {
   int64_t bytes = manifest_file_bytes(engine->manifest, "resident.bin");
-  if (bytes < 0) return sti_fail(error, STI_FORMAT, REMEDY_BUNDLE, "%s: the manifest does not list it.", path);
-  engine->resident_bytes = bytes + CACHE_LINE_BYTES;
-  engine->resident = pages_alloc((size_t)engine->resident_bytes);
-  if (!engine->resident) return sti_out_of_memory(error);
-  int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) return sti_fail_errno(error, STI_STORAGE_READ, errno, REMEDY_BUNDLE, "%s: cannot be read", path);
-  posix_fadvise(file, 0, 0, POSIX_FADV_SEQUENTIAL);
-  for (int64_t done = 0; done < bytes;) {
-    ssize_t got = pread(file, engine->resident + done, (size_t)(bytes - done), done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      int reason = errno;
-      close(file);
-      if (got < 0) return sti_fail_errno(error, STI_STORAGE_READ, reason, REMEDY_BUNDLE, "%s: cannot be read", path);
-      return sti_fail(error, STI_FORMAT, REMEDY_BUNDLE, "%s: is truncated at %lld bytes.", path, (long long)done);
-    }
-    done += got;
+  if (bytes < 0) {
+    resident_drop(begun);
+    return sti_fail(error, STI_FORMAT, REMEDY_BUNDLE, "%s: the manifest does not list resident.bin.", folder);
   }
-  close(file);
-  return STI_OK;
+  engine->resident_bytes = bytes + CACHE_LINE_BYTES;
+  return resident_take(begun, folder, bytes, &engine->resident, error);
 }
 
 /* Looks tensors up in the order in which they are stored, so that each look-up starts where the last one ended. */
@@ -140,11 +119,15 @@ StiCode engine_open(const Manifest *manifest, const char *folder, const EngineOp
                     StiError *error) {
   Isa isa = options->isa == ISA_AUTO ? isa_best() : options->isa;
   if (!isa_available(isa)) {
+    resident_drop(options->resident);
     return sti_fail(error, STI_INPUT, "Name one that it has, or none.", "This CPU or executable has no %s kernels.",
                     isa_name(isa));
   }
   Engine *engine = calloc(1, sizeof *engine);
-  if (!engine) return sti_out_of_memory(error);
+  if (!engine) {
+    resident_drop(options->resident);
+    return sti_out_of_memory(error);
+  }
   const ModelConfig *model = &manifest->model;
   engine->manifest = manifest;
   engine->model = model;
@@ -155,7 +138,7 @@ StiCode engine_open(const Manifest *manifest, const char *folder, const EngineOp
   engine->f16 = (int32_t)up_to(engine->f, STI_PANEL);
   engine->h16 = (int32_t)up_to(model->hidden, STI_PANEL);
   kernels_get(isa, &engine->kernels);
-  StiCode code = read_resident(engine, folder, error);
+  StiCode code = read_resident(engine, folder, options->resident, error);
   if (code == STI_OK) code = find_parameters(engine, error);
   if (code == STI_OK) code = pool_open(options->threads, options->cpus, options->cpu_count, &engine->pool, error);
   if (code != STI_OK) {

@@ -10,6 +10,7 @@
 #define STI_ENGINE_H
 
 #include "formats.h"
+#include "resident.h"
 
 typedef enum { MODE_FP32, MODE_INT8 } EngineMode;
 
@@ -26,6 +27,7 @@ typedef struct {
   const int32_t *cpus;  /* [cpu_count] CPUs to pin the compute threads to, one each, round robin; NULL: not pinned. The
                            caller is pinned from engine_begin to engine_finish; must outlive the engine */
   int cpu_count;
+  Resident *resident;   /* resident.bin, begun to be read; used up by engine_open, also when it fails. NULL: not begun */
 } EngineOptions;
 
 /* One version in memory. data: the payload first, at least 64-byte aligned, `length` of the version readable. */

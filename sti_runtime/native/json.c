@@ -97,11 +97,15 @@ static const char *unescape(Parser *parser, char **from, char **to) {
   return NULL;
 }
 
+/* Bytes that stand for themselves in a string: most strings have no other. */
+static const bool is_plain[256] = {[' ' ... '!'] = true, ['"' + 1 ... '\\' - 1] = true, ['\\' + 1 ... 0x7F] = true};
+
 /* parser->next is behind the opening quote; it ends behind the closing one, which becomes the string's NUL. */
 static StiCode parse_string(Parser *parser, const char **data, size_t *length) {
-  char *from = parser->next, *to = from;
+  char *from = parser->next, *to;
   *data = from;
-  for (;;) {
+  while (is_plain[(unsigned char)*from]) from++;
+  for (to = from;;) {
     unsigned char byte = (unsigned char)*from;
     if (byte == '"') break;
     if (byte == '\\') {
@@ -274,13 +278,14 @@ static StiCode parse_object(Parser *parser, JsonValue *value) {
     STI_TRY(parse_separator(parser, '}', &more));
   }
   size_t count = (parser->stack.used - mark) / sizeof(Pair);
-  const Pair *pairs = (const Pair *)(const void *)(parser->stack.data + mark);
   JsonMember *members = arena_alloc(parser->arena, count * sizeof *members);
   JsonValue *values = arena_alloc(parser->arena, count * sizeof *values);
   if (members == NULL || values == NULL) return sti_out_of_memory(parser->error);
   for (size_t i = 0; i < count; i++) {
-    values[i] = pairs[i].value;
-    members[i] = pairs[i].member;
+    Pair pair;
+    memcpy(&pair, parser->stack.data + mark + i * sizeof pair, sizeof pair);
+    values[i] = pair.value;
+    members[i] = pair.member;
     members[i].value = &values[i];
   }
   parser->stack.used = mark;

@@ -9,6 +9,7 @@
 #define MR8 4
 #define NV8 2
 #define OFFSET 0
+#define FEW_REGISTERS
 
 #include "kernels_vector.h"
 
@@ -82,42 +83,61 @@ INLINE void byte_planes(const float *floats, int i, __m128i bytes[4][4]) {
   bytes[3][i] = _mm_unpackhi_epi64(c, d);
 }
 
-/* Up to 16 entries: two permutes of eight floats. Above: the four bytes of a float are looked up apart. */
+/* `look_up` of the codes of two inputs at once; the tables are in both halves. */
+INLINE __m256i look_up_two(const __m256i *table, const int entries, __m256i code) {
+  __m256i value = _mm256_shuffle_epi8(table[0], code), fifth = _mm256_slli_epi16(code, 3);
+  if (entries > 16) value = _mm256_blendv_epi8(value, _mm256_shuffle_epi8(table[1], code), fifth);
+  if (entries > 32) {
+    __m256i upper = _mm256_shuffle_epi8(table[2], code);
+    upper = _mm256_blendv_epi8(upper, _mm256_shuffle_epi8(table[3], code), fifth);
+    value = _mm256_blendv_epi8(value, upper, _mm256_slli_epi16(code, 2));
+  }
+  return value;
+}
+
+/* From 16 entries on: the four bytes of a float are looked up apart, two inputs [2][16] at a time. */
+INLINE void decode_two(const __m256i tables[4][4], const int entries, const __m128i code[2], float *out) {
+  __m256i both = _mm256_set_m128i(code[1], code[0]), byte[4], part[4];
+  for (int b = 0; b < 4; b++) byte[b] = look_up_two(tables[b], entries, both);
+  __m256i a = _mm256_unpacklo_epi8(byte[0], byte[1]), b = _mm256_unpackhi_epi8(byte[0], byte[1]);
+  __m256i c = _mm256_unpacklo_epi8(byte[2], byte[3]), d = _mm256_unpackhi_epi8(byte[2], byte[3]);
+  part[0] = _mm256_unpacklo_epi16(a, c); /* outputs 0–3 of the first input, then of the second */
+  part[1] = _mm256_unpackhi_epi16(a, c);
+  part[2] = _mm256_unpacklo_epi16(b, d);
+  part[3] = _mm256_unpackhi_epi16(b, d);
+  __m256i *to = (__m256i *)out;
+  for (int half = 0; half < 2; half++) {
+    _mm256_store_si256(to + half, _mm256_permute2x128_si256(part[2 * half], part[2 * half + 1], 0x20));
+    _mm256_store_si256(to + 2 + half, _mm256_permute2x128_si256(part[2 * half], part[2 * half + 1], 0x31));
+  }
+}
+
+/* Up to 8 entries: a permute of eight floats. */
 INLINE void decode_blocks(const int fidelity, const float *table, const uint8_t *low, const uint8_t *high,
                           int64_t blocks, float *out) {
   const int entries = 1 << fidelity;
-  float padded[16];
-  for (int i = 0; i < 16; i++) padded[i] = table[i & (entries - 1)];
-  const __m256 t0 = _mm256_loadu_ps(padded), t1 = _mm256_loadu_ps(padded + 8);
-  __m128i bytes[4][4]; /* [byte of the float][16 entries each] */
-  for (int i = 0; entries > 16 && i < entries / 16; i++) byte_planes(table + 16 * i, i, bytes);
-  for (int64_t block = 0; block < blocks; block++) {
+  float padded[8];
+  for (int i = 0; i < 8; i++) padded[i] = table[i & (entries - 1)];
+  const __m256 eight = _mm256_loadu_ps(padded);
+  __m256i tables[4][4]; /* [byte of the float][16 entries each] */
+  for (int i = 0; i < entries / 16; i++) {
+    __m128i bytes[4][4];
+    byte_planes(table + 16 * i, i, bytes);
+    for (int b = 0; b < 4; b++) tables[b][i] = _mm256_broadcastsi128_si256(bytes[b][i]);
+  }
+  for (int64_t block = 0; block < blocks; block++, out += BLOCK) {
     __m128i code[BLOCK_INPUTS];
     block_codes(fidelity, low, high, code);
     low += fidelity <= 3 ? 16 : 32;
     high += fidelity == 3 || fidelity == 5 ? 8 : fidelity == 6 ? 16 : 0;
-    for (int k = 0; k < BLOCK_INPUTS; k++, out += STI_PANEL) {
-      if (fidelity <= 4) {
-        for (int half = 0; half < 2; half++) {
-          __m256i index = _mm256_cvtepu8_epi32(half ? _mm_unpackhi_epi64(code[k], code[k]) : code[k]);
-          __m256 value = _mm256_permutevar8x32_ps(t0, index);
-          if (fidelity == 4) {
-            __m256 upper = _mm256_permutevar8x32_ps(t1, index);
-            value = _mm256_blendv_ps(value, upper, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
-          }
-          _mm256_store_ps(out + 8 * half, value);
-        }
-        continue;
-      }
-      __m128i byte[4];
-      for (int b = 0; b < 4; b++) byte[b] = look_up(bytes[b], entries, code[k]);
-      __m128i a = _mm_unpacklo_epi8(byte[0], byte[1]), b = _mm_unpackhi_epi8(byte[0], byte[1]);
-      __m128i c = _mm_unpacklo_epi8(byte[2], byte[3]), d = _mm_unpackhi_epi8(byte[2], byte[3]);
-      __m128i *to = (__m128i *)out;
-      _mm_store_si128(to, _mm_unpacklo_epi16(a, c));
-      _mm_store_si128(to + 1, _mm_unpackhi_epi16(a, c));
-      _mm_store_si128(to + 2, _mm_unpacklo_epi16(b, d));
-      _mm_store_si128(to + 3, _mm_unpackhi_epi16(b, d));
+    if (entries >= 16) {
+      for (int k = 0; k < BLOCK_INPUTS; k += 2) decode_two(tables, entries, code + k, out + k * STI_PANEL);
+      continue;
+    }
+    for (int i = 0; i < 2 * BLOCK_INPUTS; i++) {
+      __m128i codes = code[i / 2];
+      __m256i index = _mm256_cvtepu8_epi32(i % 2 ? _mm_unpackhi_epi64(codes, codes) : codes);
+      _mm256_store_ps(out + 8 * i, _mm256_permutevar8x32_ps(eight, index));
     }
   }
 }

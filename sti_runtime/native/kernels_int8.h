@@ -24,7 +24,7 @@ INLINE void product8_block(const Product8 *p, int32_t row, const int32_t *sums, 
     UNROLL for (int r = 0; r < rows; r++) sum[r][j] = start;
   }
   UNROLL for (int r = 0; r < rows; r += 3) bases[r / 3] = p->a + (row + r) * stride;
-  UNROLL_BY_4 for (int32_t k = p->inputs; k > 0; k -= BLOCK_INPUTS) {
+  UNROLL_INPUTS for (int32_t k = p->inputs; k > 0; k -= BLOCK_INPUTS) {
     VI weight[NV8];
     UNROLL for (int j = 0; j < vectors; j++) {
       weight[j] = load_bytes(w[j]);

@@ -27,7 +27,7 @@ INLINE void product_block(const Product *p, const float *a, float *c, int column
     }
   }
   UNROLL for (int r = 0; r < rows; r += 3) bases[r / 3] = a + r * stride;
-  UNROLL_BY_4 for (int32_t k = p->inputs; k > 0; k--) {
+  UNROLL_INPUTS for (int32_t k = p->inputs; k > 0; k--) {
     V weight[NV];
     UNROLL for (int j = 0; j < vectors; j++) {
       weight[j] = load(w[j]);

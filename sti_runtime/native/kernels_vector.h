@@ -1,6 +1,7 @@
 /* kernels_vector.h: vectors of VW floats, and what is computed with them alike on every instruction set.
  *
- * Include after defining VW. The compiler turns the arithmetic into the instructions of the file's target.
+ * Include after defining VW, and FEW_REGISTERS where a product's accumulators take most of them: unrolled further, its
+ * loop would keep some in memory. The compiler turns the arithmetic into the instructions of the file's target.
  */
 #ifndef STI_KERNELS_VECTOR_H
 #define STI_KERNELS_VECTOR_H
@@ -16,10 +17,14 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_BY_4 _Pragma("clang loop unroll_count(4)")
+#ifdef FEW_REGISTERS
+#define UNROLL_INPUTS _Pragma("clang loop unroll_count(2)")
+#else
+#define UNROLL_INPUTS _Pragma("clang loop unroll_count(4)")
+#endif
 #else
 #define UNROLL _Pragma("GCC unroll 32")
-#define UNROLL_BY_4 _Pragma("GCC unroll 4")
+#define UNROLL_INPUTS _Pragma("GCC unroll 2")
 #endif
 
 typedef float V __attribute__((vector_size(4 * VW)));

@@ -167,9 +167,10 @@ static StiCode parse_submodel(Arena *arena, const JsonValue *value, const char *
 static StiCode parse_quantizer(const JsonValue *value, const char *source, StiError *error) {
   Fields fields;
   fields_begin(&fields, value, source, "Manifest", "quantizer", error);
-  field_choice(&fields, "name", (const char *const[]){"gobo", NULL});
+  enum { GOBO, GOBO_CONVERGED };
+  const int name = field_choice(&fields, "name", (const char *const[]){"gobo", "gobo-converged", NULL});
   field_int(&fields, "outlier_log_density_milli", INT64_MIN, INT_MOST);
-  field_bool(&fields, "refined");
+  if (!field_bool(&fields, "refined") && name == GOBO_CONVERGED) fields_problem(&fields, "gobo-converged is refined");
   return fields_end(&fields);
 }
 

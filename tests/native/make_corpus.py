@@ -1,4 +1,4 @@
-"""Writes the fuzz targets' corpora: small real documents. Run after a change of format.
+"""Writes the fuzz targets' corpora: small real documents. After a change of format, before ``grow_corpus``.
 
 ::
 
@@ -39,9 +39,12 @@ from sti_runtime.messages import (
 )
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
 from sti_runtime.plan import Plan
+from sti_runtime.quantize import GOBO, Quantizer
 from tests.bundles import hand_plan, random_tensors
 
 CORPUS = Path(__file__).with_name("corpus")
+GROWN = "grown"
+"""Begins the names of what ``grow_corpus`` adds."""
 BOOT = "8a7e5f8c-0000-4000-8000-000000000000"
 
 
@@ -55,7 +58,9 @@ def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
-def small_bundle(root: Path, model: ModelConfig, fidelities: tuple[int, ...]) -> Bundle:
+def small_bundle(
+    root: Path, model: ModelConfig, fidelities: tuple[int, ...], quantizer: Quantizer = GOBO
+) -> Bundle:
     """A bundle of random weights below ``root``."""
     path = build_bundle(
         model,
@@ -65,6 +70,7 @@ def small_bundle(root: Path, model: ModelConfig, fidelities: tuple[int, ...]) ->
         untrained=True,
         out_root=root,
         fidelities=fidelities,
+        quantizer=quantizer,
         head_encoding="gobo6" if model.head is not None else "f32",
     )
     return Bundle.open(path)
@@ -147,9 +153,10 @@ def corpora() -> dict[str, list[bytes]]:
         bare = small_bundle(
             Path(folder), config(head=None, token_types=0, layer_norm_eps=1e-05, heads=1), (5,)
         )
+        close = small_bundle(Path(folder), config(), (6,), Quantizer("converged", -500))
         plans = _plans(headed)
         return {
-            "manifest": [headed.manifest.to_json(), bare.manifest.to_json()],
+            "manifest": [b.manifest.to_json() for b in (headed, bare, close)],
             "plan": [plan.to_json() for plan in plans],
             "job": [job.to_json() for job in _jobs(plans[0])],
             "journal": _journals(),
@@ -162,7 +169,7 @@ def main() -> None:
     for kind, documents in corpora().items():
         folder = CORPUS / kind
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
+        for old in folder.glob(f"{kind}-*"):
             old.unlink()
         for number, data in enumerate(documents):
             (folder / f"{kind}-{number}").write_bytes(data)

@@ -22,16 +22,17 @@ HERE = Path(__file__).parent
 LIMIT_S = 300.0
 
 TARGETS = {
-    "bundle": ("manifest", (), 4000),
-    "plan": ("plan", (), 6000),
-    "job": ("job", (AGENT / "job.c", AGENT / "job_settings.c"), 6000),
+    "bundle": ("manifest", (), 8000),
+    "plan": ("plan", (), 12000),
+    "job": ("job", (AGENT / "job.c", AGENT / "job_settings.c"), 12000),
 }
-"""Target: its corpus, what it needs besides the parsers, mutations per file."""
+"""Target: its corpus, what it needs besides the parsers, mutations in all."""
 
 
 def fuzz(program: Path, files: list[Path], mutations: int, **environment: str) -> None:
+    """``mutations``: in all; the files share them evenly."""
     done = subprocess.run(
-        [program, str(mutations), "1", *files],
+        [program, str(-(-mutations // len(files))), "1", *files],
         capture_output=True,
         timeout=LIMIT_S,
         env=os.environ | ENVIRONMENT | environment,
@@ -40,7 +41,7 @@ def fuzz(program: Path, files: list[Path], mutations: int, **environment: str) -
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-4000:]
 
 
-def seeds(kind: str) -> list[Path]:
+def corpus(kind: str) -> list[Path]:
     return sorted((CORPUS / kind).iterdir())
 
 
@@ -50,19 +51,19 @@ def test_parsers(target: str) -> None:
     program = build_sanitized(
         "address,undefined", HERE / f"fuzz_{target}.c", HERE / "fuzz_driver.c", *sources, runtime=PARSERS
     )
-    fuzz(program, seeds(kind), mutations)
+    fuzz(program, corpus(kind), mutations)
 
 
 def test_journal_recovery() -> None:
     sources = sorted(path for path in AGENT.glob("*.c") if path.stem != "main")
     program = build_sanitized("address,undefined", HERE / "fuzz_journal.c", HERE / "fuzz_driver.c", *sources)
-    fuzz(program, seeds("journal"), 1500)
+    fuzz(program, corpus("journal"), 4500)
 
 
 def test_packs() -> None:
     sources = sorted(path for path in AGENT.glob("*.c") if path.stem != "main")
     program = build_sanitized("address,undefined", HERE / "fuzz_pack.c", HERE / "fuzz_driver.c", *sources)
-    fuzz(program, seeds("pack"), 4000)
+    fuzz(program, corpus("pack"), 8000)
 
 
 def test_payloads(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_payloads(tmp_path: Path) -> None:
         path.write_bytes(head + stored)
         files.append(path)
     program = build_sanitized("address,undefined", HERE / "fuzz_payload.c", HERE / "fuzz_driver.c")
-    fuzz(program, files, 300, STIFARM_FUZZ_BUNDLE=str(bundle.path))
+    fuzz(program, files, 300 * len(files), STIFARM_FUZZ_BUNDLE=str(bundle.path))
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +88,5 @@ def ask() -> Ask:
 
 @pytest.mark.parametrize("kind", ["manifest", "plan", "job"])
 def test_the_corpora_are_documents_of_today(ask: Ask, kind: str) -> None:
-    answers = ask(kind, [path.read_bytes() for path in seeds(kind)])
+    answers = ask(kind, [path.read_bytes() for path in sorted((CORPUS / kind).glob(f"{kind}-*"))])
     assert [answer.error for answer in answers] == [""] * len(corpora()[kind])

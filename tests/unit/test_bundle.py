@@ -20,7 +20,7 @@ from sti_runtime.errors import CheckpointError, DigestError, FormatError, InputE
 from sti_runtime.manifest import ALIGNMENT, MANIFEST_CAP_BYTES, MANIFEST_NAME
 from sti_runtime.model import HeadConfig, ModelConfig, all_submodels, tensor_shapes
 from sti_runtime.pack import pack_version, unpack_version
-from sti_runtime.quantize import fit_gobo
+from sti_runtime.quantize import Quantizer, fit_gobo
 from sti_runtime.records import canonical_json, sha256_hex
 from sti_runtime.shard import F32, FIDELITIES, matrix_shapes, shard_matrices
 
@@ -156,8 +156,21 @@ def test_an_existing_bundle_is_returned_without_building(built: Path) -> None:
     reported: list[int] = []
     assert build(built.parent, progress=lambda done, total: reported.append(done)) == built
     assert reported == []
-    assert build(built.parent, refined=False, progress=lambda done, total: reported.append(done)) != built
+    other = build(
+        built.parent, quantizer=Quantizer("none"), progress=lambda done, total: reported.append(done)
+    )
+    assert other != built
     assert reported == list(range(1, CONFIG.layers * CONFIG.heads + 1))
+
+
+def test_the_manifest_records_how_the_bundle_was_quantized(tmp_path: Path) -> None:
+    quantizers = [Quantizer(), Quantizer("none"), Quantizer("converged"), Quantizer("converged", -500)]
+    bundles = [Bundle.open(build(tmp_path, quantizer=q, fidelities=(6,)), verify=True) for q in quantizers]
+    assert [b.manifest.quantizer.label for b in bundles] == [
+        "gobo-refined", "gobo-unrefined", "gobo-converged", "gobo-converged:-500",
+    ]  # fmt: skip
+    outliers = [sum(sum(v.outliers) for v in b.manifest.region(6).versions) for b in bundles]
+    assert outliers[0] == outliers[1] == outliers[2] < outliers[3]
 
 
 def test_an_existing_but_truncated_bundle_is_built_anew(copy: Path) -> None:

@@ -149,6 +149,7 @@ QUERY = ("plans", "query")
         ((*QUERY, "--kind", "tepid"), "--kind 'tepid' is unknown", "warm"),
         (("bundle", "build", "tiny", "--fidelities", "2,9"), "--fidelities '2,9'", "2,4,6,32"),
         (("bundle", "build", "tiny", "--head-bits", "7"), "--head-bits 7", "32 or 6"),
+        (("bundle", "build", "tiny", "--outlier-density", "nan"), "--outlier-density nan", "GOBO's is -4"),
         (("db", "export", "nothing", "x.csv"), "no table 'nothing'", "requests"),
         (("db", "export", "devices", "x.csv", "--format", "xls"), "'xls'", "csv"),
         (("init", "."), "is there already", "another folder"),

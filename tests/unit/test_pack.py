@@ -21,7 +21,7 @@ from sti_runtime.pack import (
     unpack_matrices,
     unpack_version,
 )
-from sti_runtime.quantize import fit_gobo
+from sti_runtime.quantize import GOBO, Quantizer, fit_gobo
 from sti_runtime.shard import F32, FIDELITIES
 
 LOW = tuple(bits for bits in FIDELITIES if bits != 32)
@@ -56,15 +56,17 @@ def code_at(payload: bytes, layout_planes: tuple[tuple[int, int], ...], element:
 
 
 @pytest.mark.parametrize("bits", LOW)
-@pytest.mark.parametrize("refined", [True, False])
-def test_unpacking_gives_the_quantized_matrices(bits: int, refined: bool) -> None:
+@pytest.mark.parametrize("quantizer", [GOBO, Quantizer("none"), Quantizer("converged", 0)])
+def test_unpacking_gives_the_quantized_matrices(bits: int, quantizer: Quantizer) -> None:
     matrices = random_matrices()
-    packed = pack_version(matrices, bits, refined=refined)
+    packed = pack_version(matrices, bits, quantizer)
     unpacked = unpack_version(packed.payload, SHAPES, bits, packed.outliers)
     for name, matrix in matrices.items():
-        expected = fit_gobo(matrix, bits, refined=refined)
+        expected = fit_gobo(matrix, bits, quantizer)
         assert np.array_equal(unpacked[name], expected.dequantized())
-    assert packed.outliers == tuple(fit_gobo(m, bits).outlier_index.size for m in matrices.values())
+    assert packed.outliers == tuple(
+        fit_gobo(m, bits, quantizer).outlier_index.size for m in matrices.values()
+    )
     assert sum(packed.outliers) > 0
 
 
