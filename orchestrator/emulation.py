@@ -3,7 +3,8 @@
 The kernel's limits (control groups) are preferred. They are bursty, so each is measured with the agent's
 own probe first: the sustained rate and, for reads, the median time of single reads at the executor's
 size must both be within ``TOLERANCE`` of the nominal. A limit that cannot be set or does not hold is
-replaced by the agent's throttle; the decision is logged and kept with its reason.
+replaced by the agent's throttle; a virtual device's stays around it, for whoever made the device set it. The
+decision is logged and kept with its reason.
 """
 
 from __future__ import annotations
@@ -121,10 +122,11 @@ def resolve_emulation(
     emulation = _kernel_first(device, spec, site, reasons)
     verified = probe(emulation)
     wrong = deviations(verified)
-    by_kernel = {r: what for r, what in wrong.items() if _mechanism(emulation, r) in HOST_MECHANISMS}
+    by_kernel = {r: what for r, what in wrong.items() if _mechanism(emulation, r) != "agent"}
     if by_kernel:
+        manner = "too" if spec.mechanism.startswith("lab-") else "instead"
         reasons += [
-            f"the kernel's limit does not hold: {what}; the agent throttles instead"
+            f"the kernel's limit does not hold: {what}; the agent throttles {manner}"
             for what in by_kernel.values()
         ]
         _refuse_fallback(device, spec, reasons)

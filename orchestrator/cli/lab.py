@@ -66,7 +66,7 @@ def up(
     success(f"lab up: {len(upped.devices)} devices, {len(upped.started)} of them started now")
     for reason in upped.state.means.reasons:
         warn(reason)
-    note(f"  next: stifarm --inventory {inventory} deploy --devices all")
+    note(f"  next: stifarm --inventory {inventory} demo")
 
 
 @lab_app.command("status")
@@ -152,8 +152,9 @@ def fault(
     limit_s = _duration_s(duration, chosen)
     if limit_s is None:
         faults.inject(lab, device, chosen, seed=seed)
-        note(f"  end it: stifarm lab fault {device} {RESTORE}")
         _tell(json, device, "active", [chosen], f"{device}: {chosen}")
+        if not json:
+            note(f"  end it: stifarm lab fault {device} {RESTORE}{_place(folder)}")
         return
     with steps(quiet=json) as bars, bars.step(f"{device}: {chosen} for {limit_s:g} s"):
         faults.hold(lab, device, chosen, limit_s, seed=seed)
@@ -167,6 +168,11 @@ def _duration_s(text: str | None, kind: FaultKind) -> float | None:
         return parse_duration_ns(text) / 1e9
     except InputError as error:
         raise InputError(f"--for: {error.what}", error.remedy) from error
+
+
+def _place(folder: Path) -> str:
+    """The option that names the lab, where it is needed."""
+    return "" if folder == DEFAULT_FOLDER else f" --dir {folder}"
 
 
 def _tell(json: bool, device: str, what: str, kinds: list[FaultKind], text: str) -> None:

@@ -121,6 +121,17 @@ def test_a_bursty_limit_gives_way_to_the_agent_for_its_resource_only(
     assert "single reads of 262144 bytes take 131072 ns" in resolved.reasons[0]
 
 
+def test_a_virtual_devices_bursty_limit_is_kept_and_the_agent_throttles_too(tmp_path: Path) -> None:
+    device = emulated("{read_bandwidth: 4MB/s, cpu_share: 0.25, mechanism: lab-cgroup-v1}")
+    site, probe = GroupSite.of(device, tmp_path, NO_GROUPS), Bursty(section=0.26)
+    resolved = resolve_emulation(device, site, probe, tmp_path / "d.json")
+    found = resolved.emulation
+    assert (found.io_mechanism, found.cpu_mechanism) == ("lab-cgroup-v1", "agent")
+    assert resolved.verified_within_bounds
+    assert resolved.reasons[0].endswith("the agent throttles too")
+    assert site.enter(found) == ()  # none of it is this host's to set
+
+
 def test_without_groups_the_agent_does_it_and_says_why(tmp_path: Path) -> None:
     device, probe = emulated(BOTH), Bursty()
     resolved = resolve_emulation(
