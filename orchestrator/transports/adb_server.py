@@ -63,10 +63,11 @@ def split_endpoint(text: str) -> tuple[str, str]:
 
 
 class AdbServer:
-    """An adb server on behalf of one device, whose name its errors carry."""
+    """An adb server on behalf of one device, whose name its errors carry. ``mends`` False: none is started,
+    and none of ours that hangs is replaced."""
 
-    def __init__(self, address: ServerAddress, device: str) -> None:
-        self.address, self._device = address, device
+    def __init__(self, address: ServerAddress, device: str, *, mends: bool = True) -> None:
+        self.address, self._device, self._mends = address, device, mends
 
     def open(self, service: str, timeout_s: float) -> AdbSocket:
         """A connection on which the server has accepted a service; a server is started where none is.
@@ -111,7 +112,7 @@ class AdbServer:
     def _mend(self, error: Exception, *, started: bool) -> bool:
         """Whether another try may succeed: a missing server was started, a hung one of ours replaced."""
         try:
-            return self._mended(error, started=started)
+            return self._mends and self._mended(error, started=started)
         except OSError as problem:
             raise StableError(
                 f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
@@ -122,7 +123,7 @@ class AdbServer:
     def _mended(self, error: Exception, *, started: bool) -> bool:
         if isinstance(error, ConnectionRefusedError) and self.address.local:
             with _own(self.address) as record:
-                if not _listens(self.address):
+                if not listens(self.address):
                     self._start(record)
             return True
         if isinstance(error, TimeoutError) and started and self.address.local:
@@ -132,7 +133,7 @@ class AdbServer:
                     return False
                 _log.warning("the adb server that we started hangs", address=str(self.address), pid=pid)
                 os.kill(pid, signal.SIGKILL)
-                self._await(lambda: not _listens(self.address))
+                self._await(lambda: not listens(self.address))
                 self._start(record)
             return True
         # A server that has just been ended resets what was sent to it.
@@ -154,8 +155,8 @@ class AdbServer:
         local = LocalTransport(self._device)
         pid = local.start_detached([program, "-P", port, "nodaemon", "server"], log=str(log), env=environment)
         record.write_text(json.dumps({"pid": pid, "start_ticks": _start_ticks(pid)}))
-        self._await(lambda: _listens(self.address) or _start_ticks(pid) is None)
-        if not _listens(self.address):
+        self._await(lambda: listens(self.address) or _start_ticks(pid) is None)
+        if not listens(self.address):
             record.unlink()
             said = log.read_text(errors="replace").strip()[-300:] if log.exists() else ""
             raise StableError(
@@ -225,7 +226,8 @@ def parse_devices(text: str) -> tuple[Listed, ...]:
     return tuple(listed)
 
 
-def _listens(address: ServerAddress) -> bool:
+def listens(address: ServerAddress) -> bool:
+    """Whether something listens there."""
     try:
         AdbSocket(address, 1).close()
     except OSError:

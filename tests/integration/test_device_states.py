@@ -170,7 +170,9 @@ def test_a_device_of_another_farm_gets_neither_content_nor_jobs_before_it_is_tak
     workdir, content = tmp_path / "device", content_of(tmp_path)
     with farm_with(tmp_path / "first", one("dut", workdir)) as (first, worker):
         dut = first.inventory.devices[0]
-        assert fleet.deploy(first, worker, [dut], *content)[0].error is None
+        device_id, _ = fleet.probe_device(first, worker, dut)
+        with fleet.leased(first, device_id) as lease:
+            worker.deploy("dut", *content, lease)
         with farm_with(tmp_path / "second", one("mine", workdir)) as (second, other):
             mine = second.inventory.devices[0]
             newer = tiny_bundle(tmp_path / "bundles", seed=1), content[1]
