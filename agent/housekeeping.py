@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.chunks import LOCK_WAIT_S
 from agent.errors import BusyError, RefusedError
-from agent.identity import agent_digest, agent_version
+from agent.identity import agent_digest, agent_version, device_identity
 from agent.locks import hold, read_label
 from agent.process import running_pid
 from agent.settings import restore_settings
@@ -26,7 +26,8 @@ _NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|arrived|manifest|safetensors|pa
 
 def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:
     """Which of these digests are here: finished bundles, whose manifests are what they are named after;
-    bundles that were announced; task data. With it what ``version`` says: one answer settles a deploy.
+    bundles that were announced; task data. With it what ``version`` says and who the device is: one answer
+    settles a deploy.
 
     Raises: InputError if one is no digest.
     """
@@ -35,6 +36,7 @@ def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:
         "agent": agent_version(),
         "agent_digest": agent_digest(),
         "protocol": PROTOCOL_VERSION,
+        "identity": device_identity(spool)[0],
         "bundles": [digest for digest in asked if _holds_manifest(spool.bundle(digest), digest)],
         "incoming": [digest for digest in asked if _holds_manifest(spool.incoming_bundle(digest), digest)],
         "tasks": [digest for digest in asked if spool.task(digest).is_file()],

@@ -11,11 +11,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.android import ROOT
 from agent.sensors import SYS, read_int
 from sti_runtime.messages import AndroidSetting, FileSetting, Setting
-
-ANDROID = Path(os.environ.get("STIFARM_ANDROID") or "/")
-"""Android's root; STIFARM_ANDROID names it where it is elsewhere."""
 
 VALUE_CAP = 256
 TARGET_FORM = re.compile(
@@ -140,7 +138,7 @@ def _get_android(target: str) -> str | None:
 
 
 def _android(*words: str) -> str:
-    program = ANDROID / "system/bin/settings"
+    program = ROOT / "system/bin/settings"
     try:
         done = subprocess.run(
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT_S, check=False

@@ -125,7 +125,7 @@ def first_deploys(rig: Rig, rounds: int) -> None:
     ours: list[int] = []
     theirs: list[int] = []
     for number in range(rounds):
-        steps = [
+        steps: list[Callable[[], None]] = [
             lambda: ours.append(rig.timed_deploy()),
             lambda: theirs.append(_timed(lambda: rig.end.put(rig.plain, rig.folder / "copy"))),
         ]

@@ -71,11 +71,18 @@ def _failure(device: str, verb: str, completed: Completed) -> DeviceError:
     text = f"the agent's {verb} failed (exit code {completed.exit_code}): {what}"
     name = str(said.get("type", ""))
     kind = DeviceFullError if name == ResourceError.__name__ else _ERRORS.get(completed.exit_code)
-    if name == "RefusedError" and "belongs to store" in what:
-        remedy = f"If that farm is done with it, take it over: stifarm devices take-over --devices {device}"
+    if name == "RefusedError":
+        remedy = take_over_remedy(device, what) or remedy
     if kind is not None:
         return kind(text, remedy, device=device)
     return AgentError(text, remedy, device=device, error=name)
+
+
+def take_over_remedy(device: str, refusal: str) -> str | None:
+    """What to do when an agent refused because its device belongs to another farm; None for other causes."""
+    if "belongs to store" not in refusal:
+        return None
+    return f"If that farm is done with it, take it over: stifarm devices take-over --devices {device}"
 
 
 def _said(stdout: bytes) -> dict[str, Any]:

@@ -18,9 +18,11 @@ import structlog
 
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.chunk_stream import pack_blocks
+from orchestrator.counterpart import other_protocol
 from orchestrator.errors import AgentError, StableError
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.errors import DigestError, FormatError
+from sti_runtime.journal_format import PROTOCOL_VERSION
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Chunk, Manifest
 from sti_runtime.messages import Lease
 from sti_runtime.records import sha256_hex
@@ -52,8 +54,10 @@ class DeployReport:
 
 @dataclass(frozen=True)
 class Held:
-    """Digests of what a device holds: finished bundles, announced ones, task data. Its own statement."""
+    """Digests of what a device holds: finished bundles, announced ones, task data; who it is. Its own
+    statement."""
 
+    identity: str
     bundles: frozenset[str]
     incoming: frozenset[str]
     tasks: frozenset[str]
@@ -62,13 +66,17 @@ class Held:
     def from_answer(cls, answer: dict[str, Any], device: str) -> Held:
         """Out of an agent's answer to ``has``: not trusted. Raises: StableError."""
         kinds = [answer.get(kind) for kind in ("bundles", "incoming", "tasks")]
-        if not all(isinstance(k, list) and all(isinstance(digest, str) for digest in k) for k in kinds):
+        identity, protocol = answer.get("identity"), answer.get("protocol")
+        if protocol != PROTOCOL_VERSION:
+            raise other_protocol(device, str(protocol)[:20])
+        good = all(isinstance(k, list) and all(isinstance(digest, str) for digest in k) for k in kinds)
+        if not good or not isinstance(identity, str) or not 0 < len(identity) <= 100:
             raise StableError(
                 f"the agent does not say what the device holds ({str(answer)[:80]}).",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=device,
             )
-        return cls(*(frozenset(kind or ()) for kind in kinds))
+        return cls(identity, *(frozenset(kind or ()) for kind in kinds))
 
 
 def ask_held(transport: Transport, spool: str, digests: Sequence[str]) -> Held:

@@ -22,6 +22,7 @@ from db.devices import list_devices
 from db.ingest import ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
 from db.session import Store
+from orchestrator.agent_verbs import take_over_remedy
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
@@ -53,7 +54,12 @@ class Worker(Protocol):
     def look(self, name: str) -> Seen: ...
     def take_over(self, name: str, lease: Lease) -> None: ...
     def deploy(
-        self, name: str, bundle_path: Path, tasks: Sequence[Path] = (), lease: Lease | None = None
+        self,
+        name: str,
+        bundle_path: Path,
+        tasks: Sequence[Path] = (),
+        lease: Lease | None = None,
+        identity: str | None = None,
     ) -> tuple[DeployReport, ...]: ...
     def progress(self, name: str) -> tuple[int, int]: ...
     def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None: ...
@@ -133,7 +139,8 @@ class Outcome:
         if self.refused is not None:
             raise StableError(
                 f"its agent refused job {self.job_id}: {self.refused}",
-                "Run the command again once that is settled; what was measured before is kept.",
+                take_over_remedy(self.request.device, self.refused)
+                or "Run the command again once that is settled; what was measured before is kept.",
                 device=self.request.device,
             )
         raise StableError(

@@ -15,6 +15,7 @@ from db.devices import latest_facts, list_devices, record_facts, register_device
 from db.documents import parse
 from db.errors import LeaseHeldError
 from db.leases import release_lease
+from orchestrator.counterpart import other_protocol, refuse_replaced
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import Worker, take_lease
@@ -71,11 +72,7 @@ def register_facts(
     for one device.
     """
     if facts.protocol != PROTOCOL_VERSION:
-        raise StableError(
-            f"its agent speaks protocol {facts.protocol}, this stifarm {PROTOCOL_VERSION}.",
-            "Install the same version of stifarm on both sides.",
-            device=device.name,
-        )
+        raise other_protocol(device.name, str(facts.protocol))
     _refuse_doubles(farm, worker, device, facts)
     with farm.store.session() as session:
         if not replaced:
@@ -105,21 +102,11 @@ def register_facts(
         return row.id
 
 
-def _machine(identity: str) -> str:
-    """The hardware's part of an identity; behind it stands what tells emulated devices of a machine apart."""
-    return identity.partition("/")[0]
-
-
 def _refuse_replaced(session: Session, device: Device, facts: DeviceFacts) -> None:
     """Raises: StableError when the store knows other hardware under the device's name."""
     before = next((row for row in list_devices(session) if row.name == device.name), None)
-    if before is not None and _machine(before.identity) != _machine(facts.identity):
-        raise StableError(
-            f"it is now other hardware ({facts.identity}); before it was {before.identity}.",
-            f"If that is on purpose: stifarm devices probe --devices {device.name}. What was measured on the "
-            "other device is kept.",
-            device=device.name,
-        )
+    if before is not None:
+        refuse_replaced(device.name, before=before.identity, now=facts.identity)
 
 
 def _refuse_doubles(farm: Farm, worker: Worker, device: Device, facts: DeviceFacts) -> None:
@@ -232,18 +219,19 @@ def deploy(
     done: Callable[[Deployed], None] | None = None,
 ) -> list[Deployed]:
     """Bring a bundle and task data to devices and remove content that is current nowhere any more; one
-    device's failure stops no other. ``verify``: read all of it back there and check its digests.
+    device's failure stops no other. ``verify``: read all of it back there and check its digests. Other
+    hardware than the store knows under a name is told at the first question, and gets nothing.
     """
     with farm.store.reader() as session:
-        known = {row.name: row.id for row in list_devices(session)}
+        known = {row.name: (row.id, row.identity) for row in list_devices(session)}
     results = []
     for device in devices:
         reports: list[DeployReport] = []
         error: StifarmError | None = None
         try:
-            device_id = known.get(device.name) or probe_device(farm, worker, device)[0]
+            device_id, identity = known.get(device.name) or _probed(farm, worker, device)
             with leased(farm, device_id) as lease:
-                reports.extend(worker.deploy(device.name, bundle, tasks, lease))
+                reports.extend(worker.deploy(device.name, bundle, tasks, lease, identity))
                 if any(not report.already for report in reports):
                     worker.collect(device.name, current_content(farm), lease)
                 if verify:
@@ -254,6 +242,11 @@ def deploy(
         if done is not None:
             done(results[-1])
     return results
+
+
+def _probed(farm: Farm, worker: Worker, device: Device) -> tuple[int, str]:
+    device_id, facts = probe_device(farm, worker, device)
+    return device_id, facts.identity
 
 
 def current_content(farm: Farm) -> tuple[str, ...]:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from importlib import util
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from orchestrator.discovery import Found, ask_server, servers_of
 from orchestrator.doctor import LITTLE_SPACE_BYTES, Finding
+from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
+from orchestrator.transports.adb_server import find_adb, listens, server_address
+from orchestrator.transports.adb_socket import ServerAddress
 from sti_runtime.units import format_bytes
-
-ADB_PORT = 5037
-_CONNECT_LIMIT_S = 2.0
 
 
 def host_findings(home: Path, devices: Sequence[Device], environment: Mapping[str, str]) -> list[Finding]:
     """Everything looked at; nothing is started or changed."""
     transports = {device.transport for device in devices}
     found = [_compiler(), _ray(), _disk(home)]
-    if "adb" in transports:
-        found.append(_adb_server(environment))
+    found += _adb(devices, environment)
     if "ssh" in transports:
         found.append(_ssh_agent(environment))
     return found
@@ -50,18 +49,43 @@ def _disk(home: Path) -> Finding:
     return Finding("disk", "ok", f"{format_bytes(free)} free below {home}")
 
 
-def _adb_server(environment: Mapping[str, str]) -> Finding:
-    """Source: adb's manual, environment: ANDROID_ADB_SERVER_PORT."""
-    given = environment.get("ANDROID_ADB_SERVER_PORT", "")
-    port = int(given) if given.isascii() and given.isdecimal() and 0 < int(given) < 1 << 16 else ADB_PORT
+def _adb(devices: Sequence[Device], environment: Mapping[str, str]) -> list[Finding]:
+    """Every adb server that the inventory names, and the usual one where it runs, with what they list."""
+    usual, *others = servers_of(devices, environment)
+    named = {server_address(d.adb_server, environment) for d in devices if d.transport == "adb"}
+    found = []
+    for address in (usual, *others):
+        if address in named or listens(address):
+            found += _adb_server(address, devices, environment)
+    return found
+
+
+def _adb_server(
+    address: ServerAddress, devices: Sequence[Device], environment: Mapping[str, str]
+) -> list[Finding]:
+    """One server: asked where it runs, never started."""
+    if address.local and not listens(address):
+        if find_adb() is None:
+            return [Finding("adb", "problem", f"no server at {address}, and no adb to start one with",
+                            "Install adb, or stifarm again: its package adbutils brings one.")]  # fmt: skip
+        return [Finding("adb", "ok", f"no server at {address}; one is started when a device needs it")]
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_LIMIT_S):
-            return Finding("adb", "ok", f"a server answers on port {port}; it is used as it is")
-    except OSError:
-        if shutil.which("adb") is None and util.find_spec("adbutils") is None:
-            return Finding("adb", "problem", f"no server on port {port}, and no adb to start one with",
-                           "Install adb, or stifarm again: its package adbutils brings one.")  # fmt: skip
-        return Finding("adb", "ok", f"no server on port {port}; one is started when a device needs it")
+        listed = ask_server(address, devices, environment)
+    except DeviceError as error:
+        return [Finding("adb", "problem", error.what.removeprefix(f"{error.device}: "), error.remedy)]
+    answers = Finding("adb", "ok", f"a server answers at {address}; it is used as it is")
+    return [answers, *(finding for one in listed for finding in _phone(one))]
+
+
+def _phone(one: Found) -> list[Finding]:
+    """A device that is listed and cannot be used, or that the inventory lacks."""
+    called = " ".join(part for part in (one.model, one.serial) if part)
+    if one.name is not None:
+        return [Finding(one.name, "problem", one.what, one.remedy)] if one.what else []
+    if one.what:
+        return [Finding(called, "note", f"plugged in, not in the inventory: {one.what}", one.remedy)]
+    remedy = "To use it, add the lines that stifarm devices discover prints."
+    return [Finding(called, "note", "plugged in, not in the inventory", remedy)]
 
 
 def _ssh_agent(environment: Mapping[str, str]) -> Finding:

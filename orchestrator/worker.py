@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import structlog
 
 from orchestrator.agent_push import AgentFile, PushedAgent, agent_file, bring_agent, device_architecture
-from orchestrator.agent_verbs import call_agent, lease_arguments
+from orchestrator.agent_verbs import call_agent, lease_arguments, take_over_remedy
 from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hierarchies
+from orchestrator.counterpart import refuse_replaced
 from orchestrator.deploy import (
     COMMIT_TIMEOUT_S,
     DeployReport,
@@ -150,17 +151,25 @@ class HostWorker:
     # -------------------------------------------------------------- deploying
 
     def deploy(
-        self, name: str, bundle_path: Path, tasks: Sequence[Path] = (), lease: Lease | None = None
+        self,
+        name: str,
+        bundle_path: Path,
+        tasks: Sequence[Path] = (),
+        lease: Lease | None = None,
+        identity: str | None = None,
     ) -> tuple[DeployReport, ...]:
         """Bring a bundle and task data to the device, the agent too where it is missing; a report of each.
 
-        Where nothing lacks, one command is all that goes over the link.
+        Where nothing lacks, one command is all that goes over the link. ``identity``: the device that it is
+        meant for; other hardware gets no content, but a StableError.
         """
         digests = [bundle_digest(bundle_path), *(file_digest(path) for path in tasks)]
         spool, forward = self.spool(name), self._forward(name)
 
         def act() -> tuple[DeployReport, ...]:
             transport, held = self._held(name, digests)
+            if identity is not None:
+                refuse_replaced(name, before=identity, now=held.identity)
             bundle = deploy_bundle(transport, spool, bundle_path, forward, lease=lease, held=held)
             rows = [
                 deploy_task_data(transport, spool, path, forward, lease=lease, held=held) for path in tasks
@@ -389,7 +398,8 @@ class HostWorker:
         if verified is None:
             raise StableError(
                 f"its emulation could not be verified: {cause or polled.state}",
-                "See what the agent says; then run the command again.",
+                take_over_remedy(device.name, cause)
+                or "See what the agent says; then run the command again.",
                 device=device.name,
             )
         self._forget_ended(transport, device, job)

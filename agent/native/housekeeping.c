@@ -62,13 +62,16 @@ static void write_here(Text *out, const Spool *spool, const char *kind, char *co
 
 static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-/* With what `version` says, so that one answer settles a deploy. */
+/* With what `version` says and who the device is, so that one answer settles a deploy. */
 StiCode verb_has(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
   (void)exit_code;
   Arguments arguments;
   Spool spool;
+  char identity[IDENTITY_TEXT];
+  const char *source;
   STI_TRY(arguments_open(argc, argv, 0, TAKES_DIGESTS, &arguments, &spool, error));
   STI_TRY(agent_digest_known(error));
+  STI_TRY(device_identity(&spool, identity, &source, error));
   for (int i = 0; i < arguments.digest_count; i++) STI_TRY(check_digest(arguments.digests[i], error));
   if (arguments.digest_count > 0)
     qsort(arguments.digests, (size_t)arguments.digest_count, sizeof *arguments.digests, by_text);
@@ -76,6 +79,7 @@ StiCode verb_has(int argc, char **argv, Text *out, int *exit_code, StiError *err
   json_text_field(out, "agent", agent_version());
   json_text_field(out, "agent_digest", agent_digest());
   write_here(out, &spool, "bundles", arguments.digests, arguments.digest_count);
+  json_text_field(out, "identity", identity);
   write_here(out, &spool, "incoming", arguments.digests, arguments.digest_count);
   json_int_field(out, "protocol", PROTOCOL_VERSION);
   write_here(out, &spool, "tasks", arguments.digests, arguments.digest_count);

@@ -1,8 +1,8 @@
-"""Verbs about devices: list, probe, clean, take-over."""
+"""Verbs about devices: list, discover, probe, clean, take-over."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -11,8 +11,9 @@ from db.devices import latest_facts, list_devices
 from db.documents import parse
 from orchestrator import fleet
 from orchestrator.cli.context import DevicesOption, JsonOption, Session, driving, farm_of
+from orchestrator.cli.discover import discover
 from orchestrator.cli.output import emit_json, fail, success, table
-from orchestrator.cli.over_devices import finish
+from orchestrator.cli.over_devices import finish, on_each
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
 from orchestrator.farm import Farm
@@ -22,6 +23,7 @@ from sti_runtime.errors import StifarmError
 from sti_runtime.units import format_bytes, format_rate
 
 devices_app = typer.Typer(no_args_is_help=True, help="The devices of the inventory.")
+devices_app.command("discover")(discover)
 
 
 @devices_app.command("list")
@@ -140,11 +142,18 @@ Probed = tuple[Device, DeviceFacts, Seen]
 
 
 def _probe_all(farm: Farm, session: Session) -> tuple[list[Probed], list[StifarmError]]:
+    """Facts read side by side, registered in the order of the devices."""
+
+    def read(device: Device) -> tuple[DeviceFacts, Seen]:
+        return session.worker.facts(device.name), session.worker.look(device.name)
+
     found: list[Probed] = []
     errors: list[StifarmError] = []
-    for device in session.devices:
+    for device, answer in on_each(session, "probe", read, quiet=False):
         try:
-            facts, seen = session.worker.facts(device.name), session.worker.look(device.name)
+            if isinstance(answer, StifarmError):
+                raise answer
+            facts, seen = answer
             fleet.register_facts(farm, session.worker, device, facts, seen=seen, replaced=True)
             found.append((device, facts, seen))
         except StifarmError as error:
@@ -159,25 +168,29 @@ def clean(context: typer.Context, devices: DevicesOption, json: JsonOption = Fal
 
     What is in the store stays. Example: stifarm devices clean --devices board-slow-io
     """
-    errors: list[StifarmError | None] = []
-    answers = []
     with farm_of(context) as farm, driving(farm, devices) as session:
-        for device in session.devices:
-            try:
-                device_id, _ = fleet.probe_device(farm, session.worker, device)
-                with fleet.leased(farm, device_id) as lease:
-                    answer = session.worker.clean(device.name, lease)
-                answers.append({"device": device.name, **answer})
-                lose_attempts(farm.store, device.name)
-                errors.append(None)
-                if not json:
-                    success(f"{device.name}: clean")
-            except StifarmError as error:
-                fail(error)
-                errors.append(error)
+
+        def clean_one(device: Device) -> dict[str, Any]:
+            device_id, _ = fleet.probe_device(farm, session.worker, device)
+            with fleet.leased(farm, device_id) as lease:
+                answer = session.worker.clean(device.name, lease)
+            lose_attempts(farm.store, device.name)
+            return {"device": device.name, **answer}
+
+        cleaned = on_each(session, "clean", clean_one, quiet=json)
+    _tell(cleaned, "clean", quiet=json)
     if json:
-        emit_json(answers)
-    finish(errors)
+        emit_json([answer for _, answer in cleaned if not isinstance(answer, StifarmError)])
+    finish([answer if isinstance(answer, StifarmError) else None for _, answer in cleaned])
+
+
+def _tell(answers: Sequence[tuple[Device, object]], done: str, *, quiet: bool) -> None:
+    """A line for each device, in their order."""
+    for device, answer in answers:
+        if isinstance(answer, StifarmError):
+            fail(answer)
+        elif not quiet:
+            success(f"{device.name}: {done}")
 
 
 @devices_app.command("take-over")
@@ -187,19 +200,16 @@ def take_over(context: typer.Context, devices: DevicesOption, json: JsonOption =
     The other farm's jobs there end before their next unit, and its commands are refused from now on.
     Example: stifarm devices take-over --devices phone-a
     """
-    errors: list[StifarmError | None] = []
     with farm_of(context) as farm, driving(farm, devices) as session:
-        for device in session.devices:
-            try:
-                device_id, _ = fleet.probe_device(farm, session.worker, device)
-                with fleet.leased(farm, device_id) as lease:
-                    session.worker.take_over(device.name, lease)
-                errors.append(None)
-                if not json:
-                    success(f"{device.name}: belongs to this farm")
-            except StifarmError as error:
-                fail(error)
-                errors.append(error)
+
+        def take(device: Device) -> str:
+            device_id, _ = fleet.probe_device(farm, session.worker, device)
+            with fleet.leased(farm, device_id) as lease:
+                session.worker.take_over(device.name, lease)
+            return device.name
+
+        taken = on_each(session, "take over", take, quiet=json)
+    _tell(taken, "belongs to this farm", quiet=json)
     if json:
-        emit_json([device.name for device, error in zip(session.devices, errors, strict=True) if not error])
-    finish(errors)
+        emit_json([answer for _, answer in taken if not isinstance(answer, StifarmError)])
+    finish([answer if isinstance(answer, StifarmError) else None for _, answer in taken])

@@ -42,6 +42,8 @@ def doctor(
         ]
         if devices is not None:
             with driving(farm, devices) as session:
+                examined = {device.name for device in session.devices}
+                findings = [finding for finding in findings if finding.subject not in examined]
                 findings += _device_findings(farm, session)
     if json:
         emit_json([asdict(finding) for finding in findings])

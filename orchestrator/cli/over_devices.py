@@ -73,6 +73,27 @@ def _deploy_one(session: Session, work: Work, bars: Steps, device: Device, *, ve
         return result
 
 
+def on_each(
+    session: Session, label: str, action: Callable[[Device], T], *, quiet: bool
+) -> list[tuple[Device, T | StifarmError]]:
+    """What ``action`` gives for every chosen device, or its error; all side by side, each with a bar.
+
+    Nothing may be timed in it. Answers are in the order of the devices, however long one takes.
+    """
+
+    def one(device: Device) -> T | StifarmError:
+        with bars.step(f"{device.name}: {label}"):
+            try:
+                return action(device)
+            except StifarmError as error:
+                return error
+
+    with steps(quiet=quiet) as bars:
+        answers = side_by_side([[device] for device in session.devices], one, session.farm.stop)
+        done = {device.name: answer for device, answer in answers}
+    return [(device, done[device.name]) for device in session.devices]
+
+
 def ready_with_content(session: Session, work: Work, name: str) -> ReadyDevice:
     """A device of the inventory, ready, with bundle and rows on it. Raises: DeviceError, LeaseHeldError."""
     device = next(item for item in session.farm.inventory.devices if item.name == name)

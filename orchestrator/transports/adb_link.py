@@ -12,6 +12,7 @@ import structlog
 from orchestrator.errors import DeviceError, LinkError, StableError, near
 from orchestrator.transports.adb_server import AdbServer, Listed, split_endpoint
 from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError
+from orchestrator.transports.adb_states import NO_PERMISSION, READY, Trouble, trouble_of
 
 DEFAULT_DAEMON_PORT = 5555
 ANSWER_S = 20.0
@@ -34,7 +35,7 @@ class AdbLink:
 
     def __init__(self, device: str, server: AdbServer, *, serial: str | None, address: str | None) -> None:
         self.device, self._server = device, server
-        self._address = None if address is None else _with_port(address)
+        self._address = None if address is None else with_port(address)
         self.serial = serial or self._address or ""
         self._mending = threading.Lock()
         self._features: frozenset[str] | None = None
@@ -128,7 +129,7 @@ class AdbLink:
                 listed = self._server.devices()
                 state = next((each.state for each in listed if each.serial == self.serial), "absent")
                 now = time.monotonic()
-                if state == "device":
+                if state == READY:
                     return
                 stale = state == "offline" and now - began > _STALE_S
                 if self._address is not None and not connected and (state == "absent" or stale):
@@ -165,23 +166,9 @@ class AdbLink:
 
     def _unreachable(self, state: str, listed: tuple[Listed, ...]) -> DeviceError:
         """Why a device in that state cannot be used, and what to do."""
-        if state == "unauthorized":
-            return StableError(
-                "the device has not authorized this computer.",
-                "Unlock it and accept the question 'Allow USB debugging?'; if none appears, revoke"
-                " authorizations in its developer options and plug it in again.",
-                device=self.device,
-            )
-        if state.startswith("no permissions"):
-            return self._no_permission()
-        if state in ("offline", "connecting", "authorizing", "detached"):
-            return LinkError(
-                f"the device is {state}.", "Wait, or unplug it and plug it in again.", device=self.device
-            )
-        if state != "absent":
-            return StableError(
-                f"the device is in state {state[:40]!r}.", "Boot it into Android.", device=self.device
-            )
+        trouble = None if state == "absent" else trouble_of(state)
+        if trouble is not None:
+            return self._error(trouble)
         if self._was_there:
             return LinkError(
                 f"the device {self.serial} is gone.",
@@ -189,7 +176,7 @@ class AdbLink:
                 device=self.device,
             )
         if any(each.state.startswith("no permissions") for each in listed):
-            return self._no_permission()
+            return self._error(NO_PERMISSION)
         there = near(self.serial, [each.serial for each in listed])
         return StableError(
             f"the adb server sees no device {self.serial}. {there}",
@@ -198,15 +185,12 @@ class AdbLink:
             device=self.device,
         )
 
-    def _no_permission(self) -> StableError:
-        return StableError(
-            "this user may not open the device's USB port.",
-            "Install Android's udev rules (on Debian: apt install android-sdk-platform-tools-common), join"
-            " the group plugdev, plug the device in again, and restart the adb server.",
-            device=self.device,
-        )
+    def _error(self, trouble: Trouble) -> DeviceError:
+        kind = LinkError if trouble.passing else StableError
+        return kind(trouble.what, trouble.remedy, device=self.device)
 
 
-def _with_port(address: str) -> str:
+def with_port(address: str) -> str:
+    """The address of a daemon as the server lists it."""
     host, port = split_endpoint(address)
     return f"{host}:{port or DEFAULT_DAEMON_PORT}"

@@ -65,7 +65,8 @@ def split_endpoint(text: str) -> tuple[str, str]:
 
 
 class AdbServer:
-    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start one there."""
+    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start one there, and
+    replace one of ours that hangs."""
 
     def __init__(self, address: ServerAddress, device: str, *, ours: bool = False) -> None:
         self.address, self._device = address, device
@@ -125,7 +126,7 @@ class AdbServer:
     def _mended(self, error: Exception, *, started: bool) -> bool:
         if isinstance(error, ConnectionRefusedError) and self._ours:
             with _own(self.address) as record:
-                if not _listens(self.address):
+                if not listens(self.address):
                     self._start(record)
             return True
         if isinstance(error, TimeoutError) and started and self._ours:
@@ -135,7 +136,7 @@ class AdbServer:
                     return False
                 _log.warning("the adb server that we started hangs", address=str(self.address), pid=pid)
                 os.kill(pid, signal.SIGKILL)
-                self._await(lambda: not _listens(self.address))
+                self._await(lambda: not listens(self.address))
                 self._start(record)
             return True
         # A server that has just been ended resets what was sent to it.
@@ -157,8 +158,8 @@ class AdbServer:
         local = LocalTransport(self._device)
         pid = local.start_detached([program, "-P", port, "nodaemon", "server"], log=str(log), env=environment)
         record.write_text(json.dumps({"pid": pid, "start_ticks": _start_ticks(pid)}))
-        self._await(lambda: _listens(self.address) or _start_ticks(pid) is None)
-        if not _listens(self.address):
+        self._await(lambda: listens(self.address) or _start_ticks(pid) is None)
+        if not listens(self.address):
             record.unlink()
             said = log.read_text(errors="replace").strip()[-300:] if log.exists() else ""
             raise StableError(
@@ -232,7 +233,8 @@ def parse_devices(text: str) -> tuple[Listed, ...]:
     return tuple(listed)
 
 
-def _listens(address: ServerAddress) -> bool:
+def listens(address: ServerAddress) -> bool:
+    """Whether something listens there."""
     try:
         AdbSocket(address, 1).close()
     except OSError:

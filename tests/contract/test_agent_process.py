@@ -17,6 +17,7 @@ from agent.identity import boot_id
 from agent.journal import Journal
 from agent.sensors import read_sensors
 from agent.spool import Spool
+from sti_runtime.journal_format import PROTOCOL_VERSION
 from sti_runtime.messages import (
     Job,
     ProbeResult,
@@ -48,7 +49,7 @@ def written_journal(spool: Spool, job: Job) -> Path:
     journal.append(
         StartRecord(
             type="start", job=job.id, attempt=job.attempt, lease=job.lease, first_unit=0, agent="test",
-            agent_digest="0" * 64, protocol=1, emulated=False, sensors=sensors,
+            agent_digest="0" * 64, protocol=PROTOCOL_VERSION, emulated=False, sensors=sensors,
         )
     )  # fmt: skip
     for unit in range(len(job.units)):

@@ -17,12 +17,16 @@ from db.models import EventRow
 from orchestrator import fleet
 from orchestrator.cli.context import Session
 from orchestrator.cli.doctor import examine
+from orchestrator.dispatch import Request, run_job
 from orchestrator.doctor import findings_of
 from orchestrator.errors import AgentError, DeviceError, StableError
 from orchestrator.farm import Farm, open_farm
+from orchestrator.fleet import ReadyDevice
 from orchestrator.settings import load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.device_facts import DeviceFacts
+from sti_runtime.messages import ProbeUnit
+from tests.agent_data import tiny_bundle
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 
@@ -88,6 +92,30 @@ def test_other_hardware_behind_a_name_is_refused_until_it_is_probed(tmp_path: Pa
             assert len(events) == 1
 
 
+def test_other_hardware_behind_a_name_gets_no_content(tmp_path: Path) -> None:
+    content = content_of(tmp_path)
+    with farm_with(tmp_path, one("dut", tmp_path / "w")) as (farm, worker):
+        device = farm.inventory.devices[0]
+        fleet.probe_device(farm, OtherHardware(farm.settings, farm.inventory.devices), device)
+        (refused,) = fleet.deploy(farm, worker, [device], *content)
+        assert isinstance(refused.error, StableError)
+        assert "dut: it is now other hardware" in refused.error.what
+        assert "before it was 0123456789abcdef" in refused.error.what
+        assert "stifarm devices probe --devices dut" in refused.error.remedy
+        assert {path.name for path in (tmp_path / "w").iterdir() if any(path.iterdir())} == {"bin"}
+        fleet.register_facts(farm, worker, device, worker.facts("dut"), replaced=True)
+        (deployed,) = fleet.deploy(farm, worker, [device], *content)
+        assert deployed.error is None
+        assert [report.already for report in deployed.reports] == [False, False]
+
+
+def content_of(folder: Path) -> tuple[Path, list[Path]]:
+    """A bundle and a file that stands for task data."""
+    rows = folder / "rows.safetensors"
+    rows.write_bytes(b"rows")
+    return tiny_bundle(folder / "bundles"), [rows]
+
+
 def test_what_the_host_saw_stays_in_the_store(tmp_path: Path) -> None:
     with farm_with(tmp_path, one("dut", tmp_path / "w")) as (farm, worker):
         device = farm.inventory.devices[0]
@@ -134,6 +162,52 @@ def test_a_device_of_another_farm_is_taken_over_only_explicitly(tmp_path: Path) 
                 other.collect("mine", (), lease)
         with fleet.leased(first, device_id) as lease, pytest.raises(AgentError, match="belongs to store"):
             worker.collect("dut", (), lease)
+
+
+def test_a_device_of_another_farm_gets_neither_content_nor_jobs_before_it_is_taken_over(
+    tmp_path: Path,
+) -> None:
+    workdir, content = tmp_path / "device", content_of(tmp_path)
+    with farm_with(tmp_path / "first", one("dut", workdir)) as (first, worker):
+        dut = first.inventory.devices[0]
+        device_id, _ = fleet.probe_device(first, worker, dut)
+        with fleet.leased(first, device_id) as lease:
+            worker.deploy("dut", *content, lease)
+        with farm_with(tmp_path / "second", one("mine", workdir)) as (second, other):
+            mine = second.inventory.devices[0]
+            newer = tiny_bundle(tmp_path / "bundles", seed=1), content[1]
+            (refused,) = fleet.deploy(second, other, [mine], *newer)
+            assert isinstance(refused.error, AgentError)
+            assert "stifarm devices take-over --devices mine" in refused.error.remedy
+            assert not any(path.is_dir() for path in (workdir / "incoming").iterdir())  # announced, no more
+            # With nothing to send a deploy changes nothing; a job is refused by the agent itself.
+            assert fleet.deploy(second, other, [mine], *content)[0].error is None
+            request = probe_request(fleet.ready_device(second, other, mine, content[0].name))
+            outcome = run_job(second.store, other, second.owner, request)
+            with pytest.raises(StableError, match="belongs to store") as failed:
+                outcome.require_complete()
+            assert "stifarm devices take-over --devices mine" in failed.value.remedy
+            with fleet.leased(second, request.device_id) as lease:
+                other.take_over("mine", lease)
+            assert fleet.deploy(second, other, [mine], *newer)[0].error is None
+            assert run_job(second.store, other, second.owner, request).complete
+        (lost,) = fleet.deploy(first, worker, [dut], *content)
+        assert isinstance(lost.error, AgentError)  # the new owner's deploy has removed what it does not know
+        assert "stifarm devices take-over --devices dut" in lost.error.remedy
+
+
+def probe_request(ready: ReadyDevice) -> Request:
+    """One reading of the sensors, as a job."""
+    return Request(
+        device=ready.name,
+        device_id=ready.device_id,
+        agent_digest=ready.facts.agent_digest,
+        target=ready.target,
+        kind="probe",
+        bundle=None,
+        task_data=None,
+        units=(ProbeUnit(number=0, kind="probe"),),
+    )
 
 
 # ------------------------------------------------------------------ work folders

@@ -16,7 +16,7 @@ from agent.sensors import read_sensors
 from agent.spool import Spool
 from orchestrator.toolchain import SOURCE_FOLDERS
 from sti_runtime.errors import StifarmError
-from sti_runtime.journal_format import parse_lines
+from sti_runtime.journal_format import PROTOCOL_VERSION, parse_lines
 from sti_runtime.messages import (
     FailureRecord,
     Job,
@@ -109,7 +109,7 @@ def journal_lines(spool: Spool, job: Job) -> int:
 def start_record(spool: Spool, job: Job) -> StartRecord:
     return StartRecord(
         type="start", job=job.id, attempt=job.attempt, lease=job.lease, first_unit=0, agent="test",
-        agent_digest="0" * 64, protocol=1, emulated=False, sensors=read_sensors(spool.root),
+        agent_digest="0" * 64, protocol=PROTOCOL_VERSION, emulated=False, sensors=read_sensors(spool.root),
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from agent.journal import Journal, scan
 from agent.locks import hold, hold_machine
 from agent.spool import Spool
 from sti_runtime.errors import FormatError, StifarmError
-from sti_runtime.journal_format import LINE_CAP_BYTES, encode_line, read_records
+from sti_runtime.journal_format import LINE_CAP_BYTES, PROTOCOL_VERSION, encode_line, read_records
 from sti_runtime.messages import (
     RECORD_CAP_BYTES,
     EndRecord,
@@ -87,7 +87,7 @@ def spool(tmp_path: Path) -> Spool:
 
 def test_version_is_the_packages_and_the_digest_the_files(agent: Agent) -> None:
     code, report = finish(agent.in_environment(STIFARM_ISA="portable").start("version"))
-    assert (code, report["protocol"]) == (0, 1)
+    assert (code, report["protocol"]) == (0, PROTOCOL_VERSION)
     assert report["agent"] == f"stifarm-agent-native {package_version('stifarm')} x86_64 portable"
     assert report["agent_digest"] == hashlib.sha256(Path(agent.argv[0]).read_bytes()).hexdigest()
 
@@ -570,7 +570,7 @@ def test_a_journal_is_begun_by_one_agent_and_ended_by_the_other(agent: Agent, sp
     assert units_done(records) == list(range(10))
     assert [r.payload.first_unit for r in records if isinstance(r.payload, StartRecord)] == [0, 3]
     start = next(r.payload for r in records[4:] if isinstance(r.payload, StartRecord))
-    assert (start.lease, start.protocol, start.emulated) == (job.lease, 1, False)
+    assert (start.lease, start.protocol, start.emulated) == (job.lease, PROTOCOL_VERSION, False)
     assert "cut off 6 bytes" in (path.parent / "agent.log").read_text()
 
     whole = path.read_bytes()

@@ -148,20 +148,17 @@ def test_two_names_of_one_device_are_found() -> None:
 
 
 def test_this_host_can_build_and_says_what_of_adb_and_ssh_is_there(tmp_path: Path) -> None:
-    found = {finding.subject: finding for finding in host_findings(tmp_path, [DEVICE], {})}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    nowhere = {"ANDROID_ADB_SERVER_PORT": port}
+    found = {finding.subject: finding for finding in host_findings(tmp_path, [DEVICE], nowhere)}
     assert set(found) == {"compiler", "Ray", "disk"}
     assert (found["compiler"].state, found["Ray"].state) == ("ok", "ok")
     phone, board = replace(DEVICE, transport="adb"), replace(DEVICE, transport="ssh")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-        running = {"ANDROID_ADB_SERVER_PORT": port, "SSH_AUTH_SOCK": str(tmp_path / "gone")}
-        found = {finding.subject: finding for finding in host_findings(tmp_path, [phone, board], running)}
-        assert f"answers on port {port}" in found["adb"].text
-        assert found["ssh agent"].state == "note"
-    found = {
-        finding.subject: finding
-        for finding in host_findings(tmp_path, [phone, board], {"ANDROID_ADB_SERVER_PORT": port})
-    }
+    stale = {**nowhere, "SSH_AUTH_SOCK": str(tmp_path / "gone")}
+    found = {finding.subject: finding for finding in host_findings(tmp_path, [phone, board], stale)}
+    assert found["ssh agent"].state == "note"
+    found = {finding.subject: finding for finding in host_findings(tmp_path, [phone, board], nowhere)}
     assert "one is started" in found["adb"].text
     assert "none" in found["ssh agent"].text
 

@@ -1,0 +1,104 @@
+"""The verb devices discover: what adb servers see, and the inventory's lines for what it lacks."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from orchestrator.cli.context import JsonOption, farm_of
+from orchestrator.cli.output import emit_json, fail, note, out, table
+from orchestrator.discovery import Found, ask_server, entries_for, servers_of
+from orchestrator.errors import DeviceError
+from orchestrator.inventory import Device
+from orchestrator.transports.adb_server import listens
+from sti_runtime.errors import StifarmError
+
+NOTHING = """\
+No phone is seen. Check:
+  - on the phone: Settings > About phone, tap Build number seven times; then Developer options > USB debugging
+  - the cable: many only charge; another cable or port
+  - on this computer: Android's udev rules (Debian: android-sdk-platform-tools-common), the group plugdev
+  - a phone in the network: its adb over TCP (adb tcpip 5555); in the inventory: address: "HOST:5555"\
+"""
+BOARD = """\
+A board over ssh is not discovered; add it by hand, then: stifarm doctor --devices my-board
+  - name: my-board
+    transport: ssh
+    address: "user@host:22"      # a host of ~/.ssh/config will do
+    labels:
+      kind: board\
+"""
+
+
+def discover(context: typer.Context, json: JsonOption = False) -> None:
+    """List the phones that adb servers see, with ready inventory entries for those that the inventory lacks.
+
+    Example: stifarm devices discover
+    """
+    with farm_of(context) as farm:
+        devices, path = farm.inventory.devices, farm.settings.inventory
+    found, errors = _look(devices)
+    usual = servers_of(devices, os.environ)[0]
+    entries = entries_for(found, [device.name for device in devices], usual)
+    if json:
+        emit_json([_document(one, entries.get(one)) for one in found])
+    else:
+        _show(found, entries, str(path))
+    raise typer.Exit(1 if errors and not found else 0)
+
+
+def _look(devices: tuple[Device, ...]) -> tuple[list[Found], list[StifarmError]]:
+    """What every server lists. The usual one is started where it does not run; others are not."""
+    found: list[Found] = []
+    errors: list[StifarmError] = []
+    usual, *others = servers_of(devices, os.environ)
+    for address in (usual, *others):
+        if address != usual and not listens(address):
+            note(f"no adb server runs at {address}")
+            continue
+        try:
+            found += ask_server(address, devices, os.environ, start=address == usual)
+        except DeviceError as error:
+            fail(error)
+            errors.append(error)
+    return found, errors
+
+
+def _document(one: Found, entry: str | None) -> dict[str, str | None]:
+    return {
+        "adb_server": str(one.server),
+        "serial": one.serial,
+        "state": one.state,
+        "model": one.model or None,
+        "device": one.name,
+        "what": one.what or None,
+        "remedy": one.remedy or None,
+        "entry": entry,
+    }
+
+
+def _show(found: list[Found], entries: dict[Found, str], inventory: str) -> None:
+    if not found:
+        note(NOTHING)
+    else:
+        table(
+            "Phones",
+            ("serial", "state", "model", "adb server", "in the inventory", "what to do"),
+            [
+                (
+                    one.serial,
+                    one.state,
+                    one.model or "–",
+                    str(one.server),
+                    one.name or "no",
+                    one.remedy or ("" if one.name else "add the lines below"),
+                )
+                for one in found
+            ],
+        )
+    if entries:
+        note(f"Below devices: in {inventory}, add:")
+        for entry in entries.values():
+            out.print(entry, markup=False, soft_wrap=True)
+    note(BOARD)
