@@ -65,8 +65,8 @@ def split_endpoint(text: str) -> tuple[str, str]:
 
 
 class AdbServer:
-    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start one there, and
-    replace one of ours that hangs."""
+    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start one there,
+    and replace one of ours that hangs."""
 
     def __init__(self, address: ServerAddress, device: str, *, ours: bool = False) -> None:
         self.address, self._device = address, device
