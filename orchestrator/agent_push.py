@@ -71,7 +71,7 @@ class _WrongFileError(Exception):
 def device_architecture(transport: Transport) -> str:
     """The device's architecture, asked without an agent. Raises: StableError when ours has none for it."""
     said = transport.run(["uname", "-m"], timeout_s=_ANSWER_LIMIT_S)
-    machine = said.stdout.decode(errors="replace").strip()
+    machine = said.stdout[:80].decode(errors="replace").strip()
     if not said.ok or machine not in MACHINES:
         raise StableError(
             f"there is no native agent for its architecture ({machine or said.error_text() or 'unknown'}).",
@@ -163,7 +163,7 @@ def _check(transport: Transport, path: str, digest: str, asking: Sequence[str]) 
         raise _WrongFileError(f"{path} states the digest {str(stated)[:16]}, not {digest[:16]}.")
     if protocol != PROTOCOL_VERSION:
         raise StableError(
-            f"its agent speaks protocol {protocol}, this stifarm {PROTOCOL_VERSION}.",
+            f"its agent speaks protocol {str(protocol)[:40]}, this stifarm {PROTOCOL_VERSION}.",
             "Install stifarm again: its agent's sources and its Python code are of two versions.",
             device=transport.device,
         )

@@ -13,6 +13,9 @@ from sti_runtime.messages import Lease
 
 VERB_TIMEOUT_S = 120.0
 ANSWER_CAP_BYTES = 4 << 20
+TEXT_CAP = 2000
+"""Characters that are kept of a text of the agent's: it goes into messages."""
+
 _ERRORS: dict[int, type[DeviceError]] = {4: DeviceFullError, 5: TransientError}
 
 
@@ -66,10 +69,10 @@ def call_raw(
 def _failure(device: str, verb: str, completed: Completed) -> DeviceError:
     """The error for a verb that did not end with 0, from the object that it printed."""
     said = _said(completed.stdout)
-    what = str(said.get("what") or completed.error_text() or "it said nothing.")
-    remedy = str(said.get("remedy") or "Check that the agent runs there: stifarm doctor.")
+    what = str(said.get("what") or completed.error_text() or "it said nothing.")[:TEXT_CAP]
+    remedy = str(said.get("remedy") or "Check that the agent runs there: stifarm doctor.")[:TEXT_CAP]
     text = f"the agent's {verb} failed (exit code {completed.exit_code}): {what}"
-    name = str(said.get("type", ""))
+    name = str(said.get("type", ""))[:TEXT_CAP]
     kind = DeviceFullError if name == ResourceError.__name__ else _ERRORS.get(completed.exit_code)
     if name == "RefusedError":
         remedy = take_over_remedy(device, what) or remedy

@@ -18,6 +18,7 @@ PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 _START_GRACE_S = 30.0
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
+_TICKS = re.compile(rb"[0-9]{1,20}")
 _LOG_TAIL_BYTES = 2000
 _WAITING_CAP_BYTES = 500
 
@@ -115,7 +116,7 @@ def agent_runs(transport: Transport, folder: str) -> bool:
         pid, ticks = int(record["pid"]), int(record["start_ticks"])
     except MissingFileError:
         return False
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False  # half-written or not one of ours: the agent's own verbs judge it
     return _ticks(transport, pid) == ticks
 
@@ -130,4 +131,6 @@ def _ticks(transport: Transport, pid: int) -> int | None:
     except MissingFileError:
         return None
     fields = stat.rpartition(b")")[2].split()
-    return int(fields[19]) if len(fields) >= 20 and fields[0] not in (b"Z", b"X") else None
+    if len(fields) < 20 or fields[0] in (b"Z", b"X") or not _TICKS.fullmatch(fields[19]):
+        return None
+    return int(fields[19])

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 
 from orchestrator.cli.agent import agent_app
@@ -20,7 +19,7 @@ from orchestrator.cli.devices import devices_app
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.lab import lab_app
 from orchestrator.cli.model import model_app, task_app
-from orchestrator.cli.output import fail, note
+from orchestrator.cli.output import fail, note, show_logs
 from orchestrator.cli.plan import evaluate, plan
 from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import importance, profile
@@ -73,11 +72,7 @@ def options(
 ) -> None:
     """Options of every verb."""
     level = logging.INFO if verbose else logging.WARNING
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    show_logs(level)
     context.obj = Options(home, inventory, db_url)
 
 

@@ -26,7 +26,8 @@ from orchestrator.transports.adb_server import AdbServer, server_address
 from orchestrator.transports.adb_shell import AdbShell
 from orchestrator.transports.adb_socket import ProtocolError
 from orchestrator.transports.adb_sync import SyncError, SyncSession, code_of
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, PROCESS_ID, Completed, Progress
+from orchestrator.transports.room import check_room
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Device
@@ -168,12 +169,13 @@ class AdbTransport:
         """Copy a file; see ``Transport.pull``."""
         with self._session(source, reading=True) as session:
             total = session.stat(source).size_bytes
+            check_room(source, total, destination, self.device)
             partial = destination.with_name(f".{destination.name}.partial")
             try:
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 with partial.open("wb") as output:
                     done = 0
-                    for block in session.receive(source):
+                    for block in session.receive(source, limit_bytes=total + _GROWTH_BYTES):
                         done += len(block)
                         if done > total + _GROWTH_BYTES:
                             raise ProtocolError(f"{source} is said to have {total} bytes and does not end.")
@@ -202,7 +204,9 @@ class AdbTransport:
                 if facts.regular and 0 < facts.size_bytes <= offset:
                     return b""
                 if facts.regular and facts.size_bytes <= _SMALL_BYTES and offset <= _SMALL_BYTES:
-                    return _part(session.receive(path, compressed=False), offset, limit)
+                    most = max(_SMALL_BYTES, offset + limit) + _GROWTH_BYTES
+                    blocks = session.receive(path, compressed=False, limit_bytes=most)
+                    return _part(blocks, offset, limit)
         except StableError as error:
             # The file service may have other rights than a command, and not see another user's processes.
             refusal = error.__cause__
@@ -224,7 +228,7 @@ class AdbTransport:
         """Start a process in a session of its own; see ``Transport.start_detached``."""
         what = f"{argv[0]} cannot be started"
         started = self._sh(_DETACH, new_mark(), log, *argv, env=env)
-        if started.ok and started.stdout.strip().isdigit():
+        if started.ok and PROCESS_ID.fullmatch(started.stdout.strip()):
             return int(started.stdout)
         causes = {_GONE: "No such file or directory", _UNREADABLE: "Permission denied"}
         if started.exit_code in causes:

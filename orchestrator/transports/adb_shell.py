@@ -164,9 +164,11 @@ class AdbShell:
             return
         service = b"shell,v2,raw:" if self.has_packets() else b"exec:"
         with self._link.open(service + kill_script(marks), _KILL_S) as link:
+            until = time.monotonic() + _KILL_S
             try:
                 while link.some(_BLOCK_BYTES):
-                    pass
+                    if time.monotonic() > until:
+                        raise TimeoutError("timed out")
             except OSError as error:
                 raise self._link.lost(error) from error
         for mark in marks:

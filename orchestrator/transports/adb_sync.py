@@ -26,6 +26,9 @@ _DONE_S = 300.0
 
 _TEXT_CAP_BYTES = 4096
 _WINDOW_CAP_BYTES = 8 << 20
+_UNASKED_CAP_BYTES = 1 << 20
+"""Of a file whose size nobody has asked for: it is looked at, not fetched."""
+
 _ZSTD_FLAG = 4
 _ZSTD_LEVEL = 1
 """The fastest: what is sent is mostly quantized weights, of which no level takes much away."""
@@ -69,6 +72,7 @@ class SyncSession:
         self._stat_2 = STAT_FEATURE in features
         self._zstd = COMPRESSION_FEATURE in features
         self._whole = True
+        self._room = 0
         link.limit(_ANSWER_S)
 
     @property
@@ -126,9 +130,15 @@ class SyncSession:
         self._expect(letters, b"OKAY")
         self._link.limit(_ANSWER_S)
 
-    def receive(self, path: str, *, compressed: bool = True) -> Iterator[bytes]:
-        """The blocks of a file. Raises: SyncError, ProtocolError, OSError, EOFError."""
+    def receive(
+        self, path: str, *, compressed: bool = True, limit_bytes: int = _UNASKED_CAP_BYTES
+    ) -> Iterator[bytes]:
+        """The blocks of a file, of at most ``limit_bytes`` on the wire: a device need not come to an end.
+
+        Raises: SyncError, ProtocolError, OSError, EOFError.
+        """
         self._whole = False
+        self._room = limit_bytes
         if not (self._zstd and compressed):
             self._link.send(_request(b"RECV", path))
             yield from iter(self._data, b"")
@@ -157,6 +167,9 @@ class SyncSession:
             self._expect(letters, b"DATA")
             if length > BLOCK_BYTES:
                 raise ProtocolError(f"a block of {length} bytes.")
+            self._room -= _HEAD.size + length
+            if self._room < 0:
+                raise ProtocolError("a file that does not end.")
             if length:
                 return self._link.exactly(length)
 

@@ -21,6 +21,7 @@ Rules every transport keeps (tests/contract/test_transport.py runs them over eac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from typing import Protocol
 
 OUTPUT_CAP_BYTES = 8 << 20
 """Bytes kept of each output stream of a command: a device is not trusted to stop talking."""
+
+PROCESS_ID = re.compile(rb"[0-9]{1,9}")
+"""A process id as a device says it: at most the digits that a Linux kernel gives one."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""

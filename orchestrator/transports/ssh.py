@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from orchestrator.errors import DeviceError, StableError
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, PROCESS_ID, Completed, Progress
 from orchestrator.transports.ssh_address import Endpoint, endpoint_of
 from orchestrator.transports.ssh_cat import CatFiles
 from orchestrator.transports.ssh_connect import SILENCE_S, Connection, open_connection
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 _HOME_TIMEOUT_S = 60.0
+_PATH_CAP = 1024
 
 # A work folder must take files and let them be executed; it is not left behind.
 _WORKDIR = """umask 077; folder=$HOME/.stifarm-device; probe=$folder/.probe-$$
@@ -150,7 +151,7 @@ class SshTransport:
         name = argv[0]
         script = ["sh", "-c", DETACH, "sh", log, posixpath.dirname(log), *argv]
         done = self._connected().execute(script, timeout_s=START_TIMEOUT_S, env=env, keep=True)
-        if done.ok and done.stdout.strip().isdigit():
+        if done.ok and PROCESS_ID.fullmatch(done.stdout.strip()):
             return int(done.stdout)
         cause = not_started(done.exit_code)
         if cause is None:
@@ -165,7 +166,7 @@ class SshTransport:
         """A folder of the user's home."""
         done = self.run(["sh", "-c", _WORKDIR], timeout_s=_HOME_TIMEOUT_S, env={"LC_ALL": "C"})
         folder = done.stdout.decode(errors="replace")
-        if done.ok and folder.startswith("/") and folder.isprintable():
+        if done.ok and folder.startswith("/") and folder.isprintable() and len(folder) <= _PATH_CAP:
             return folder
         why = failure(done.error_text(), f"its home cannot hold a work folder ({folder[:200]})", self._device)
         raise StableError(

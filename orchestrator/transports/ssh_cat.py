@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from orchestrator.errors import StableError, TransientError
 from orchestrator.transports.base import Progress
+from orchestrator.transports.room import check_room
 from orchestrator.transports.ssh_files import (
     BLOCK_BYTES,
     Command,
@@ -58,18 +59,26 @@ class CatFiles:
     def pull(self, source: str, destination: Path, progress: Progress | None) -> None:
         """See ``Transport.pull``."""
         size = self._size(source)
+        wanted = size or BLOCK_BYTES  # a file of the kernel states none
+        check_room(source, size, destination, self._device)
 
         def fetch(keep: Keep) -> None:
             done = 0
 
             def take(data: bytes) -> None:
                 nonlocal done
-                keep(data)
                 done += len(data)
+                if done > wanted:
+                    raise StableError(
+                        f"{source} has more than the {wanted} bytes that were asked for.",
+                        "Do not trust the board: its head(1) does not end.",
+                        device=self._device,
+                    )
+                keep(data)
                 if progress is not None:
                     progress(done, max(size, done))
 
-            script = [_READ_BEGINNING, "sh", source, str(size or BLOCK_BYTES)]
+            script = [_READ_BEGINNING, "sh", source, str(wanted)]
             said = self._stream(["sh", "-c", *script], timeout_s=TRANSFER_TIMEOUT_S, env=_C, sink=take)
             if said.exit_code == _NOT_THERE:
                 raise missing(source, self._device)

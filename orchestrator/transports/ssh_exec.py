@@ -189,11 +189,13 @@ class _Run:
         return self._done.wait(max(0.0, self._deadline - time.monotonic()))
 
     def drain(self) -> None:
-        """Wait for the rest of the outputs; a process that left its group may hold them open for ever."""
-        self._moved = time.monotonic()
+        """Wait for the rest of the outputs; what left the group may hold them open, or talk on, for ever."""
+        self._moved = now = time.monotonic()
+        until = max(self._deadline, now + _QUIET_S)
         for thread in self._threads[:2]:
-            while thread.is_alive() and time.monotonic() - self._moved < _QUIET_S:
+            while thread.is_alive() and now - self._moved < _QUIET_S and now < until:
                 thread.join(_STEP_S)
+                now = time.monotonic()
         self._channel.close()
         for thread in self._threads:
             thread.join(_QUIET_S)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import posixpath
-import shutil
 import struct
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from paramiko.sftp import CMD_EXTENDED
 
 from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.base import Progress
+from orchestrator.transports.room import check_room
 from orchestrator.transports.ssh_files import (
     Command,
     Keep,
@@ -89,7 +89,7 @@ class SftpFiles:
             with self._reading(source):
                 file = client.open(source, "rb", bufsize=0)
                 size = file.stat().st_size or 0
-            self._check_room(source, size, destination)
+            check_room(source, size, destination, self._device)
 
             def fetch(keep: Keep) -> None:
                 blocks = blocks_of(Requests(client, pipe, file), file, 0, size or _UNSIZED_CAP_BYTES)
@@ -179,15 +179,6 @@ class SftpFiles:
             done = self._run(["sh", "-c", _RENAME, "sh", partial, destination], timeout_s=60)
             if not done.ok:
                 raise _RefusedError(done.error_text() or "it cannot be replaced") from error
-
-    def _check_room(self, source: str, size: int, destination: Path) -> None:
-        folder = next((each for each in destination.absolute().parents if each.exists()), Path("/"))
-        if size > shutil.disk_usage(folder).free:
-            raise StableError(
-                f"{source} states a size of {size} bytes, for which {folder} on the host has no space.",
-                "Free space there, if the board is to be believed.",
-                device=self._device,
-            )
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[tuple[paramiko.SFTPClient, Pipe]]:
