@@ -15,10 +15,12 @@ from typing import Any
 from orchestrator.lab.machine import opened
 from orchestrator.lab.state import Lab
 from orchestrator.lab.status import device_states
+from orchestrator.toolchain import cache_folder
 from tests.agent_data import REPO
 
 LIMIT_S = 300
 NOBODY = 65534
+PROGRAM = (sys.executable, "-c", "from orchestrator.cli import main; main()")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class LabCli:
 
     def argv(self, *words: str) -> list[str]:
         """The command line of a verb."""
-        program = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-        return [*self.prefix, *program, "lab", *words, "--dir", str(self.folder)]
+        return [*self.prefix, *PROGRAM, "lab", *words, "--dir", str(self.folder)]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A verb, started, leader of its own process group."""
@@ -62,6 +63,16 @@ class LabCli:
         code, out, err = self.run(*words, "--json")
         assert code == 0, err
         return json.loads(out)
+
+    def farm(self, *words: str) -> Any:
+        """What a verb of the farm answers machines; it succeeds, on the lab's inventory."""
+        argv = [*PROGRAM, "--inventory", str(self.lab.inventory), *words, "--json"]
+        done = subprocess.run(
+            [*self.prefix, *argv], env=self._environment(), capture_output=True, text=True, timeout=LIMIT_S
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return json.loads(done.stdout)
 
     def devices(self) -> dict[str, Any]:
         """What ``lab status`` says, by device."""
@@ -93,7 +104,10 @@ class LabCli:
         return done.stdout.strip()
 
     def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPO), "HOME": str(self.folder.parent)}
+        home = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPO), "HOME": str(self.folder.parent)}
+        if self.prefix:
+            return home
+        return {**home, "XDG_CACHE_HOME": str(cache_folder().parents[1])}  # the agents are built already
 
 
 def as_nobody(scratch: Path) -> tuple[str, ...]:

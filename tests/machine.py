@@ -18,11 +18,11 @@ class Machine:
     timed unit it waits again, however fast it is.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
+        self.path, self._mode = path, mode
         self._held: list[int] = []
         """Descriptors of all files that agents may wait at; that of the file at ``path`` is the last."""
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(self._make(path, os.O_CREAT))
 
     def __enter__(self) -> Machine:
         self._held.append(os.open(self.path, os.O_RDWR))
@@ -45,7 +45,7 @@ class Machine:
         """Let go of who waits now, by one timed unit; returns the files that are not held any more."""
         before = list(self._held)
         fresh = self.path.with_name(f"{self.path.name}.next")
-        self._held.append(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        self._held.append(self._make(fresh, os.O_CREAT | os.O_EXCL))
         fcntl.flock(self._held[-1], fcntl.LOCK_EX)
         fresh.rename(self.path)
         for fd in before:
@@ -62,3 +62,8 @@ class Machine:
             pause_s = min(0.2, 2 * pause_s)
             for fd in let_go:
                 fcntl.flock(fd, fcntl.LOCK_EX)  # waits for the end of a unit that went through
+
+    def _make(self, path: Path, flags: int) -> int:
+        fd = os.open(path, os.O_RDWR | flags, self._mode)
+        os.fchmod(fd, self._mode)
+        return fd

@@ -9,25 +9,23 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cgroups import system_hierarchies
-from orchestrator.cli.context import driving
-from orchestrator.cli.over_devices import deploy_all
-from orchestrator.cli.plan import evaluate_all, questions
-from orchestrator.cli.profile import importance_step, profile_all
 from orchestrator.farm import open_farm
 from orchestrator.inventory import load_inventory
 from orchestrator.lab import fault as faults
 from orchestrator.lab import machine
 from orchestrator.lab.limits import group_name
+from orchestrator.lab.up import down as take_down
 from orchestrator.lab.up import up as bring_up
-from orchestrator.measure import RunSettings
 from orchestrator.settings import load_settings
+from orchestrator.transports import connect
 from sti_runtime.errors import StifarmError
-from tests.farm_world import fill, require_storage
+from tests.farm_world import fill, require_storage, score
 from tests.lab_world import NOBODY, LabCli, as_nobody, traces, wait_for_no_traces
 
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -81,13 +79,13 @@ def test_boards_are_machines_of_their_own(root_lab: LabCli) -> None:
 
 @as_root
 def test_up_again_starts_only_what_died(root_lab: LabCli) -> None:
-    assert root_lab.json("up")["started"] == []
+    assert bring_up(root_lab.folder).started == ()
     before = root_lab.devices()
     process = root_lab.lab.device("board-1").process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: root_lab.devices()["board-1"]["state"] == "down", "the end of board-1")
-    assert root_lab.json("up")["started"] == ["board-1"]
+    assert bring_up(root_lab.folder).started == ("board-1",)
     after = root_lab.devices()
     assert root_lab.says("board-1", BOOT_ID) == after["board-1"]["boot_id"] != before["board-1"]["boot_id"]
     assert {each["address"] for each in after.values()} == {each["address"] for each in before.values()}
@@ -234,10 +232,10 @@ def test_what_an_interrupted_up_began_is_taken_down(tmp_path: Path, number: sign
     begun.send_signal(number)
     begun.communicate(timeout=120)
     if number == signal.SIGKILL:
-        assert cli.json("up", "--boards", "2", "--phones", "0")["isolation"] == "root"
+        assert bring_up(cli.folder, boards=2, phones=0).state.means.isolation == "root"
         assert cli.says("board-2", "echo up") == "up"
         assert any(traces(cli.lab).values())
-        cli.json("down")
+        take_down(cli.folder)
     assert not cli.folder.exists()
     wait_for_no_traces(cli.lab)
 
@@ -245,13 +243,13 @@ def test_what_an_interrupted_up_began_is_taken_down(tmp_path: Path, number: sign
 @as_root
 def test_down_of_a_lab_whose_machine_was_restarted(tmp_path: Path) -> None:
     cli = LabCli(tmp_path / "lab")
-    cli.json("up", "--boards", "1", "--phones", "0")
+    bring_up(cli.folder, boards=1, phones=0)
     device = cli.lab.device("board-1")
     assert device.process is not None
     cli.lab.update("board-1", process=device.process.model_copy(update={"boot": "another-boot"}))
     assert cli.devices()["board-1"]["state"] == "down"  # nothing is killed that has that number now
     cli.lab.save_device(device)
-    cli.json("down")
+    take_down(cli.folder)
     wait_for_no_traces(cli.lab)
 
 
@@ -264,15 +262,17 @@ def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) ->
             prefix = as_nobody(tmp_path_factory.mktemp("open"))
         cli = LabCli(home / "lab", prefix)
         try:
-            upped = cli.json("up", "--boards", "1", "--phones", "0")
-            board = upped["devices"][0]
-            assert "(agent)" in board["limits"]
+            upped = cli.json("up", "--boards", "1", "--phones", "1")
+            assert [each["state"] for each in upped["devices"]] == ["up", "up"]
+            assert "(agent)" in upped["devices"][0]["limits"]
             assert cli.says("board-1", "echo up") == "up"
+            with closing(connect(load_inventory(cli.lab.inventory).devices[-1])) as phone:
+                assert phone.run(["echo", "phone"], timeout_s=60).stdout == b"phone\n"
             assert "disk of its own" in cli.run("fault", "board-1", "full-disk")[2]
-            cli.json("fault", "board-1", "cut")
+            faults.inject(cli.lab, "board-1", "cut")
             with pytest.raises(subprocess.TimeoutExpired):
                 cli.ssh("board-1", "true", limit_s=2)
-            cli.json("fault", "board-1", "restore")
+            faults.restore(cli.lab, "board-1", "cut")
             assert cli.says("board-1", "echo back") == "back"
             if upped["isolation"] == "user":
                 before = cli.says("board-1", BOOT_ID)
@@ -289,21 +289,41 @@ def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_main_job_on_two_boards_two_phones_and_this_machine(tmp_path: Path) -> None:
     require_storage(tmp_path)
     cli = LabCli(tmp_path / "lab")
+    names = ["this-machine", "board-1", "board-2", "phone-1", "phone-2"]
+    plan = ("--target", "1000s", "--preload", "0", "--working", "1MB")
     try:
         cli.json("up", "--boards", "2", "--phones", "2", "--disk", "256MB")
         with open_farm(load_settings(environ={}, inventory=cli.lab.inventory)) as farm:
             work = fill(farm)
-            asked = questions(["1000s"], "0", "1MB", "sti")
-            with driving(farm, "all") as session:
-                deployed = deploy_all(session, work, quiet=True)
-                importance_step(farm, session.pool, work.bundle, work.task, rows=20, quiet=True)
-                profiled, failed = profile_all(session, work, quiet=True)
-                answers, errors = evaluate_all(session, work, asked, RunSettings(requests=3), quiet=True)
-        assert [item.error for item in deployed] == [None] * 5
-        assert failed == []
-        assert errors == [None] * 5
-        assert [item.device for item in profiled] == [device.name for device in farm.inventory.devices]
-        assert len(answers) == 5
+            assert score(farm, work.bundle) == 4
+        deployed = cli.farm("deploy", "--devices", "all")
+        assert [(each["device"], each["error"], each["already"]) for each in deployed] == [
+            (name, None, False) for name in names
+        ]
+        profiled = cli.farm("profile", "--devices", "all")
+        assert [(each["device"], each["ran"], each["emulated"]) for each in profiled] == [
+            (name, True, name != "this-machine") for name in names
+        ]
+        planned = cli.farm("plan", "--devices", "all", *plan)
+        assert [each["device"] for each in planned["plans"]] == names
+        measured = cli.farm("eval", "--devices", "all", *plan, "--requests", "3")
+        assert [each["measured"]["requests"] > 0 for each in measured["plans"]] == [True] * 5
+        asked = cli.farm("plans", "query", "--emulated", *plan[:2])
+        assert {each["device"]: each["plan_digest"] for each in asked} == {
+            each["device"]: each["plan_digest"] for each in planned["plans"]
+        }
+        audits = cli.farm("db", "audit", "--devices", "all")
+        assert [(each["device"], each["forgotten"], each["discrepancies"]) for each in audits] == [
+            (name, 0, []) for name in names
+        ]
+        assert all(each["journals"] >= 2 and each["samples"] > 0 for each in audits)
+        cleaned = cli.farm("devices", "clean", "--devices", "all")
+        assert [each["device"] for each in cleaned] == names
+        for name in names[1:]:
+            device = cli.lab.device(name)
+            left = machine.seen_from_here(cli.lab, cli.lab.state(), device, device.workdir)
+            assert list(left.iterdir()) == []
     finally:
         cli.run("down")
+    assert not cli.folder.exists()
     wait_for_no_traces(cli.lab)

@@ -1,0 +1,180 @@
+"""Faults of the lab against the farm: each is noticed, told clearly, and gone on after."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator import fleet, measure
+from orchestrator.errors import DeviceError, DeviceFullError
+from orchestrator.farm import Farm, open_farm
+from orchestrator.fleet import Deployed
+from orchestrator.inventory import Device
+from orchestrator.lab import fault as faults
+from orchestrator.lab import machine
+from orchestrator.lab.state import Lab
+from orchestrator.lab.up import down
+from orchestrator.lab.up import up as bring_up
+from orchestrator.measure import Work
+from orchestrator.settings import load_settings
+from orchestrator.worker import HostWorker
+from sti_runtime.messages import ResultRecord, StartRecord
+from tests.farm_world import attempts_of, fill, journal, make_ready, require_storage, stored_records, wait_for
+from tests.machine import Machine
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root (links, disks)"),
+    pytest.mark.skipif(
+        shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="needs openssh-server"
+    ),
+]
+
+BOARD, PHONE = "board-1", "phone-1"
+ROWS_BYTES = 3_000_000
+"""Task data that takes seconds over a slow link."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A lab of a board and a phone, the farm on it, and what it works with."""
+
+    root: Path
+    lab: Lab
+    farm: Farm
+    worker: HostWorker
+    work: Work
+
+    def device(self, name: str) -> Device:
+        """Of the inventory."""
+        return next(device for device in self.farm.inventory.devices if device.name == name)
+
+    def deploy(self, name: str, *tasks: Path, verify: bool = False) -> Deployed:
+        """The bundle and task data to one device."""
+        bundle = self.work.bundle.bundle.path
+        return fleet.deploy(self.farm, self.worker, [self.device(name)], bundle, tasks, verify=verify)[0]
+
+    def content(self, name: str) -> Path:
+        """A device's work folder as this process reaches it."""
+        device = self.lab.device(name)
+        return machine.seen_from_here(self.lab, self.lab.state(), device, device.workdir)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="stifarm-lab-") as name:
+        root = Path(name)
+        root.chmod(0o711)
+        lab = bring_up(root / "lab", boards=1, phones=1, disk_bytes=64 << 20).lab
+        try:
+            settings = load_settings(environ={}, home=root / "home", inventory=lab.inventory)
+            with open_farm(settings) as farm:
+                worker = HostWorker(farm.settings, farm.inventory.devices)
+                try:
+                    yield World(root, lab, farm, worker, fill(farm))
+                finally:
+                    worker.close()
+        finally:
+            down(lab.folder)
+
+
+@contextmanager
+def sending(world: World, name: str) -> Iterator[tuple[Path, Future[Deployed]]]:
+    """In the block, data that takes seconds is on its way to a device over a slow link."""
+    rows = world.root / f"rows-{len(list(world.root.glob('rows-*')))}"
+    rows.write_bytes(os.urandom(ROWS_BYTES))
+    assert world.deploy(name).error is None
+    faults.inject(world.lab, name, "slow")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(world.deploy, name, rows)
+            wait_for(lambda: sent.done() or world.worker.progress(name)[0] > 0, "the first bytes sent")
+            assert not sent.done()
+            yield rows, sent
+    finally:
+        faults.restore(world.lab, name)
+
+
+@pytest.mark.parametrize("name", [BOARD, PHONE])
+def test_a_damaged_bundle_is_noticed_and_mended(world: World, name: str) -> None:
+    assert world.deploy(name, verify=True).error is None
+    faults.inject(world.lab, name, "corrupt", seed=3)
+    found = world.deploy(name, verify=True).error
+    assert isinstance(found, DeviceError)
+    assert f"{name}: bundle {world.work.bundle.digest[:12]} was damaged on its storage" in str(found)
+    assert "Deploy again" in str(found)
+    mended = world.deploy(name, verify=True)
+    assert mended.error is None
+    assert 0 < sum(report.chunks_sent for report in mended.reports) < mended.reports[0].chunks_total
+    faults.restore(world.lab, name)  # the byte is right already
+    assert world.deploy(name, verify=True).error is None
+
+
+def test_a_liar_is_rejected_with_the_reason_and_nobody_else(world: World) -> None:
+    for name in (BOARD, PHONE):
+        assert world.deploy(name).error is None
+    with faults.injected(world.lab, BOARD, "lie"):
+        with pytest.raises(DeviceError, match=rf"(?s){BOARD}: .*memory_bytes"):
+            fleet.ready_device(world.farm, world.worker, world.device(BOARD), world.work.bundle.digest)
+        fleet.ready_device(world.farm, world.worker, world.device(PHONE), world.work.bundle.digest)
+    fleet.probe_device(world.farm, world.worker, world.device(BOARD))
+
+
+@pytest.mark.parametrize("name", [BOARD, PHONE])
+def test_a_disk_that_fills_during_a_deploy_is_told_and_the_deploy_goes_on_after(
+    world: World, name: str
+) -> None:
+    with sending(world, name) as (rows, sent):
+        faults.inject(world.lab, name, "full-disk")
+        faults.restore(world.lab, name, "slow")
+        error = sent.result(timeout=120).error
+        assert isinstance(error, DeviceFullError), error
+        assert error.remedy
+    assert world.deploy(name, rows).error is None
+
+
+@pytest.mark.parametrize("name", [BOARD, PHONE])
+def test_a_link_cut_in_the_middle_of_a_deploy_is_waited_for(world: World, name: str) -> None:
+    with sending(world, name) as (_, sent):
+        with faults.injected(world.lab, name, "cut"):
+            faults.restore(world.lab, name, "slow")
+            assert not sent.done()
+        assert sent.result(timeout=300).error is None
+
+
+def test_a_phone_that_reboots_in_the_middle_of_its_profile_goes_on_with_it(world: World) -> None:
+    require_storage(world.root)
+    ready = make_ready(world.farm, world.worker, world.work, PHONE)
+    turns = Machine(world.root / "machine.lock", mode=0o666)
+    ready = replace(ready, target=replace(ready.target, machine_lock=str(turns.path)))
+    done: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        with turns:
+            profiled = pool.submit(
+                measure.profile_device,
+                world.farm,
+                world.worker,
+                ready,
+                world.work,
+                again=False,
+                advance=lambda units, _: done.append(units),
+            )
+            turns.let_through(lambda: profiled.done() or any(done), "a unit of the profile")
+            faults.hold(world.lab, PHONE, "reboot", 0.1)
+        assert profiled.result(timeout=300).ran
+    (folder,) = world.content(PHONE).glob("jobs/profile-*/1")
+    records = journal(folder)
+    assert stored_records(world.farm, folder.parent.name, 1) == records
+    starts = [record for record in records if isinstance(record.payload, StartRecord)]
+    assert len({record.boot_id for record in starts}) == len(starts) == 2
+    units = [record.payload.unit for record in records if isinstance(record.payload, ResultRecord)]
+    assert units == list(range(len(units)))
+    assert attempts_of(world.farm, folder.parent.name) == [(1, "done")]
