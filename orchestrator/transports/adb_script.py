@@ -8,8 +8,8 @@ built into mksh and POSIX shells alike: a phone before Android 6 has little else
 A status line is ``MARK KIND NUMBER``: kind ``e`` exited, ``s`` killed by a signal (the number is 128 more),
 ``m`` missing, ``p`` not permitted. The two first look alike to ``$?``; but of a child killed by a signal a
 shell says so in words, on its own standard error, which the lines catch apart. Of SIGINT and SIGPIPE it says
-nothing: these two arrive as 130 and 141. (bash is always silent; no phone has it as ``sh``.) A command that is
-a shell may catch a signal and exit by itself, as mksh does with 143 for SIGTERM: then it has exited.
+nothing: these two arrive as 130 and 141. (bash is always silent; no phone has it as ``sh``.) A command that
+is a shell may catch a signal and exit by itself, as mksh does with 143 for SIGTERM: then it has exited.
 """
 
 from __future__ import annotations

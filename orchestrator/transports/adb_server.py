@@ -65,7 +65,7 @@ def split_endpoint(text: str) -> tuple[str, str]:
 
 
 class AdbServer:
-    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start one there."""
+    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start it."""
 
     def __init__(self, address: ServerAddress, device: str, *, ours: bool = False) -> None:
         self.address, self._device = address, device

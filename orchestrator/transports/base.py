@@ -35,10 +35,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended. ``exit_code`` is negative when a signal killed it, else what it exited with: a shell
-    that catches a signal and exits by itself (mksh does, with 143 for SIGTERM) was not killed. A transport that
-    hears of the end through the device's shell cannot tell every signal: over adb SIGINT and SIGPIPE are 130
-    and 141, which a command may exit with, too.
+    """A command that ended. ``exit_code`` is negative when a signal killed it, else what it exited with: a
+    shell that catches a signal and exits by itself (mksh does, with 143 for SIGTERM) was not killed. A
+    transport that hears of the end through the device's shell cannot tell every signal: over adb SIGINT and
+    SIGPIPE are 130 and 141, which a command may exit with, too.
 
     ``truncated``: an output was longer than its cap and the rest was dropped.
     """
