@@ -29,6 +29,7 @@ class Sessions:
     def __init__(self, connection: Connection, device: str) -> None:
         self._connection, self._device = connection, device
         self._changed = threading.Condition()
+        self._opening = threading.Lock()
         self._limit, self._open = COMMANDS_AT_ONCE, 0
 
     @property
@@ -80,7 +81,8 @@ class Sessions:
     def open(self) -> Channel:
         """A channel. Raises: LinkError, SessionRefusedError."""
         try:
-            return self._connection.transport.open_session(timeout=_OPEN_S)
+            with self._opening:  # the library tells but one of two threads why it was refused
+                return self._connection.transport.open_session(timeout=_OPEN_S)
         except paramiko.ChannelException as error:
             raise SessionRefusedError(error.text) from error
         except (paramiko.SSHException, OSError, EOFError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cgroups import system_hierarchies
+from orchestrator.errors import StableError
 from orchestrator.farm import open_farm
 from orchestrator.inventory import load_inventory
 from orchestrator.lab import fault as faults
@@ -24,6 +25,7 @@ from orchestrator.lab.up import down as take_down
 from orchestrator.lab.up import up as bring_up
 from orchestrator.settings import load_settings
 from orchestrator.transports import connect
+from orchestrator.transports.adb_server import AdbServer, server_address
 from sti_runtime.errors import StifarmError
 from tests.farm_world import fill, require_storage, score
 from tests.lab_world import NOBODY, LabCli, as_nobody, traces, wait_for_no_traces
@@ -172,6 +174,30 @@ def test_an_unauthorized_board_refuses_and_keeps_what_runs(root_lab: LabCli) -> 
     with faults.injected(root_lab.lab, "board-1", "unauthorized"):
         assert "Permission denied" in root_lab.ssh("board-1", "true").stderr
     assert root_lab.says("board-1", "grep -c sleep /proc/[0-9]*/comm | grep -c ':1'") == "1"
+
+
+@as_root
+def test_an_unauthorized_phone_is_listed_so_and_keeps_what_runs(root_lab: LabCli) -> None:
+    devices = load_inventory(root_lab.lab.inventory).devices
+    device = next(each for each in devices if each.name == "phone-1")
+    server = AdbServer(server_address(device.adb_server), device.name)
+
+    def listed() -> str:
+        return next((each.state for each in server.devices() if each.serial == device.address), "absent")
+
+    phone = connect(device)
+    try:
+        log = f"{phone.default_workdir()}/log"
+        pid = phone.start_detached(["sleep", "986"], log=log)
+        with faults.injected(root_lab.lab, "phone-1", "unauthorized"):
+            wait_for(lambda: listed() == "unauthorized", "the phone to leave")
+            with pytest.raises(StableError, match="has not authorized this computer"):
+                phone.run(["true"], timeout_s=60)
+        wait_for(lambda: listed() == "device", "the phone to come back")
+        assert phone.run(["kill", str(pid)], timeout_s=60).ok
+        phone.run(["rm", "-r", phone.default_workdir()], timeout_s=60)
+    finally:
+        phone.close()
 
 
 @as_root
