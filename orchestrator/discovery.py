@@ -47,7 +47,7 @@ def ask_server(
     start: bool = False,
 ) -> list[Found]:
     """What one server lists. ``start``: one is started where none runs. Raises: DeviceError about it."""
-    server = AdbServer(address, "adb", mends=start)
+    server = AdbServer(address, "adb", ours=start)
     return matched(address, server.devices(), devices, environment)
 
 

@@ -37,6 +37,9 @@ def adb_environment(home: Path, port: int) -> dict[str, str]:
         "HOME": str(home),
         "ANDROID_ADB_SERVER_PORT": str(port),
         "ADB_LOCAL_TRANSPORT_MAX_PORT": "5554",  # looks for no emulators
+        "ADB_USB": "0",  # takes no device of the user's, and waits for none
+        "ADB_EMU": "0",
+        "ADB_MDNS": "0",
         "ADB_MDNS_AUTO_CONNECT": "0",
         "ADB_MDNS_OPENSCREEN": "0",
         "XDG_STATE_HOME": str(home / "state"),

@@ -30,7 +30,10 @@ class StockAdb:
         self.serial = ""
         self._client = client
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        self._env = {**kept, "HOME": str(home), "TMPDIR": str(home), "ANDROID_ADB_SERVER_PORT": str(port)}
+        # The server takes no device of the user's, and waits for none.
+        alone = {"ADB_USB": "0", "ADB_EMU": "0", "ADB_MDNS": "0"}
+        own = {"HOME": str(home), "TMPDIR": str(home), "ANDROID_ADB_SERVER_PORT": str(port)}
+        self._env = {**kept, **alone, **own}
 
     def __call__(self, *argv: str, stdin: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:
         """Run the client to its end; the exit code is the caller's to judge."""

@@ -4,7 +4,7 @@ What is whose: ``adb_socket`` a connection to the server, ``adb_server`` the ser
 device behind it, ``adb_script`` and ``adb_shell`` commands, ``adb_sync`` files. Here they are put together.
 
 Every call has connections of its own, so that neither devices nor threads wait for one another. What is lost
-with a connection is a ``TransientError``; the next call makes a new one.
+with a connection is a ``LinkError``; the next call makes a new one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from orchestrator.errors import DeviceError, DeviceFullError, MissingFileError, StableError, TransientError
 from orchestrator.transports.adb_link import ANSWER_S, AdbLink
-from orchestrator.transports.adb_script import new_mark
+from orchestrator.transports.adb_script import LOOK_UP, new_mark
 from orchestrator.transports.adb_server import AdbServer, server_address
 from orchestrator.transports.adb_shell import AdbShell
 from orchestrator.transports.adb_socket import ProtocolError
@@ -63,12 +63,9 @@ _MOVE = f'[ -d "$2" ]&&exit {_FOLDER};exec mv -f "$1" "$2"'
 # The started process says its number once it has a session of its own; whether it was executed shows in its
 # command line, and where that failed, in its last word to the log. (Without setsid, before Android 6, it has
 # but a group of its own.)
+# The command is looked up: mksh would execute what it has built in, like echo, without becoming it.
 _DETACH = f"""mark=$1 log=$2;shift 2
-case $1 in
-*/*)[ -e "$1" ]||exit {_GONE}
-if [ -d "$1" ]||[ ! -x "$1" ];then exit {_UNREADABLE};fi;;
-*)command -v "$1" >/dev/null 2>&1||exit {_GONE};;
-esac
+{LOOK_UP}case $w in m)exit {_GONE};;p)exit {_UNREADABLE};;esac
 mkdir -p "${{log%/*}}" 2>/dev/null
 (: >>"$log")||exit {_NO_LOG}
 if command -v setsid >/dev/null 2>&1;then s=setsid;else s=;set -m;fi
@@ -87,7 +84,8 @@ def connect(device: Device) -> AdbTransport:
             "Give it as host:port in the inventory.",
             device=device.name,
         )
-    server = AdbServer(server_address(device.adb_server), device.name)
+    address = server_address(device.adb_server)
+    server = AdbServer(address, device.name, ours=device.adb_server is None)
     return AdbTransport(AdbLink(device.name, server, serial=device.serial, address=device.address))
 
 

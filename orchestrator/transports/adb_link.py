@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from orchestrator.errors import DeviceError, StableError, TransientError, near
+from orchestrator.errors import DeviceError, LinkError, StableError, near
 from orchestrator.transports.adb_server import AdbServer, Listed, split_endpoint
 from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError
 from orchestrator.transports.adb_states import NO_PERMISSION, READY, Trouble, trouble_of
@@ -19,9 +19,6 @@ ANSWER_S = 20.0
 _CONNECT_S = 20.0
 _SETTLE_S = 5.0
 _PAUSE_S = 0.05
-_REMEMBERED_S = 900.0
-"""A device that was reached so recently and is gone may come back (a reboot, a cable)."""
-
 _STALE_S = 1.0
 """How long a daemon over TCP may be offline before it is connected anew: it is so while being connected."""
 
@@ -42,10 +39,10 @@ class AdbLink:
         self.serial = serial or self._address or ""
         self._mending = threading.Lock()
         self._features: frozenset[str] | None = None
-        self._reached_s: float | None = None
+        self._was_there = False
 
     def features(self) -> frozenset[str]:
-        """What the device's daemon can. Raises: TransientError, StableError."""
+        """What the device's daemon can. Raises: LinkError, StableError."""
         known = self._features
         if known is None:
             said = self._trying(
@@ -55,7 +52,7 @@ class AdbLink:
         return known
 
     def open(self, service: bytes, timeout_s: float) -> AdbSocket:
-        """A connection to a service of the device, accepted. Raises: TransientError, StableError."""
+        """A connection to a service of the device, accepted. Raises: LinkError, StableError."""
         deadline = time.monotonic() + timeout_s
         link = self._trying(
             lambda: self._server.open(f"host:transport:{self.serial}", deadline - time.monotonic()), deadline
@@ -67,7 +64,7 @@ class AdbLink:
             link.close()
             self._features = None
             name = service.partition(b":")[0].decode(errors="replace")
-            raise TransientError(
+            raise LinkError(
                 f"the device does not give the service {name} ({error.what}).",
                 "Try again: it may be restarting. If it happens again, restart the device.",
                 device=self.device,
@@ -77,7 +74,6 @@ class AdbLink:
             if isinstance(error, OSError | EOFError | ProtocolError):
                 raise self.lost(error) from error
             raise
-        self._reached_s = time.monotonic()
         return link
 
     def lost(self, error: Exception) -> DeviceError:
@@ -90,13 +86,13 @@ class AdbLink:
                 device=self.device,
             )
         if isinstance(error, TimeoutError):
-            return TransientError(
+            return LinkError(
                 "the device does not answer.",
                 "Check the cable and that it is not frozen.",
                 device=self.device,
             )
-        return TransientError(
-            "the link to the device was lost.",
+        return LinkError(
+            f"the link to the device was lost: {getattr(error, 'strerror', None) or error}.",
             "Check the cable; then run the command again.",
             device=self.device,
         )
@@ -106,12 +102,15 @@ class AdbLink:
         refusal = RefusalError("it is not there")
         for _ in range(_TRIES):
             try:
-                return ask()
+                answer = ask()
             except RefusalError as error:
                 refusal = error
+            else:
+                self._was_there = True
+                return answer
             self._features = None
             self._find(deadline)
-        raise TransientError(
+        raise LinkError(
             f"the adb server does not let it be used: {refusal.what}.", "Try again.", device=self.device
         )
 
@@ -159,7 +158,7 @@ class AdbLink:
         if "authenticate" in said:
             raise self._unreachable("unauthorized", ())
         if not said.startswith(("connected to", "already connected")):
-            raise TransientError(
+            raise LinkError(
                 f"no adb daemon can be reached at {self._address}: {said.strip()[:200]}.",
                 "Check that the device is on, in this network, and has adb over TCP enabled (adb tcpip).",
                 device=self.device,
@@ -170,8 +169,8 @@ class AdbLink:
         trouble = None if state == "absent" else trouble_of(state)
         if trouble is not None:
             return self._error(trouble)
-        if self._reached_s is not None and time.monotonic() - self._reached_s < _REMEMBERED_S:
-            return TransientError(
+        if self._was_there:
+            return LinkError(
                 f"the device {self.serial} is gone.",
                 "Check the cable; if it restarts, wait for it.",
                 device=self.device,
@@ -187,7 +186,7 @@ class AdbLink:
         )
 
     def _error(self, trouble: Trouble) -> DeviceError:
-        kind = TransientError if trouble.passing else StableError
+        kind = LinkError if trouble.passing else StableError
         return kind(trouble.what, trouble.remedy, device=self.device)
 
 

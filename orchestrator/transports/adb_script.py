@@ -8,7 +8,8 @@ built into mksh and POSIX shells alike: a phone before Android 6 has little else
 A status line is ``MARK KIND NUMBER``: kind ``e`` exited, ``s`` killed by a signal (the number is 128 more),
 ``m`` missing, ``p`` not permitted. The two first look alike to ``$?``; but of a child killed by a signal a
 shell says so in words, on its own standard error, which the lines catch apart. Of SIGINT and SIGPIPE it says
-nothing: these two arrive as 130 and 141. (bash is always silent; no phone has it as ``sh``.)
+nothing: these two arrive as 130 and 141. (bash is always silent; no phone has it as ``sh``.) A command that is
+a shell may catch a signal and exit by itself, as mksh does with 143 for SIGTERM: then it has exited.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from dataclasses import dataclass
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STATUS_CAP_BYTES = 16
 
-# A name with a slash is a path; another is looked for in PATH, past what is built into the shell.
-_LOOK_UP = r"""case $1 in
+LOOK_UP = r"""case $1 in
 */*)if [ ! -e "$1" ];then w=m;elif [ -d "$1" ]||[ ! -x "$1" ];then w=p;else w=;fi;;
 *)w=m;IFS=:
 for d in $PATH;do if [ -x "$d/$1" ]&&[ ! -d "$d/$1" ];then w=;d=$d/$1;shift;set -- "$d" "$@";break;fi;done
 unset IFS;;
 esac
-if [ "$w" ];then echo "$M $w 0";exit;fi
 """
+"""Makes ``$1`` the path of a command, past what is built into the shell; ``w``: empty, or why there is none:
+m (missing), p (not permitted). A name with a slash is a path already."""
+
+_REFUSE = 'if [ "$w" ];then echo "$M $w 0";exit;fi\n'
 # "trap :" and not "trap ''": a command would inherit that a signal is ignored.
 _BEGIN = "M={mark};trap : HUP\nset -- {argv}\n"
 # The shell's own standard error is caught in s; redirections belong to the child, so that it keeps its words.
@@ -80,7 +83,8 @@ def command_script(
     source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{shlex.quote(stdin)}"
     text = (
         _BEGIN.format(mark=mark, argv=" ".join(map(shlex.quote, argv)))
-        + _LOOK_UP
+        + LOOK_UP
+        + _REFUSE
         + (_MERGED if merged else _APART)
         + _RUN.format(stdin=source, exports=exports)
         + _SAY

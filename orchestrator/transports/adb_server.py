@@ -2,7 +2,8 @@
 
 A good neighbour: the server may be the user's, Android Studio's or another program's. It is asked over its
 socket, whatever its version; no adb client is ever run, for a client kills a server of another version. One
-is started only where nothing listens, and only one that we started is ever ended.
+is started only where nothing listens, at the address that is adb's default here: a server that the inventory
+names has an owner, and keys that ours would not have. Only one that we started is ever ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.errors import DeviceError, StableError, TransientError
+from orchestrator.errors import DeviceError, LinkError, StableError, TransientError
 from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError, ServerAddress
 from orchestrator.transports.local import LocalTransport
 
@@ -63,16 +65,16 @@ def split_endpoint(text: str) -> tuple[str, str]:
 
 
 class AdbServer:
-    """An adb server on behalf of one device, whose name its errors carry. ``mends`` False: none is started,
-    and none of ours that hangs is replaced."""
+    """An adb server on behalf of one device, whose name its errors carry. ``ours``: we may start it."""
 
-    def __init__(self, address: ServerAddress, device: str, *, mends: bool = True) -> None:
-        self.address, self._device, self._mends = address, device, mends
+    def __init__(self, address: ServerAddress, device: str, *, ours: bool = False) -> None:
+        self.address, self._device = address, device
+        self._ours = ours and address.local
 
     def open(self, service: str, timeout_s: float) -> AdbSocket:
-        """A connection on which the server has accepted a service; a server is started where none is.
+        """A connection on which the server has accepted a service.
 
-        Raises: RefusalError (the server's own), TransientError, StableError.
+        Raises: RefusalError (the server's own), LinkError, StableError.
         """
         for last in (False, True):
             link: AdbSocket | None = None
@@ -90,7 +92,7 @@ class AdbServer:
         raise AssertionError("unreachable")
 
     def ask(self, service: str, timeout_s: float = _ANSWER_S) -> str:
-        """A service's answer in words. Raises: RefusalError, TransientError, StableError."""
+        """A service's answer in words. Raises: RefusalError, LinkError, StableError."""
         with self.open(service, timeout_s) as link:
             try:
                 link.limit(timeout_s)
@@ -112,7 +114,7 @@ class AdbServer:
     def _mend(self, error: Exception, *, started: bool) -> bool:
         """Whether another try may succeed: a missing server was started, a hung one of ours replaced."""
         try:
-            return self._mends and self._mended(error, started=started)
+            return self._mended(error, started=started)
         except OSError as problem:
             raise StableError(
                 f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
@@ -121,12 +123,12 @@ class AdbServer:
             ) from problem
 
     def _mended(self, error: Exception, *, started: bool) -> bool:
-        if isinstance(error, ConnectionRefusedError) and self.address.local:
+        if isinstance(error, ConnectionRefusedError) and self._ours:
             with _own(self.address) as record:
                 if not listens(self.address):
                     self._start(record)
             return True
-        if isinstance(error, TimeoutError) and started and self.address.local:
+        if isinstance(error, TimeoutError) and started and self._ours:
             with _own(self.address) as record:
                 pid = _live_pid(record)
                 if pid is None:
@@ -181,24 +183,28 @@ class AdbServer:
                 device=self._device,
             )
         if isinstance(error, ConnectionRefusedError):
-            return TransientError(
+            host = "" if self.address.local else f" on {self.address.host}"
+            everywhere = "" if self.address.local else "-a "
+            return LinkError(
                 f"{where} cannot be reached: nothing listens there.",
-                "Start it on that host: adb -a nodaemon server.",
+                f"stifarm starts one only at adb's default address on this machine. Start it{host}:"
+                f" adb {everywhere}-P {self.address.port} nodaemon server (a lab's: stifarm lab up).",
                 device=self._device,
             )
         if isinstance(error, TimeoutError):
-            return TransientError(
+            return LinkError(
                 f"{where} does not answer.",
                 "It was not started by stifarm, so stifarm does not end it: restart it (adb kill-server).",
                 device=self._device,
             )
         if isinstance(error, EOFError | ConnectionError):
-            return TransientError(
+            return LinkError(
                 f"{where} closed the connection.",
                 "Try again; if it happens again, look whether it is an adb server.",
                 device=self._device,
             )
-        return TransientError(
+        unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+        return (StableError if unknown else LinkError)(
             f"{where} cannot be reached: {getattr(error, 'strerror', None) or error}.",
             "Check adb_server in the inventory, and the network.",
             device=self._device,

@@ -12,8 +12,10 @@ Rules every transport keeps (tests/contract/test_transport.py runs them over eac
 * ``read_from`` answers with what is there: fewer bytes at the end of the file, none beyond it.
 * ``start_detached`` returns when the command has been executed (or its failure is known); the process
   outlives the connection and the host's process, in a session of its own.
-* Errors are ``TransientError`` when another try may help, else ``StableError``. A command's own exit
-  status is not an error.
+* Errors are ``TransientError`` when another try may help, else ``StableError``. Where the device cannot be
+  reached at the time (a lost or refused connection, no answer to one, a device that was there and is gone)
+  the transient one is a ``LinkError``: callers wait for the device, whose processes go on. A key that is not
+  accepted is stable. A command's own exit status is not an error.
 * All methods may be called from several threads at once.
 """
 
@@ -33,7 +35,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended. ``exit_code`` is negative when a signal killed it.
+    """A command that ended. ``exit_code`` is negative when a signal killed it, else what it exited with: a shell
+    that catches a signal and exits by itself (mksh does, with 143 for SIGTERM) was not killed. A transport that
+    hears of the end through the device's shell cannot tell every signal: over adb SIGINT and SIGPIPE are 130
+    and 141, which a command may exit with, too.
 
     ``truncated``: an output was longer than its cap and the rest was dropped.
     """

@@ -15,7 +15,7 @@ from paramiko.common import MSG_CHANNEL_REQUEST
 from paramiko.message import Message
 from paramiko.ssh_exception import IncompatiblePeer
 
-from orchestrator.errors import StableError, TransientError
+from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.ssh_address import DEFAULT_PORT, Endpoint
 from orchestrator.transports.ssh_keys import log_in
 from orchestrator.transports.ssh_known_hosts import KnownKey, fingerprint, read_known_hosts, recorded_name
@@ -150,7 +150,7 @@ class Connection:
 def open_connection(endpoint: Endpoint, device: str, silence_s: float = SILENCE_S) -> Connection:
     """Connect, check the host key, log in.
 
-    Raises: StableError (no such host, an unknown or changed host key, no key that is taken), TransientError.
+    Raises: StableError (no such host, an unknown or changed host key, no key that is taken), LinkError.
     """
     below = None if endpoint.jump is None else open_connection(endpoint.jump, device, silence_s)
     link = Link(_socket(endpoint, device, below), silence_s)
@@ -175,7 +175,7 @@ def _socket(endpoint: Endpoint, device: str, below: Connection | None) -> socket
             return below.transport.open_channel("direct-tcpip", where, ("", 0), timeout=CONNECT_S)
         opened = socket.create_connection(where, timeout=CONNECT_S)
     except socket.gaierror as error:
-        kind = TransientError if error.errno == socket.EAI_AGAIN else StableError
+        kind = LinkError if error.errno == socket.EAI_AGAIN else StableError
         raise kind(
             f"the name {endpoint.host} is not known: {error.strerror}.",
             "Check the address in the inventory and the name service of this host.",
@@ -183,7 +183,7 @@ def _socket(endpoint: Endpoint, device: str, below: Connection | None) -> socket
         ) from error
     except (OSError, paramiko.SSHException) as error:
         cause = getattr(error, "strerror", None) or str(error) or "no answer"
-        raise TransientError(
+        raise LinkError(
             f"no connection to {endpoint.host} port {endpoint.port}: {cause}.",
             "Check that the board is on, on the network, and runs an ssh server on that port.",
             device=device,
@@ -193,7 +193,7 @@ def _socket(endpoint: Endpoint, device: str, below: Connection | None) -> socket
 
 
 def _greet(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> None:
-    """The handshake, and the check of the server's key. Raises: StableError, TransientError."""
+    """The handshake, and the check of the server's key. Raises: StableError, LinkError."""
     name = recorded_name(endpoint.alias or endpoint.host, DEFAULT_PORT if endpoint.alias else endpoint.port)
     try:
         known = read_known_hosts(endpoint.known_hosts, name)
@@ -217,7 +217,7 @@ def _greet(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> No
             device=device,
         ) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
-        raise TransientError(
+        raise LinkError(
             f"{endpoint.host} port {endpoint.port} does not greet as an ssh server:"
             f" {str(error) or 'it closed the connection'}.",
             "Check that this is its ssh port, and the server's log on the board.",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import paramiko
 from paramiko.channel import Channel
 
-from orchestrator.errors import CommandTimeoutError, StableError, TransientError
+from orchestrator.errors import CommandTimeoutError, LinkError, StableError
 from orchestrator.transports.base import Completed
 from orchestrator.transports.ssh_script import LAUNCH, command_line, not_run
 from orchestrator.transports.ssh_sessions import Sessions, Warden, no_shell
@@ -71,7 +71,10 @@ def execute(
                 "Try again; if it happens again, look at the load of the device.",
                 device=device,
             )
-        if group is None and sessions.alive:
+        if group is None:
+            code = run.exit_code()
+            if code is None or code < 0:  # the board goes down: a shell without use for commands exits
+                raise sessions.lost()
             raise no_shell(run.stderr.before() or run.stdout.before(), device)
         return _completed(run, argv, token, device)
 
@@ -88,7 +91,7 @@ def _completed(run: _Run, argv: Sequence[str], token: str, device: str) -> Compl
     stdout, stderr = bytes(run.stdout.kept), bytes(run.stderr.kept)
     code = run.exit_code()
     if code is None:
-        raise TransientError(f"the ssh server did not say how {argv[0]} ended.", "Try again.", device=device)
+        raise LinkError(f"the ssh server did not say how {argv[0]} ended.", "Try again.", device=device)
     why = not_run(bytes(run.stderr.tail), code, token)
     if why is not None:
         raise StableError(

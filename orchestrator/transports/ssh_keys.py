@@ -7,7 +7,7 @@ from pathlib import Path
 
 import paramiko
 
-from orchestrator.errors import DeviceError, StableError, TransientError
+from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.transports.ssh_address import Endpoint
 from orchestrator.transports.ssh_known_hosts import fingerprint
 
@@ -15,7 +15,7 @@ from orchestrator.transports.ssh_known_hosts import fingerprint
 def log_in(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> None:
     """Authenticate on a connection whose host key was checked.
 
-    Raises: StableError (no key that the server takes, with what to do), TransientError (the link was lost).
+    Raises: StableError (no key that the server takes, with what to do), LinkError (the link was lost).
     """
     tried: list[str] = []
     try:
@@ -109,7 +109,7 @@ def _refused(endpoint: Endpoint, tried: list[str], locked: list[Path], device: s
 
 
 def _lost(endpoint: Endpoint, error: Exception, device: str) -> DeviceError:
-    return TransientError(
+    return LinkError(
         f"the link to {endpoint} was lost while logging in: {str(error) or type(error).__name__}.",
         "Try again.",
         device=device,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import paramiko
 from paramiko.channel import Channel
 
-from orchestrator.errors import StableError, TransientError
+from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.ssh_connect import Connection
 from orchestrator.transports.ssh_script import LAUNCH, WARDEN, WARDEN_READY, quoted
 
@@ -66,7 +66,7 @@ class Sessions:
             return
 
     def open_kept(self) -> Channel:
-        """A channel that stays open, and is not counted. Raises: TransientError, StableError."""
+        """A channel that stays open, and is not counted. Raises: LinkError, StableError."""
         while True:
             try:
                 return self.open()
@@ -78,7 +78,7 @@ class Sessions:
                     self._changed.wait(_STEP_S)
 
     def open(self) -> Channel:
-        """A channel. Raises: TransientError, SessionRefusedError."""
+        """A channel. Raises: LinkError, SessionRefusedError."""
         try:
             return self._connection.transport.open_session(timeout=_OPEN_S)
         except paramiko.ChannelException as error:
@@ -86,11 +86,11 @@ class Sessions:
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self.lost() from error
 
-    def lost(self) -> TransientError:
+    def lost(self) -> LinkError:
         """The error for a link that has ended, or does not answer and is ended now."""
         cause = self._connection.cause()
         self._connection.close()
-        return TransientError(f"the ssh link was lost: {cause}.", "Try again.", device=self._device)
+        return LinkError(f"the ssh link was lost: {cause}.", "Try again.", device=self._device)
 
     def _too_few(self, error: SessionRefusedError) -> StableError:
         return StableError(
@@ -124,7 +124,9 @@ class Warden:
             self._channel.sendall(text)
             self._await(WARDEN_READY)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if sessions.alive and isinstance(error, EOFError):
+            self._channel.status_event.wait(_ANSWER_S)
+            exited = self._channel.exit_status >= 0  # else the board goes down, or the link
+            if exited and isinstance(error, EOFError):
                 raise no_shell(self._said.decode(errors="replace"), device) from error
             raise sessions.lost() from error
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import paramiko
 from paramiko.sftp import CMD_EXTENDED
 
-from orchestrator.errors import StableError, TransientError
+from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.base import Progress
 from orchestrator.transports.ssh_files import (
     Command,
@@ -30,7 +30,7 @@ from orchestrator.transports.ssh_files import (
     why_not_written,
 )
 from orchestrator.transports.ssh_sessions import Sessions
-from orchestrator.transports.ssh_sftp_wire import AHEAD, LinkError, Pipe, Requests, blocks_of
+from orchestrator.transports.ssh_sftp_wire import AHEAD, Pipe, Requests, SessionEndedError, blocks_of
 
 _REQUEST_BYTES = 32_000
 """Data of one request: with its headers it fits one packet of the link, which 32 KiB would not."""
@@ -46,7 +46,7 @@ _UNSIZED_CAP_BYTES = 64 << 20
 _RENAME = '[ ! -d "$2" ] && mv -f -- "$1" "$2"'
 
 
-class NoSftpError(TransientError):
+class NoSftpError(LinkError):
     """The board opens no sftp session: it has no server for it, or has no more of them just now."""
 
 
@@ -161,11 +161,11 @@ class SftpFiles:
                     _flush(client, file)
                 file.close()
                 self._rename(client, partial, destination)
-        except LinkError:
+        except SessionEndedError:
             raise  # the next push goes on from here
         except BaseException:
             pipe.allow()
-            with contextlib.suppress(OSError, EOFError, LinkError):  # as much as is still possible
+            with contextlib.suppress(OSError, EOFError, SessionEndedError):  # as much as is still possible
                 file.close()
                 client.remove(partial)
             raise
@@ -191,18 +191,18 @@ class SftpFiles:
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[tuple[paramiko.SFTPClient, Pipe]]:
-        """The session, with its failures as ours. Raises: TransientError, StableError, NoSftpError."""
+        """The session, with its failures as ours. Raises: LinkError, StableError, NoSftpError."""
         with self._lock:
             try:
                 if self._session is None:
                     self._session = self._open()
                 self._session[1].allow()
                 yield self._session
-            except LinkError as error:
+            except SessionEndedError as error:
                 self._drop()
                 if not self._sessions.alive:
                     raise self._sessions.lost() from error
-                raise TransientError(
+                raise LinkError(
                     f"the sftp session ended: {error}.", "Try again.", device=self._device
                 ) from error
             except (paramiko.SFTPError, paramiko.SSHException, struct.error, UnicodeDecodeError) as error:
@@ -219,7 +219,7 @@ class SftpFiles:
         try:
             channel.invoke_subsystem("sftp")
             return paramiko.SFTPClient(pipe), pipe  # type: ignore[arg-type]
-        except (LinkError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+        except (SessionEndedError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             # It has none, or a login script talks where it should be heard.
             refused = channel.closed or channel.eof_received or isinstance(error, paramiko.SFTPError)
             channel.close()
@@ -227,7 +227,7 @@ class SftpFiles:
                 raise NoSftpError(
                     f"it opens no sftp session: {error}", "Try again.", device=self._device
                 ) from error
-            raise LinkError(str(error)) from error
+            raise SessionEndedError(str(error)) from error
 
     def _drop(self) -> None:
         self.close()

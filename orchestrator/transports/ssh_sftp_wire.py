@@ -19,7 +19,7 @@ _SPARE_BYTES = 1 << 20
 _STALL_S = 60.0
 
 
-class LinkError(Exception):
+class SessionEndedError(Exception):
     """The session ended, or did not answer in time."""
 
 
@@ -41,7 +41,7 @@ class Pipe:
             self._channel.settimeout(self._left())
             return self._channel.send(data)
         except OSError as error:
-            raise LinkError(str(error) or "no answer in time") from error
+            raise SessionEndedError(str(error) or "no answer in time") from error
 
     def recv(self, size: int) -> bytes:
         """As of a socket."""
@@ -49,9 +49,9 @@ class Pipe:
             self._channel.settimeout(self._left())
             data = self._channel.recv(size)
         except OSError as error:
-            raise LinkError(str(error) or "no answer in time") from error
+            raise SessionEndedError(str(error) or "no answer in time") from error
         if not data:
-            raise LinkError("the board's sftp server ended")
+            raise SessionEndedError("the board's sftp server ended")
         self._room -= len(data)
         if self._room < 0:
             raise paramiko.SFTPError("its answers are longer than what was asked for")

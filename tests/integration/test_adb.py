@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import DeviceError, StableError, TransientError
+from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
 def comes_back(transport: Transport) -> bool:
     try:
         return transport.run(["true"], timeout_s=60).ok
-    except TransientError:
+    except LinkError:
         return False
 
 
@@ -81,7 +81,7 @@ def test_a_server_that_is_killed_and_started_again(stack: ExitStack, tmp_path: P
         during = pool.submit(transport.run, ["sh", "-c", script, "sh", str(pids)], timeout_s=600)
         wait_for(pids.exists)
         server.kill()
-        with pytest.raises(TransientError, match="under-test: the link to the device was lost"):
+        with pytest.raises(LinkError, match="under-test: the link to the device was lost"):
             during.result()
     server.start()
     wait_for(lambda: comes_back(transport))
@@ -98,7 +98,7 @@ def test_a_daemon_that_is_killed_and_comes_back(
     (tmp_path / "file").write_bytes(b"content")
     assert transport.read_from(str(tmp_path / "file"), 0, 99) == b"content"
     daemon.kill()
-    with pytest.raises(TransientError, match="under-test"):
+    with pytest.raises(LinkError, match="under-test"):
         transport.run(["true"], timeout_s=60)
     daemon.start()
     wait_for(lambda: comes_back(transport))
@@ -141,9 +141,23 @@ def test_a_serial_that_is_not_there(shared_server: Server) -> None:
         transport.run(["true"], timeout_s=60)
 
 
+def test_a_device_that_was_there_and_is_not_listed_any_more_may_come_back(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    daemon, server = a_daemon(stack, tmp_path / "daemon"), Server(tmp_path / "server")
+    stack.callback(server.kill)
+    transport = opened(f'serial: "{daemon.address}", adb_server: "{server.address}"')
+    assert server.asked().ask(f"host:connect:{daemon.address}").startswith("connected")
+    assert transport.run(["true"], timeout_s=60).ok
+    server.kill()
+    server.start()
+    with pytest.raises(LinkError, match=f"under-test: the device {daemon.address} is gone"):
+        transport.run(["true"], timeout_s=60)
+
+
 def test_an_address_where_no_daemon_is(shared_server: Server) -> None:
     transport = opened(f'address: "127.0.0.1:{free_port()}", adb_server: "{shared_server.address}"')
-    with pytest.raises(TransientError, match="under-test: no adb daemon can be reached"):
+    with pytest.raises(LinkError, match="under-test: no adb daemon can be reached"):
         transport.run(["true"], timeout_s=60)
 
 
@@ -193,14 +207,17 @@ def test_a_server_of_another_version_is_asked_and_left_alone() -> None:
 
 @pytest.fixture
 def own_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A port without a server; one that the test makes our code start is ended."""
+    """adb's default port here, without a server; one that the test makes our code start is ended."""
     require_adb()
     port = free_port()
     for name, value in (("HOME", tmp_path / "home"), ("XDG_STATE_HOME", tmp_path / "state")):
         Path(value).mkdir()
         monkeypatch.setenv(name, str(value))
+    for name in ("ADB_USB", "ADB_EMU", "ADB_MDNS", "ADB_MDNS_OPENSCREEN"):
+        monkeypatch.setenv(name, "0")
     monkeypatch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "5554")
-    monkeypatch.setenv("ADB_MDNS_OPENSCREEN", "0")
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+    monkeypatch.delenv("ANDROID_ADB_SERVER_ADDRESS", raising=False)
     yield port
     record = tmp_path / f"state/stifarm/adb-server-{port}.json"
     if record.exists():
@@ -211,7 +228,7 @@ def test_a_server_is_started_where_none_runs_and_again_when_it_died(
     stack: ExitStack, own_port: int, tmp_path: Path
 ) -> None:
     daemon = a_daemon(stack, tmp_path / "daemon")
-    transport = opened(f'address: "{daemon.address}", adb_server: "127.0.0.1:{own_port}"')
+    transport = opened(f'address: "{daemon.address}"')
     record = tmp_path / f"state/stifarm/adb-server-{own_port}.json"
     assert transport.run(["echo", "one"], timeout_s=120).stdout == b"one\n"
     first = json.loads(record.read_text())["pid"]
@@ -222,9 +239,15 @@ def test_a_server_is_started_where_none_runs_and_again_when_it_died(
 
 def test_no_server_can_be_started(own_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADBUTILS_ADB_PATH", "/bin/false")
-    transport = opened(f'serial: A, adb_server: "127.0.0.1:{own_port}"')
     with pytest.raises(StableError, match=r"under-test: no adb server runs at .* /bin/false starts none"):
-        transport.run(["true"], timeout_s=60)
+        opened("serial: A").run(["true"], timeout_s=60)
+
+
+def test_none_is_started_where_the_inventory_names_one(own_port: int, tmp_path: Path) -> None:
+    named = f"127.0.0.1:{own_port}"
+    with pytest.raises(LinkError, match=rf"the adb server at {named} cannot be reached.* -P {own_port} "):
+        opened(f'serial: A, adb_server: "{named}"').run(["true"], timeout_s=60)
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 def test_a_stock_client_works_beside_us(stack: ExitStack, shared_server: Server, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CommandTimeoutError, DeviceFullError, StableError, TransientError
+from orchestrator.errors import CommandTimeoutError, DeviceFullError, LinkError, StableError
 from orchestrator.inventory import Device, parse_inventory
 from orchestrator.transports.ssh import SshTransport
 from orchestrator.transports.ssh_address import endpoint_of
@@ -285,7 +285,7 @@ def test_an_interrupted_push_sends_only_the_rest(either: SshServer, tmp_path: Pa
     with proxied(either) as (proxy, transport):
         transport.run(["true"], timeout_s=60)
         proxy.cut_after = proxy.sent_bytes + 8_000_000
-        with pytest.raises(TransientError):
+        with pytest.raises(LinkError):
             transport.push(source, str(remote))
         partial = remote.with_name(".file.partial")
         # The server may still be writing what had arrived.
@@ -326,7 +326,7 @@ def test_a_command_ends_with_its_link(server: SshServer, tmp_path: Path) -> None
         pid = int((tmp_path / "pid").read_text())
         wait_for(lambda: comm(pid) == "sleep\n")
         proxy.cut()
-        with pytest.raises(TransientError) as raised:
+        with pytest.raises(LinkError) as raised:
             running.result()
         assert not isinstance(raised.value, CommandTimeoutError)
         wait_for(lambda: not Path(f"/proc/{pid}").exists())
@@ -338,9 +338,9 @@ def test_a_restarted_server_is_reached_again(tmp_path: Path) -> None:
         assert transport.run(["true"], timeout_s=60).ok
         server.stop()
         for _ in range(2):  # the end of the link, then that there is no server
-            with pytest.raises(TransientError):
+            with pytest.raises(LinkError):
                 transport.run(["true"], timeout_s=60)
-        with pytest.raises(TransientError, match="no connection"):
+        with pytest.raises(LinkError, match="no connection"):
             transport.read_from("/proc/version", 0, 10)
         server.start()
         with ThreadPoolExecutor(4) as pool:
@@ -364,7 +364,7 @@ def test_a_link_that_went_silent_is_noticed(tmp_path: Path) -> None:
             ):
                 try:
                     use()
-                except TransientError as error:
+                except LinkError as error:
                     assert not isinstance(error, CommandTimeoutError)  # noqa: PT017
                     break
             else:
