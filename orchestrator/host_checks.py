@@ -54,21 +54,27 @@ def _adb(devices: Sequence[Device], environment: Mapping[str, str]) -> list[Find
     usual, *others = servers_of(devices, environment)
     named = {server_address(d.adb_server, environment) for d in devices if d.transport == "adb"}
     found = []
-    for address in (usual, *others):
-        if address in named or listens(address):
-            found += _adb_server(address, devices, environment)
-    return found
+    if usual in named or listens(usual):
+        found = _usual_server(usual, devices, environment)
+    return found + [finding for address in others for finding in _adb_server(address, devices, environment)]
+
+
+def _usual_server(
+    address: ServerAddress, devices: Sequence[Device], environment: Mapping[str, str]
+) -> list[Finding]:
+    """The server at adb's default address: the only one that the farm would start."""
+    if not address.local or listens(address):
+        return _adb_server(address, devices, environment)
+    if find_adb() is None:
+        return [Finding("adb", "problem", f"no server at {address}, and no adb to start one with",
+                        "Install adb, or stifarm again: its package adbutils brings one.")]  # fmt: skip
+    return [Finding("adb", "ok", f"no server at {address}; one is started when a device needs it")]
 
 
 def _adb_server(
     address: ServerAddress, devices: Sequence[Device], environment: Mapping[str, str]
 ) -> list[Finding]:
-    """One server: asked where it runs, never started."""
-    if address.local and not listens(address):
-        if find_adb() is None:
-            return [Finding("adb", "problem", f"no server at {address}, and no adb to start one with",
-                            "Install adb, or stifarm again: its package adbutils brings one.")]  # fmt: skip
-        return [Finding("adb", "ok", f"no server at {address}; one is started when a device needs it")]
+    """One server and what it lists; it is not started."""
     try:
         listed = ask_server(address, devices, environment)
     except DeviceError as error:

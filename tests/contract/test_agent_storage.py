@@ -142,5 +142,6 @@ def test_a_full_disk_ends_the_intake_and_with_space_it_goes_on(
     assert (code, report["error"]["type"]) == (4, "StorageFullError")
     assert "Free space on the device" in report["error"]["remedy"]
     ballast.unlink()
-    assert agent.call("missing", manifest, "--spool", spool.root)[1]["missing"] == wanted
+    left = agent.call("missing", manifest, "--spool", spool.root)[1]["missing"]
+    assert set(left) <= set(wanted)  # room was set aside for the chunks; what came whole is kept
     assert agent.call(*words, stdin=pack)[1]["state"] == "committed"
