@@ -24,6 +24,8 @@ _QUIET_S = 2.0
 _STEP_S = 0.2
 _READ_BYTES = 1 << 16
 _NOISE_BYTES = 1 << 16
+_PIECE_BYTES = (32 << 10) - 64
+"""What a packet to OpenSSH holds. The library copies all that is left of a block for every packet of it."""
 
 Sink = Callable[[bytes], None]
 
@@ -228,7 +230,8 @@ class _Run:
     def _feed(self, source: Iterable[bytes]) -> None:
         try:
             for block in source:
-                self._channel.sendall(block)
+                for at in range(0, len(block), _PIECE_BYTES):
+                    self._channel.sendall(block[at : at + _PIECE_BYTES])
             self._channel.shutdown_write()
         except OSError as error:
             if not self._channel.closed:
