@@ -26,6 +26,9 @@ _DONE_S = 300.0
 
 _TEXT_CAP_BYTES = 4096
 _WINDOW_CAP_BYTES = 8 << 20
+_BLOCK_COST_BYTES = 1 << 10
+"""What a block counts at least: empty ones must come to an end, too."""
+
 _UNASKED_CAP_BYTES = 1 << 20
 """Of a file whose size nobody has asked for: it is looked at, not fetched."""
 
@@ -167,7 +170,7 @@ class SyncSession:
             self._expect(letters, b"DATA")
             if length > BLOCK_BYTES:
                 raise ProtocolError(f"a block of {length} bytes.")
-            self._room -= _HEAD.size + length
+            self._room -= max(length, _BLOCK_COST_BYTES)
             if self._room < 0:
                 raise ProtocolError("a file that does not end.")
             if length:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import paramiko
@@ -144,7 +145,8 @@ class Warden:
             self._await(token.encode())
 
     def _await(self, line: bytes) -> None:
-        while True:
+        until = time.monotonic() + _ANSWER_S
+        while time.monotonic() < until:
             before, found, after = self._said.partition(b"\n" + line + b"\n")
             if found:
                 self._said = b"\n" + after
@@ -153,6 +155,7 @@ class Warden:
             if not data:
                 raise EOFError("the warden ended")
             self._said = (before + data)[-_NOISE_BYTES:]
+        raise TimeoutError("timed out")
 
 
 def no_shell(said: str, device: str) -> StableError:
