@@ -232,6 +232,9 @@ class _Reader:
         if kind.one_of and len(given) != 1:
             wanted = " or ".join(kind.one_of)
             self.wrong(node, f"a device over {transport} gives {wanted}{', not both' if given else ''}.")
+        workdir = values.get("workdir")
+        if isinstance(workdir, str) and transport != "local" and not workdir.startswith("/"):
+            self.wrong(node, f"workdir must be an absolute path on the device, not {workdir!r}.")
         for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
             for name in fields:
                 if name in values and name not in kind.fields:
@@ -257,6 +260,9 @@ def _describe(node: yaml.Node) -> str:
 def _text(reader: _Reader, node: yaml.Node, name: str) -> str | None:
     if not isinstance(node, yaml.ScalarNode) or not node.value:
         reader.wrong(node, f"{name} must be a text, not {_describe(node)}.")
+        return None
+    if not node.value.isprintable():
+        reader.wrong(node, f"{name} must be on one line, without control characters, not {node.value!r}.")
         return None
     return str(node.value)
 

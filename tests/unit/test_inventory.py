@@ -173,6 +173,8 @@ def device_with(lines: str) -> str:
         ("labels: {room: a b}", 5, "label 'a b' is not"),
         ("labels: {'!x': y}", 5, "label '!x' is not"),
         ("workdir: {a: b}", 5, "workdir must be a text"),
+        (r'workdir: "/a\nb"', 5, "workdir must be on one line"),
+        (r'workdir: "/a\eb"', 5, "workdir must be on one line"),
         ("gates:\n  max_temperature_c: hot", 6, "must be a number (degrees Celsius)"),
         ("gates:\n  max_temperature_c: .nan", 6, "must be a number"),
         ("gates:\n  min_battery_percent: 101", 6, "between 0 and 100"),
