@@ -18,6 +18,7 @@ PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 _START_GRACE_S = 30.0
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
+_PID_MOST = 1 << 30
 _TICKS = re.compile(rb"[0-9]{1,20}")
 _LOG_TAIL_BYTES = 2000
 _WAITING_CAP_BYTES = 500
@@ -118,7 +119,7 @@ def agent_runs(transport: Transport, folder: str) -> bool:
         return False
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False  # half-written or not one of ours: the agent's own verbs judge it
-    return _ticks(transport, pid) == ticks
+    return 0 < pid <= _PID_MOST and _ticks(transport, pid) == ticks
 
 
 def _ticks(transport: Transport, pid: int) -> int | None:
