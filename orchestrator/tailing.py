@@ -75,8 +75,9 @@ def parse_journal_paths(output: bytes, folder: str) -> list[tuple[str, int]]:
     """(job, attempt) out of paths ``<folder>/<job>/<attempt>/journal.log``; others are none of ours."""
     found = []
     for line in output.decode(errors="replace").splitlines():
-        parts = line.removeprefix(f"{folder}/").split("/")
-        if len(parts) == 3 and _JOB.fullmatch(parts[0]) and _ATTEMPT.fullmatch(parts[1]):
+        within, _, path = line.partition(f"{folder}/")
+        parts = path.split("/")
+        if not within and len(parts) == 3 and _JOB.fullmatch(parts[0]) and _ATTEMPT.fullmatch(parts[1]):
             found.append((parts[0], int(parts[1])))
     return sorted(found)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import paramiko
 from paramiko.channel import Channel
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from tests.ssh_server import make_key, public_part
 
@@ -59,13 +60,13 @@ class _Board(paramiko.ServerInterface):
         self._command = command
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return paramiko.AUTH_SUCCESSFUL
+        return AUTH_SUCCESSFUL
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: Channel, command: bytes) -> bool:
         threading.Thread(target=self._serve, args=(channel,), daemon=True).start()

@@ -58,7 +58,7 @@ def test_a_command_over_adb(what: str) -> None:
 
     def first_only(
         client: socket.socket,
-    ) -> None:  # what ends the command's rest finds a device that is silent
+    ) -> None:  # the rest of a command is ended in silence
         calls.append(b"")
         if len(calls) == 1:
             serve(client)

@@ -132,7 +132,8 @@ def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
             worker.deploy("liar", bundle)
         refused(caught)
 
-    for held in ({"bundles": 1}, {"bundles": [1]}, {"bundles": [], "incoming": []}):
+    holdings: list[dict[str, Any]] = [{"bundles": 1}, {"bundles": [1]}, {"bundles": [], "incoming": []}]
+    for held in holdings:
         liar.says("has", held)
         require_refused()
     liar.says("has", {"bundles": [], "incoming": [], "tasks": []})
@@ -151,7 +152,10 @@ def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
         liar.says("missing", {"missing": missing, "complete": "yes"})
         require_refused()
     liar.says("missing", {"missing": [0], "complete": False})
-    for accepted in ({"rejected": [0]}, {"rejected": [10**9]}, {"rejected": []}, {"state": "committed"}, {}):
+    outcomes: list[dict[str, Any]] = [
+        {"rejected": [0]}, {"rejected": [10**9]}, {"rejected": []}, {"state": "committed"}, {},
+    ]  # fmt: skip
+    for accepted in outcomes:
         liar.says("accept", accepted)
         require_refused()
     liar.says("accept", {"rejected": [], "state": "committed"})
