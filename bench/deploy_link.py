@@ -87,6 +87,7 @@ class Sshd:
             f"Port {self.port}\nListenAddress {DEVICE}\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"HostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/authorized_keys\n"
             "PermitRootLogin prohibit-password\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
+            f"SetEnv HOME={self.folder}\n"  # a board's login: not what the user's own shell does at one
             "LogLevel ERROR\n"
         )
         program = shutil.which("sshd") or "/usr/sbin/sshd"
