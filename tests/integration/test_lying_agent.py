@@ -34,7 +34,12 @@ class Liar:
         self.folder, self.spool = folder, folder / "spool"
         (folder / "answers").mkdir(parents=True)
         agent = agent_file(MACHINES[platform.machine()], "liar")
-        self._states = {"agent": "stifarm-agent", "agent_digest": agent.digest, "protocol": PROTOCOL_VERSION}
+        self._states = {
+            "agent": "stifarm-agent",
+            "agent_digest": agent.digest,
+            "protocol": PROTOCOL_VERSION,
+            "identity": "1" * 16,
+        }
         self.says("version", {})
         self.says("has", {"bundles": [], "incoming": [], "tasks": []})
         self._install(agent)
@@ -127,15 +132,15 @@ def test_errors(worker: HostWorker, liar: Liar) -> None:
 def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundles")
 
-    def require_refused() -> None:
-        with pytest.raises(StableError) as caught:
+    def require_refused(reason: str) -> None:
+        with pytest.raises(StableError, match=reason) as caught:
             worker.deploy("liar", bundle)
         refused(caught)
 
     holdings: list[dict[str, Any]] = [{"bundles": 1}, {"bundles": [1]}, {"bundles": [], "incoming": []}]
     for held in holdings:
         liar.says("has", held)
-        require_refused()
+        require_refused("does not say what the device holds")
     liar.says("has", {"bundles": [], "incoming": [], "tasks": []})
     for missing in (
         [-1],
@@ -150,15 +155,18 @@ def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
         list(range(100_000)),
     ):
         liar.says("missing", {"missing": missing, "complete": "yes"})
-        require_refused()
+        require_refused("names chunks that the bundle has not")
     liar.says("missing", {"missing": [0], "complete": False})
     outcomes: list[dict[str, Any]] = [
         {"rejected": [0]}, {"rejected": [10**9]}, {"rejected": []}, {"state": "committed"}, {},
     ]  # fmt: skip
     for accepted in outcomes:
         liar.says("accept", accepted)
-        require_refused()
+        require_refused("arrived damaged twice|names chunks that|took every chunk and still lacks")
     liar.says("accept", {"rejected": [], "state": "committed"})
+    assert (
+        worker.deploy("liar", bundle)[0].chunks_sent == 1
+    )  # it is believed as far as it can be; then asked:
     liar.says("verify", {"state": "damaged", "damaged": ["\x1b[2J" * 10_000]})
     with pytest.raises(StableError, match="was damaged on its storage") as caught:
         worker.verify("liar", bundle.name)
