@@ -105,6 +105,8 @@ def _entry(one: Found, name: str, usual: ServerAddress) -> str:
         *([] if one.server == usual else [f'    adb_server: "{one.server}"']),
         "    labels:",
         "      kind: phone",
+        "    prepare:                    # changed while something is timed, then put back",
+        "      stay_awake: true",
         "    gates:                      # checked before anything is timed",
         "      max_temperature_c: 40",
         "      min_battery_percent: 30",

@@ -34,6 +34,8 @@ class Farm:
     store: Store
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the person pressed Ctrl-C: threads that drive jobs then ask the agents to stop."""
+    registering: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a device is registered: two new names of one device must see each other."""
 
     @cached_property
     def inventory(self) -> Inventory:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy.orm import Session
 
 from db.artifacts import list_bundles, list_tasks, task_data
 from db.devices import latest_facts, list_devices, record_facts, register_device, set_agent
 from db.documents import parse
-from db.errors import LeaseHeldError
-from db.leases import release_lease
+from db.leases import LeaseGrant, release_lease, renew_lease
 from orchestrator.counterpart import other_protocol, refuse_replaced
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
-from orchestrator.dispatch import Worker, take_lease
+from orchestrator.dispatch import LEASE_TTL_NS, Worker, take_lease
 from orchestrator.errors import DeviceError, StableError
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
@@ -73,7 +74,12 @@ def register_facts(
     """
     if facts.protocol != PROTOCOL_VERSION:
         raise other_protocol(device.name, str(facts.protocol))
-    _refuse_doubles(farm, worker, device, facts)
+    with farm.registering:
+        _refuse_doubles(farm, worker, device, facts)
+        return _register(farm, device, facts, seen, replaced=replaced)
+
+
+def _register(farm: Farm, device: Device, facts: DeviceFacts, seen: Seen | None, *, replaced: bool) -> int:
     with farm.store.session() as session:
         if not replaced:
             _refuse_replaced(session, device, facts)
@@ -198,14 +204,33 @@ class Deployed:
 
 @contextmanager
 def leased(farm: Farm, device_id: int) -> Iterator[Lease]:
-    """Hold a device for the length of the block; its fencing token. Raises: LeaseHeldError."""
+    """Hold a device for the length of the block, renewed as long as it lasts; its fencing token.
+
+    Raises: LeaseHeldError.
+    """
     with farm.store.session() as session:
         grant = take_lease(session, device_id, farm.owner)
+    ended = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(farm, grant, ended), daemon=True)
+    renewing.start()
     try:
         yield Lease(store=farm.store.store_id, counter=grant.counter, takeover=False)
     finally:
+        ended.set()
+        renewing.join()
         with farm.store.session() as session:
             release_lease(session, grant)
+
+
+def _renew(farm: Farm, grant: LeaseGrant, ended: threading.Event) -> None:
+    """Renew a lease until ``ended``. One that is lost is not fought for: the agent's fence decides."""
+    while not ended.wait(LEASE_TTL_NS / 4e9):
+        try:
+            with farm.store.session() as session:
+                renew_lease(session, grant, LEASE_TTL_NS)
+        except StifarmError as error:
+            structlog.get_logger(__name__).warning("a lease is not renewed", cause=error.what)
+            return
 
 
 def deploy(
@@ -236,7 +261,7 @@ def deploy(
                     worker.collect(device.name, current_content(farm), lease)
                 if verify:
                     worker.verify(device.name, bundle.name)
-        except (DeviceError, LeaseHeldError) as failed:
+        except StifarmError as failed:
             error = failed
         results.append(Deployed(device.name, tuple(reports), error))
         if done is not None:

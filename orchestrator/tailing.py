@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import structlog
+
 from orchestrator.errors import MissingFileError, StableError
 from orchestrator.transports.base import Transport
 from sti_runtime.journal_format import READ_BYTES, parse_lines
@@ -16,6 +18,10 @@ from sti_runtime.messages import EndRecord, JournalRecord
 PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 
 _START_GRACE_S = 30.0
+_BOOT_LIMIT_S = 180.0
+_BOOT_ANSWER_S = 30.0
+_BOOT_PAUSE_S = 1.0
+_BOOTED = 'test ! -x /system/bin/getprop || test "$(getprop sys.boot_completed)" = 1'
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _PID_MOST = 1 << 30
@@ -98,6 +104,23 @@ def log_tail(transport: Transport, path: str) -> str:
     except MissingFileError:
         return "The agent was not started."
     return data[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+
+
+def await_boot(transport: Transport) -> None:
+    """Wait until Android says that it has booted: its shell answers long before settings and sensors do.
+
+    After _BOOT_LIMIT_S the job starts all the same, and the log says so. Source: AOSP, sys.boot_completed.
+    """
+    deadline = time.monotonic() + _BOOT_LIMIT_S
+    while not transport.run(["sh", "-c", _BOOTED], timeout_s=_BOOT_ANSWER_S).ok:
+        if time.monotonic() > deadline:
+            structlog.get_logger(__name__).warning(
+                "it does not say that it has booted; its job starts all the same",
+                device=transport.device,
+                waited_s=_BOOT_LIMIT_S,
+            )
+            return
+        time.sleep(_BOOT_PAUSE_S)
 
 
 def await_start(transport: Transport, folder: str, pid: int) -> None:

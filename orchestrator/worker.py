@@ -42,6 +42,7 @@ from orchestrator.settings import Settings
 from orchestrator.tailing import (
     PollResult,
     agent_runs,
+    await_boot,
     await_start,
     checked_state,
     log_tail,
@@ -222,6 +223,8 @@ class HostWorker:
                 state = call_agent(transport, spool, "status", job.id, str(job.attempt)).get("state")
                 if state in ("running", "ended"):
                     return False
+            if device.transport == "adb":
+                await_boot(transport)
             argv = (*transport.agent_argv, "run", f"{folder}/{JOB_FILE}", "--spool", spool)
             prefix = self._enter_groups(device, job.emulation)
             pid = transport.start_detached((*prefix, *argv), log=f"{folder}/{AGENT_LOG_FILE}")
@@ -259,10 +262,16 @@ class HostWorker:
         """(job, attempt) of every journal on the device. Raises: DeviceError."""
         _, transport = self._device(name)
         folder = f"{self.spool(name)}/jobs"
-        found = self._retried(
-            name,
-            lambda: transport.run(["find", folder, "-type", "f", "-name", JOURNAL_FILE], timeout_s=60),
-        )
+        # Without that folder there are none; a listing that fails must not pass for that.
+        script = 'if test -e "$1"; then exec find "$1" -type f -name "$2"; fi'
+        argv = ("sh", "-c", script, "sh", folder, JOURNAL_FILE)
+        found = self._retried(name, lambda: transport.run(argv, timeout_s=60))
+        if not found.ok or found.truncated:
+            raise StableError(
+                f"its journals below {folder} cannot be listed: {found.error_text() or found.exit_code}.",
+                "Check that its user may read that folder.",
+                device=name,
+            )
         return parse_journal_paths(found.stdout, folder)
 
     def stop_job(self, name: str, job_id: str, attempt: int) -> bool:
@@ -499,20 +508,21 @@ class HostWorker:
         """Repeat an idempotent action while its errors are transient: a few times, but for a device that
         was there before and is out of reach REACH_LIMIT_S long."""
         deadline = time.monotonic() + REACH_LIMIT_S
-        pause_s, attempt = _RETRY_PAUSE_S, 1
+        pause_s, tries = _RETRY_PAUSE_S, 0
         while True:
             try:
                 done = action()
             except TransientError as error:
                 waited_for = isinstance(error, LinkError) and name in self._reached
-                if time.monotonic() > deadline if waited_for else attempt >= _TRIES:
+                tries += not waited_for
+                if time.monotonic() > deadline if waited_for else tries >= _TRIES:
                     raise
-                _log.warning("trying again", device=error.device, cause=error.what, attempt=attempt)
+                _log.warning("trying again", device=error.device, cause=error.what)
             else:
                 self._reached.add(name)
                 return done
             time.sleep(pause_s)
-            pause_s, attempt = min(2 * pause_s, _RETRY_PAUSE_MOST_S), attempt + 1
+            pause_s = min(2 * pause_s, _RETRY_PAUSE_MOST_S)
 
     def _push_bytes(self, transport: Transport, data: bytes, destination: str) -> None:
         with tempfile.TemporaryDirectory(prefix="stifarm-push-") as scratch:

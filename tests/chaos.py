@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,11 +115,15 @@ class Chaos:
         with self.log.open("ab") as log:
             log.write(f"\n$ stifarm {' '.join(words)}\n".encode())
             log.flush()
-            self.controller = subprocess.Popen(
+            with subprocess.Popen(
                 self.argv(*words), cwd=self.root, env=self.environment(), stdout=log, stderr=log
-            )
-            code = self.controller.wait(VERB_LIMIT_S)
-            self.controller = None
+            ) as controller:
+                self.controller = controller
+                try:
+                    code = controller.wait(VERB_LIMIT_S)
+                finally:
+                    self.controller = None
+                    controller.kill()
         self.exits[code] += 1
         return code
 
@@ -175,10 +180,11 @@ class Chaos:
 
     # -------------------------------------------------------------- the other side
 
-    def strike(self, count: int) -> None:
-        """Inject ``count`` faults, each with its end, pauses between; all from the seed."""
+    def strike(self, count: int, person: Future[None]) -> None:
+        """Inject ``count`` faults, each with its end, pauses between, all from the seed, while verbs run."""
         names = list(WEIGHTS)
         while sum(self.injected.values()) < count:
+            assert not person.done(), f"nobody gives verbs any more: {person.exception()}"
             kind = self.chance.choices(names, [WEIGHTS[name] for name in names])[0]
             name = self.chance.choice([device.name for device in self.lab.devices()])
             duration_s, pause_s = self.chance.uniform(0, LONGEST_S), self.chance.uniform(0, PAUSE_S)
@@ -235,15 +241,16 @@ def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2)
     """A whole run; what it came to. Raises: AssertionError when something was lost, doubled or changed."""
     with world(root, boards=boards, phones=phones, seed=seed) as chaos:
         ended = threading.Event()
-        person = threading.Thread(target=chaos.main_job, args=(ended,))
         began = time.monotonic()
-        person.start()
-        try:
-            chaos.strike(faults)
-        finally:
-            ended.set()
-            person.join()
+        with ThreadPoolExecutor(1) as pool:
+            person = pool.submit(chaos.main_job, ended)
+            try:
+                chaos.strike(faults, person)
+            finally:
+                ended.set()
+            person.result()
         seconds = time.monotonic() - began
+        assert chaos.exits.total() > 0, "no verb came to its end under the faults"
         chaos.finish()
         code, audits = chaos.audit()
         wrong = [(audit["device"], audit["discrepancies"]) for audit in audits if audit["discrepancies"]]

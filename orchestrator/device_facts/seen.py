@@ -60,7 +60,10 @@ def look(transport: Transport, workdir: str) -> Seen:
         f"else\necho {mark} linux\n{scripts['linux']}\nfi"
     )
     before = time.time()
-    said = transport.run(["sh", "-c", script], timeout_s=_LIMIT_S, output_cap_bytes=_CAP_BYTES)
+    # As input, for it is longer than a command line may be on old phones.
+    said = transport.run(
+        ["sh", "-s"], timeout_s=_LIMIT_S, output_cap_bytes=_CAP_BYTES, stdin=[f"{script}\n".encode()]
+    )
     host_s = (before + time.time()) / 2
     return seen_of(said.stdout.decode(errors="replace"), mark, workdir, host_s, device=transport.device)
 

@@ -50,6 +50,10 @@ class Listed:
 def server_address(text: str | None, environment: Mapping[str, str] | None = None) -> ServerAddress:
     """The server that ``host:port`` names, by default the one that adb's own variables name."""
     env = os.environ if environment is None else environment
+    socket = env.get("ADB_SERVER_SOCKET", "")
+    if text is None and socket.startswith("tcp:"):
+        text = socket.removeprefix("tcp:")
+        text = f"127.0.0.1:{text}" if re.fullmatch(r"[0-9]{1,5}", text) else text
     if text is None:
         port = env.get("ANDROID_ADB_SERVER_PORT", "")
         host = env.get("ANDROID_ADB_SERVER_ADDRESS") or "127.0.0.1"

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from orchestrator.device_facts.seen import look
 from orchestrator.errors import CommandTimeoutError, DeviceError, MissingFileError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
@@ -463,3 +464,10 @@ def test_a_long_command_does_not_hold_up_another(
 
 def test_the_default_work_folder_is_absolute(transport: Transport) -> None:
     assert transport.default_workdir().startswith("/")
+
+
+def test_the_host_looks_at_a_device_in_one_command(transport: Transport, there: PurePosixPath) -> None:
+    seen = look(transport, str(there / "work folder"))
+    assert seen.clock_offset_s is not None
+    assert abs(seen.clock_offset_s) < 3600
+    assert any(value is not None for value in seen.values.values())
