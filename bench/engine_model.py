@@ -22,7 +22,7 @@ from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, elastic_submodels, tensor_shapes
 from sti_runtime.model_store import Model, load_model, make_model, save_model
 from sti_runtime.plan_build import Fidelity
-from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES
 from sti_runtime.task_data import I32, TaskData, TaskDataInfo, load_task_data, store_task_data
 

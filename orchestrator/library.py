@@ -20,7 +20,7 @@ from sti_runtime.bundle_files import HeadEncoding
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.model_store import Model, load_model, save_model
-from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import FIDELITIES
 from sti_runtime.task_data import TaskData, load_task_data, store_task_data
 from sti_runtime.tasks import Example, TaskSpec, build_task_data, read_tsv, split_profile

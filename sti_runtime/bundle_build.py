@@ -30,7 +30,7 @@ from sti_runtime.errors import CheckpointError, FormatError, InputError, Resourc
 from sti_runtime.manifest import ALIGNMENT, MANIFEST_NAME, Manifest, QuantizerInfo
 from sti_runtime.model import ModelConfig, Submodel, tensor_shapes
 from sti_runtime.pack import payload_layout
-from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES, matrix_shapes
 from sti_runtime.staging import flush, flush_folder, locked, staging_folder
 from sti_runtime.units import format_bytes

@@ -32,7 +32,7 @@ from sti_runtime.manifest import (
 )
 from sti_runtime.model import ModelConfig
 from sti_runtime.pack import PackedVersion, pack_matrices
-from sti_runtime.quantize import Quantizer
+from sti_runtime.quantizer import Quantizer
 from sti_runtime.shard import F32, shard_matrices
 from sti_runtime.staging import flush
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sti_runtime.model import ModelConfig, Submodel
-from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
 
 ALIGNMENT = 4096

@@ -17,16 +17,8 @@ from functools import lru_cache
 import numpy as np
 
 from sti_runtime.errors import FormatError, InputError
-from sti_runtime.quantize import (
-    GOBO,
-    U8,
-    U32,
-    Dictionary,
-    Quantizer,
-    assign_codes,
-    fit_dictionary,
-    sort_weights,
-)
+from sti_runtime.quantize import U8, U32, Dictionary, assign_codes, fit_dictionary, sort_weights
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES
 
 Shape = tuple[int, int]

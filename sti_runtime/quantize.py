@@ -18,37 +18,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sti_runtime.errors import InputError
+from sti_runtime.quantizer import GOBO, Quantizer, Refinement
 from sti_runtime.shard import F32
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 F64 = npt.NDArray[np.float64]
 
-Refinement = Literal["none", "l1", "converged"]
-"""After the first centroids: nothing; until the L1 error stops falling; until no centroid moves."""
-
 _MAX_ITERATIONS = {"l1": 200, "converged": 2000}
-
-
-@dataclass(frozen=True, slots=True)
-class Quantizer:
-    """What decides the bytes below 32 bits, besides the weights; the defaults are GOBO's.
-
-    ``outlier_log_density_milli``: 1000 × the threshold in nats. In standard deviations it therefore
-    depends on the matrix's scale.
-    """
-
-    refinement: Refinement = "l1"
-    outlier_log_density_milli: int = -4000
-
-
-GOBO = Quantizer()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from orchestrator.cli.output import emit_json, steps, success, table
 from orchestrator.library import find_bundle, make_bundle, only_task
 from orchestrator.report import percent
 from sti_runtime.errors import InputError
-from sti_runtime.quantize import GOBO, Quantizer, Refinement
+from sti_runtime.quantizer import GOBO, Quantizer, Refinement
 from sti_runtime.shard import FIDELITIES
 from sti_runtime.units import format_bytes
 

@@ -5,6 +5,7 @@ What a device may lack is not used: commands need ``sh`` and what both toybox an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from orchestrator.device_facts.seen import look
-from orchestrator.errors import CommandTimeoutError, DeviceError, MissingFileError, StableError
+from orchestrator.errors import CommandTimeoutError, DeviceError, LinkError, MissingFileError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
@@ -439,6 +440,12 @@ def test_several_threads_use_one_transport(
 
     def work(number: int) -> None:
         (tmp_path / f"s{number}").write_bytes(bytes([number]) * 100_000)
+        for _ in range(5):  # a link that is lost meanwhile is made anew by the next call
+            with contextlib.suppress(LinkError):
+                ask(number)
+                return
+
+    def ask(number: int) -> None:
         transport.push(tmp_path / f"s{number}", str(there / f"d{number}"))
         done = transport.run(["echo", str(number)], timeout_s=300)
         answers[number] = done.stdout.strip() + transport.read_from(str(there / f"d{number}"), 99_999, 9)

@@ -19,6 +19,7 @@ from orchestrator.transports.base import Completed
 from orchestrator.transports.fake import FakeTransport
 from orchestrator.transports.local import LocalTransport
 from orchestrator.worker import HostWorker
+from sti_runtime.journal_format import PROTOCOL_VERSION
 from tests.agents import QEMU
 
 HERE = MACHINES.get(platform.machine())
@@ -160,7 +161,7 @@ def test_an_agent_of_another_protocol_is_refused(tmp_path: Path) -> None:
         said = platform.machine() if argv[0] == "uname" else f'{{"agent_digest":"{digest}","protocol":7}}'
         return Completed(argv, 0, said.encode(), b"", False)
 
-    with pytest.raises(StableError, match="protocol 7, this stifarm 1"):
+    with pytest.raises(StableError, match=f"protocol 7, this stifarm {PROTOCOL_VERSION}"):
         bring_agent(FakeTransport(tmp_path, handler), "/spool")
 
 

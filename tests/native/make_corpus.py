@@ -39,7 +39,7 @@ from sti_runtime.messages import (
 )
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
 from sti_runtime.plan import Plan
-from sti_runtime.quantize import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, Quantizer
 from tests.bundles import hand_plan, random_tensors
 
 CORPUS = Path(__file__).with_name("corpus")

@@ -20,7 +20,8 @@ from sti_runtime.errors import CheckpointError, DigestError, FormatError, InputE
 from sti_runtime.manifest import ALIGNMENT, MANIFEST_CAP_BYTES, MANIFEST_NAME
 from sti_runtime.model import HeadConfig, ModelConfig, all_submodels, tensor_shapes
 from sti_runtime.pack import pack_version, unpack_version
-from sti_runtime.quantize import Quantizer, fit_gobo
+from sti_runtime.quantize import fit_gobo
+from sti_runtime.quantizer import Quantizer
 from sti_runtime.records import canonical_json, sha256_hex
 from sti_runtime.shard import F32, FIDELITIES, matrix_shapes, shard_matrices
 

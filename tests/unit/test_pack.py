@@ -21,7 +21,8 @@ from sti_runtime.pack import (
     unpack_matrices,
     unpack_version,
 )
-from sti_runtime.quantize import GOBO, Quantizer, fit_gobo
+from sti_runtime.quantize import fit_gobo
+from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES
 
 LOW = tuple(bits for bits in FIDELITIES if bits != 32)

@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sti_runtime.errors import InputError
-from sti_runtime.quantize import (
-    GoboMatrix,
-    Quantizer,
-    Refinement,
-    fit_gobo,
-    outlier_sigmas,
-    sort_weights,
-)
+from sti_runtime.quantize import GoboMatrix, fit_gobo, outlier_sigmas, sort_weights
+from sti_runtime.quantizer import Quantizer, Refinement
 from sti_runtime.shard import F32
 
 STD = 0.04
@@ -183,7 +177,8 @@ def test_an_empty_matrix_is_refused() -> None:
 
 _FINGERPRINT = """
 import hashlib, numpy as np
-from sti_runtime.quantize import Quantizer, fit_gobo
+from sti_runtime.quantize import fit_gobo
+from sti_runtime.quantizer import Quantizer
 weights = (np.random.default_rng(3).standard_normal((96, 160)) * 0.05).astype(np.float32)
 digest = hashlib.sha256()
 for bits in (2, 3, 4, 5, 6):
