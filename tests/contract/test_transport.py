@@ -5,7 +5,6 @@ What a device may lack is not used: commands need ``sh`` and what both toybox an
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -440,12 +439,6 @@ def test_several_threads_use_one_transport(
 
     def work(number: int) -> None:
         (tmp_path / f"s{number}").write_bytes(bytes([number]) * 100_000)
-        for _ in range(5):  # a link that is lost meanwhile is made anew by the next call
-            with contextlib.suppress(LinkError):
-                ask(number)
-                return
-
-    def ask(number: int) -> None:
         transport.push(tmp_path / f"s{number}", str(there / f"d{number}"))
         done = transport.run(["echo", str(number)], timeout_s=300)
         answers[number] = done.stdout.strip() + transport.read_from(str(there / f"d{number}"), 99_999, 9)
