@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from orchestrator.device_facts.seen import look
-from orchestrator.errors import CommandTimeoutError, DeviceError, LinkError, MissingFileError, StableError
+from orchestrator.errors import CommandTimeoutError, DeviceError, MissingFileError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
