@@ -11,12 +11,11 @@ import time
 
 import paramiko
 from paramiko.channel import Channel
-from paramiko.common import MSG_CHANNEL_REQUEST
-from paramiko.message import Message
 from paramiko.ssh_exception import IncompatiblePeer
 
 from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.ssh_address import DEFAULT_PORT, Endpoint
+from orchestrator.transports.ssh_channels import ChannelTransport
 from orchestrator.transports.ssh_keys import log_in
 from orchestrator.transports.ssh_known_hosts import KnownKey, fingerprint, read_known_hosts, recorded_name
 
@@ -87,26 +86,6 @@ class Link:
             raise ConnectionResetError(errno.ECONNRESET, f"nothing was heard for {self.silence_s:g} s")
 
 
-class _Transport(paramiko.Transport):
-    """Keeps what the library drops: the signal that ended a command (RFC 4254, section 6.10)."""
-
-    _channel_handler_table = {  # noqa: RUF012 - the library's own way to hang in a handler
-        **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
-        MSG_CHANNEL_REQUEST: lambda channel, message: _note_signal(channel, message),
-    }
-
-
-def _note_signal(channel: Channel, message: Message) -> None:
-    start = message.packet.tell()
-    if message.get_text() == "exit-signal":
-        message.get_boolean()
-        channel.exit_signal = message.get_text()[:40]  # type: ignore[attr-defined]
-        channel.status_event.set()
-        return
-    message.packet.seek(start)
-    channel._handle_request(message)  # type: ignore[attr-defined]
-
-
 class Connection:
     """An authenticated connection to one board. It ends by ``close`` or when the link dies."""
 
@@ -154,7 +133,7 @@ def open_connection(endpoint: Endpoint, device: str, silence_s: float = SILENCE_
     """
     below = None if endpoint.jump is None else open_connection(endpoint.jump, device, silence_s)
     link = Link(_socket(endpoint, device, below), silence_s)
-    transport = _Transport(link, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
+    transport = ChannelTransport(link, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _HANDSHAKE_S
     try:
         _greet(transport, endpoint, device)

@@ -48,7 +48,8 @@ class Liar:
         path = Path(agent.place(str(self.spool)))
         path.parent.mkdir(parents=True)
         path.write_text(
-            f'#!/bin/sh\ncat "{self.folder}/answers/$1"\n[ ! -e "{self.folder}/answers/$1.fails" ]\n'
+            f'#!/bin/sh\ncat > /dev/null\ncat "{self.folder}/answers/$1"\n'
+            f'[ ! -e "{self.folder}/answers/$1.fails" ]\n'
         )
         path.chmod(0o755)
 
