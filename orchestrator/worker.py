@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +45,7 @@ from orchestrator.tailing import (
     await_start,
     checked_state,
     log_tail,
+    parse_attempts,
     parse_journal_paths,
     read_journal,
     waits_for,
@@ -69,6 +69,9 @@ from sti_runtime.messages import (
     ResultRecord,
     VerifiedEmulation,
 )
+
+EMULATION_JOB = "emulation"
+"""The job that verifies how a device is slowed; its attempts have the numbers of the leases they ran under."""
 
 _PROBE_LIMIT_S = 600.0
 _TRIES = 3
@@ -354,12 +357,14 @@ class HostWorker:
         emulation: Emulation,
         bundle: str | None,
     ) -> VerifiedEmulation:
-        """Run the agent's probe unit under an emulation, as a job of its own that is then removed."""
+        """Run the agent's probe unit under an emulation, as a job of its own that is then removed; what
+        verifications left whose device was lost meanwhile is removed first."""
+        self._forget_left(transport, device)
         job = Job(
             format="stifarm-job",
             version=1,
-            id=f"emulation-{uuid.uuid4().hex[:20]}",
-            attempt=1,
+            id=EMULATION_JOB,
+            attempt=lease.counter,
             lease=lease,
             device=identity,
             bundle=bundle,
@@ -384,7 +389,7 @@ class HostWorker:
         verified: VerifiedEmulation | None = None
         cause = ""
         while True:
-            polled = self.poll(device.name, job.id, 1, offset, 10.0)
+            polled = self.poll(device.name, job.id, job.attempt, offset, 10.0)
             offset = polled.next_offset
             for record in polled.records:
                 payload = record.payload
@@ -398,7 +403,7 @@ class HostWorker:
                 cause = cause or polled.detail
                 break
             if time.monotonic() > deadline:
-                call_agent(transport, self.spool(device.name), "stop", job.id, "1")
+                call_agent(transport, self.spool(device.name), "stop", job.id, str(job.attempt))
                 raise CommandTimeoutError(
                     f"its emulation could not be verified within {_PROBE_LIMIT_S:g} s.",
                     "Another job may hold the machine; try again when it is done.",
@@ -411,16 +416,28 @@ class HostWorker:
                 or "See what the agent says; then run the command again.",
                 device=device.name,
             )
-        self._forget_ended(transport, device, job)
+        self._forget_ended(transport, device, job.attempt)
         return verified
 
-    def _forget_ended(self, transport: Transport, device: Device, job: Job) -> None:
-        """Remove an ended job's folder; its process may outlive its journal a little, on a slowed device by
+    def _forget_left(self, transport: Transport, device: Device) -> None:
+        """Stop and remove verifications that nobody waits for any more: the device is ours now."""
+        spool = self.spool(device.name)
+        script = 'if test -e "$1"; then exec ls "$1"; fi'
+        folder = f"{spool}/jobs/{EMULATION_JOB}"
+        listed = self._retried(
+            device.name, lambda: transport.run(["sh", "-c", script, "sh", folder], timeout_s=60)
+        )
+        for attempt in parse_attempts(listed.stdout):
+            call_agent(transport, spool, "stop", EMULATION_JOB, str(attempt))
+            self._forget_ended(transport, device, attempt)
+
+    def _forget_ended(self, transport: Transport, device: Device, attempt: int) -> None:
+        """Remove an ended verification's folder; its process may outlive its journal a little, on a slowed device by
         seconds. Raises: DeviceError; TransientError if it still runs after a while."""
         deadline = time.monotonic() + _EXIT_LIMIT_S
         while True:
             try:
-                call_agent(transport, self.spool(device.name), "forget", job.id, str(job.attempt))
+                call_agent(transport, self.spool(device.name), "forget", EMULATION_JOB, str(attempt))
                 return
             except TransientError:
                 if time.monotonic() > deadline:

@@ -178,3 +178,19 @@ def test_a_phone_that_reboots_in_the_middle_of_its_profile_goes_on_with_it(world
     units = [record.payload.unit for record in records if isinstance(record.payload, ResultRecord)]
     assert units == list(range(len(units)))
     assert attempts_of(world.farm, folder.parent.name) == [(1, "done")]
+
+
+def test_a_board_that_reboots_while_it_is_verified_keeps_nothing_of_that(world: World) -> None:
+    device, jobs = world.device(BOARD), world.content(BOARD) / "jobs/emulation"
+    device_id, _ = fleet.probe_device(world.farm, world.worker, device)
+    with fleet.leased(world.farm, device_id) as lease, ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(world.worker.emulation, BOARD, lease)
+        wait_for(lambda: verified.done() or any(jobs.glob("*/journal.log")), "the verification")
+        faults.hold(world.lab, BOARD, "reboot", 0.1)
+        with pytest.raises(DeviceError):
+            verified.result(timeout=300)
+    left = world.content(BOARD) / "jobs/emulation"
+    assert [path.name for path in left.iterdir()] == [str(lease.counter)]
+    with fleet.leased(world.farm, device_id) as lease:
+        assert world.worker.emulation(BOARD, lease) is not None
+    assert not left.exists()
