@@ -34,8 +34,16 @@ from orchestrator.deploy import (
 )
 from orchestrator.device_facts.seen import Seen, look
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
-from orchestrator.errors import CommandTimeoutError, LinkError, MissingFileError, StableError, TransientError
+from orchestrator.errors import (
+    CommandTimeoutError,
+    DeviceFullError,
+    LinkError,
+    MissingFileError,
+    StableError,
+    TransientError,
+)
 from orchestrator.facts import read_facts
+from orchestrator.full_disk import agents_there, remove_content, remove_everything
 from orchestrator.inventory import Device
 from orchestrator.settings import Settings
 from orchestrator.tailing import (
@@ -71,7 +79,7 @@ from sti_runtime.messages import (
 )
 
 EMULATION_JOB = "emulation"
-"""The job that verifies how a device is slowed; its attempts have the numbers of the leases they ran under."""
+"""The job that verifies how a device is slowed; its attempts have the numbers of their leases."""
 
 _PROBE_LIMIT_S = 600.0
 _TRIES = 3
@@ -285,19 +293,47 @@ class HostWorker:
         return answer.get("signalled") is not None
 
     def clean(self, name: str, lease: Lease | None = None) -> dict[str, Any]:
-        """Remove everything of ours from the device; the agent's answer says what was there."""
-        _, transport = self._device(name)
+        """Remove everything of ours from the device; the answer says what was there. Where the agent has no
+        room to do it, content is removed before; if need be, all of it by plain commands."""
         with self._locks[name]:
-            # An agent that ends may hold the device a moment longer than its job is seen to run.
-            answer = self._retried(
-                name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
-            )
+            try:
+                answer = self._clean(name, lease)
+            except DeviceFullError as error:
+                _log.warning("no room to clean: content is removed first", device=name, cause=error.what)
+                answer = self._clean_full(name, lease)
             self._have_agent.discard(name)  # it removed itself
             self._agent_files.pop(name, None)
             if (decided := self._settings.emulation / name).exists():
                 shutil.rmtree(decided)
             self._leave_groups(name)
         return answer
+
+    def _clean(self, name: str, lease: Lease | None) -> dict[str, Any]:
+        """By our agent. It may still be held a moment by one that has just ended its job."""
+        _, transport = self._device(name)
+        return self._ask_to_clean(name, transport, lease)
+
+    def _ask_to_clean(self, name: str, transport: Transport, lease: Lease | None) -> dict[str, Any]:
+        return self._retried(
+            name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+        )
+
+    def _clean_full(self, name: str, lease: Lease | None) -> dict[str, Any]:
+        """On a full disk: by our agent once content is gone, by one that is there, by plain commands."""
+        transport, spool = self._connect(name), self.spool(name)
+        self._retried(name, lambda: remove_content(transport, spool, lease))
+        try:
+            return self._clean(name, lease)
+        except DeviceFullError as error:
+            _log.warning("still no room for the agent", device=name, cause=error.what)
+        for path in self._retried(name, lambda: agents_there(transport, spool)):
+            transport.agent_argv = (path,)
+            try:
+                return self._ask_to_clean(name, transport, lease)
+            except StableError as error:
+                _log.warning("an agent that is there does not clean", device=name, cause=error.what)
+        removed = self._retried(name, lambda: remove_everything(transport, spool, lease))
+        return {"removed": list(removed)}
 
     def take_over(self, name: str, lease: Lease) -> None:
         """Make the lease's store the device's owner, whoever was. Raises: AgentError for a stale lease."""
@@ -432,8 +468,8 @@ class HostWorker:
             self._forget_ended(transport, device, attempt)
 
     def _forget_ended(self, transport: Transport, device: Device, attempt: int) -> None:
-        """Remove an ended verification's folder; its process may outlive its journal a little, on a slowed device by
-        seconds. Raises: DeviceError; TransientError if it still runs after a while."""
+        """Remove an ended verification's folder; its process may outlive its journal a little, on a slowed
+        device by seconds. Raises: DeviceError; TransientError if it still runs after a while."""
         deadline = time.monotonic() + _EXIT_LIMIT_S
         while True:
             try:
