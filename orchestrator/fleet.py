@@ -20,7 +20,7 @@ from orchestrator.counterpart import other_protocol, refuse_replaced
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import LEASE_TTL_NS, Worker, take_lease
-from orchestrator.errors import DeviceError, StableError
+from orchestrator.errors import DeviceError, DeviceFullError, StableError
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
 from orchestrator.jobs import DeviceTarget
@@ -56,6 +56,19 @@ def probe_device(farm: Farm, worker: Worker, device: Device) -> tuple[int, Devic
     """Read a device's facts and register both in the store; (row id, facts). Raises: DeviceError."""
     facts = worker.facts(device.name)
     return register_facts(farm, worker, device, facts), facts
+
+
+def device_to_clean(farm: Farm, worker: Worker, device: Device) -> int:
+    """Row id of a device that is to be cleaned; one whose disk is too full for an agent to state its facts is
+    the one last seen under its name. Raises: DeviceError."""
+    try:
+        return probe_device(farm, worker, device)[0]
+    except DeviceFullError:
+        with farm.store.reader() as session:
+            known = next((row.id for row in list_devices(session) if row.name == device.name), None)
+        if known is None:
+            raise
+        return known
 
 
 def register_facts(

@@ -88,6 +88,11 @@ def parse_journal_paths(output: bytes, folder: str) -> list[tuple[str, int]]:
     return sorted(found)
 
 
+def parse_attempts(output: bytes) -> list[int]:
+    """Attempt numbers out of a listing of a job's folder; other names are none of ours."""
+    return sorted(int(name) for name in output.decode(errors="replace").split() if _ATTEMPT.fullmatch(name))
+
+
 def waits_for(transport: Transport, folder: str) -> str:
     """Which gates a running job's unit waits for, in the agent's words; empty when for none."""
     try:

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +34,16 @@ from orchestrator.deploy import (
 )
 from orchestrator.device_facts.seen import Seen, look
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
-from orchestrator.errors import CommandTimeoutError, LinkError, MissingFileError, StableError, TransientError
+from orchestrator.errors import (
+    CommandTimeoutError,
+    DeviceFullError,
+    LinkError,
+    MissingFileError,
+    StableError,
+    TransientError,
+)
 from orchestrator.facts import read_facts
+from orchestrator.full_disk import agents_there, remove_content, remove_everything
 from orchestrator.inventory import Device
 from orchestrator.settings import Settings
 from orchestrator.tailing import (
@@ -46,6 +53,7 @@ from orchestrator.tailing import (
     await_start,
     checked_state,
     log_tail,
+    parse_attempts,
     parse_journal_paths,
     read_journal,
     waits_for,
@@ -69,6 +77,9 @@ from sti_runtime.messages import (
     ResultRecord,
     VerifiedEmulation,
 )
+
+EMULATION_JOB = "emulation"
+"""The job that verifies how a device is slowed; its attempts have the numbers of their leases."""
 
 _PROBE_LIMIT_S = 600.0
 _TRIES = 3
@@ -282,19 +293,47 @@ class HostWorker:
         return answer.get("signalled") is not None
 
     def clean(self, name: str, lease: Lease | None = None) -> dict[str, Any]:
-        """Remove everything of ours from the device; the agent's answer says what was there."""
-        _, transport = self._device(name)
+        """Remove everything of ours from the device; the answer says what was there. Where the agent has no
+        room to do it, content is removed before; if need be, all of it by plain commands."""
         with self._locks[name]:
-            # An agent that ends may hold the device a moment longer than its job is seen to run.
-            answer = self._retried(
-                name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
-            )
+            try:
+                answer = self._clean(name, lease)
+            except DeviceFullError as error:
+                _log.warning("no room to clean: content is removed first", device=name, cause=error.what)
+                answer = self._clean_full(name, lease)
             self._have_agent.discard(name)  # it removed itself
             self._agent_files.pop(name, None)
             if (decided := self._settings.emulation / name).exists():
                 shutil.rmtree(decided)
             self._leave_groups(name)
         return answer
+
+    def _clean(self, name: str, lease: Lease | None) -> dict[str, Any]:
+        """By our agent. It may still be held a moment by one that has just ended its job."""
+        _, transport = self._device(name)
+        return self._ask_to_clean(name, transport, lease)
+
+    def _ask_to_clean(self, name: str, transport: Transport, lease: Lease | None) -> dict[str, Any]:
+        return self._retried(
+            name, lambda: call_agent(transport, self.spool(name), "clean", *lease_arguments(lease))
+        )
+
+    def _clean_full(self, name: str, lease: Lease | None) -> dict[str, Any]:
+        """On a full disk: by our agent once content is gone, by one that is there, by plain commands."""
+        transport, spool = self._connect(name), self.spool(name)
+        self._retried(name, lambda: remove_content(transport, spool, lease))
+        try:
+            return self._clean(name, lease)
+        except DeviceFullError as error:
+            _log.warning("still no room for the agent", device=name, cause=error.what)
+        for path in self._retried(name, lambda: agents_there(transport, spool)):
+            transport.agent_argv = (path,)
+            try:
+                return self._ask_to_clean(name, transport, lease)
+            except StableError as error:
+                _log.warning("an agent that is there does not clean", device=name, cause=error.what)
+        removed = self._retried(name, lambda: remove_everything(transport, spool, lease))
+        return {"removed": list(removed)}
 
     def take_over(self, name: str, lease: Lease) -> None:
         """Make the lease's store the device's owner, whoever was. Raises: AgentError for a stale lease."""
@@ -354,12 +393,14 @@ class HostWorker:
         emulation: Emulation,
         bundle: str | None,
     ) -> VerifiedEmulation:
-        """Run the agent's probe unit under an emulation, as a job of its own that is then removed."""
+        """Run the agent's probe unit under an emulation, as a job of its own that is then removed; what
+        verifications left whose device was lost meanwhile is removed first."""
+        self._forget_left(transport, device)
         job = Job(
             format="stifarm-job",
             version=1,
-            id=f"emulation-{uuid.uuid4().hex[:20]}",
-            attempt=1,
+            id=EMULATION_JOB,
+            attempt=lease.counter,
             lease=lease,
             device=identity,
             bundle=bundle,
@@ -384,7 +425,7 @@ class HostWorker:
         verified: VerifiedEmulation | None = None
         cause = ""
         while True:
-            polled = self.poll(device.name, job.id, 1, offset, 10.0)
+            polled = self.poll(device.name, job.id, job.attempt, offset, 10.0)
             offset = polled.next_offset
             for record in polled.records:
                 payload = record.payload
@@ -398,7 +439,7 @@ class HostWorker:
                 cause = cause or polled.detail
                 break
             if time.monotonic() > deadline:
-                call_agent(transport, self.spool(device.name), "stop", job.id, "1")
+                call_agent(transport, self.spool(device.name), "stop", job.id, str(job.attempt))
                 raise CommandTimeoutError(
                     f"its emulation could not be verified within {_PROBE_LIMIT_S:g} s.",
                     "Another job may hold the machine; try again when it is done.",
@@ -411,16 +452,28 @@ class HostWorker:
                 or "See what the agent says; then run the command again.",
                 device=device.name,
             )
-        self._forget_ended(transport, device, job)
+        self._forget_ended(transport, device, job.attempt)
         return verified
 
-    def _forget_ended(self, transport: Transport, device: Device, job: Job) -> None:
-        """Remove an ended job's folder; its process may outlive its journal a little, on a slowed device by
-        seconds. Raises: DeviceError; TransientError if it still runs after a while."""
+    def _forget_left(self, transport: Transport, device: Device) -> None:
+        """Stop and remove verifications that nobody waits for any more: the device is ours now."""
+        spool = self.spool(device.name)
+        script = 'if test -e "$1"; then exec ls "$1"; fi'
+        folder = f"{spool}/jobs/{EMULATION_JOB}"
+        listed = self._retried(
+            device.name, lambda: transport.run(["sh", "-c", script, "sh", folder], timeout_s=60)
+        )
+        for attempt in parse_attempts(listed.stdout):
+            call_agent(transport, spool, "stop", EMULATION_JOB, str(attempt))
+            self._forget_ended(transport, device, attempt)
+
+    def _forget_ended(self, transport: Transport, device: Device, attempt: int) -> None:
+        """Remove an ended verification's folder; its process may outlive its journal a little, on a slowed
+        device by seconds. Raises: DeviceError; TransientError if it still runs after a while."""
         deadline = time.monotonic() + _EXIT_LIMIT_S
         while True:
             try:
-                call_agent(transport, self.spool(device.name), "forget", job.id, str(job.attempt))
+                call_agent(transport, self.spool(device.name), "forget", EMULATION_JOB, str(attempt))
                 return
             except TransientError:
                 if time.monotonic() > deadline:

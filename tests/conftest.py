@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import structlog
@@ -16,6 +18,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair: it may be loaded, or slow to flush what it writes.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+COMPLETE = "STIFARM_COMPLETE"
+"""Environment variable of runs on machines where everything that can be installed is: nothing but what such a
+machine cannot be given may then be a reason to skip a test, and any other is a failure."""
+
+CANNOT_BE_GIVEN = re.compile(
+    "needs root|CUDA|direct IO|proven to come from storage|no storage behind|needs a tmpfs|tmpfs is not"
+    "|cgroup|control group|namespaces|under an emulator|hit the emulator|this CPU has no|x86[-_]64"
+    "|no native agent|no agent runs on|binfmt_misc|strace cannot trace|cannot be mounted|HF_HUB_OFFLINE"
+    "|STIFARM_SHARED|this machine has not"
+)
+"""Reasons to skip that are the machine's own: its kernel, processor, file systems, rights, and data."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skipped test is a failed one where nothing lacks that can be installed."""
+    report = yield
+    if report.skipped and os.environ.get(COMPLETE) and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if CANNOT_BE_GIVEN.search(reason) is None:
+            report.outcome, report.longrepr = "failed", f"{COMPLETE} is set, but: {reason}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -48,6 +49,8 @@ class SshServer:
     host_key_kinds: tuple[str, ...] = ("ed25519",)
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    title: ClassVar[str] = "sshd"
+    """How the names of its processes begin."""
 
     def __post_init__(self) -> None:
         self.program = sshd_program()
@@ -71,7 +74,8 @@ class SshServer:
                 return
         raise AssertionError((self.folder / "log").read_text(errors="replace")[-2000:])
 
-    def _start(self) -> bool:
+    def _argv(self) -> list[str]:
+        """The server as a command that stays in the foreground; its files are written."""
         settings = {
             "Port": str(self.port),
             "ListenAddress": "127.0.0.1",
@@ -92,9 +96,13 @@ class SshServer:
         lines += [f"HostKey {key}" for key in self.host_keys]
         config = self.folder / "sshd_config"
         config.write_text("\n".join(lines) + "\n")
+        return [self.program, "-D", "-e", "-f", str(config)]
+
+    def _start(self) -> bool:
+        argv = self._argv()
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.program, "-D", "-e", "-f", str(config)],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -133,7 +141,7 @@ class SshServer:
         """End the server and its connections; what was started detached goes on."""
         if self.process is None:
             return
-        serving = [pid for pid in self.children() if _name(pid).startswith("sshd")]
+        serving = [pid for pid in self.children() if _name(pid).startswith(self.title)]
         self.process.kill()
         self.process.wait()
         for pid in serving:

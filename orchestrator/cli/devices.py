@@ -171,7 +171,7 @@ def clean(context: typer.Context, devices: DevicesOption, json: JsonOption = Fal
     with farm_of(context) as farm, driving(farm, devices) as session:
 
         def clean_one(device: Device) -> dict[str, Any]:
-            device_id, _ = fleet.probe_device(farm, session.worker, device)
+            device_id = fleet.device_to_clean(farm, session.worker, device)
             with fleet.leased(farm, device_id) as lease:
                 answer = session.worker.clean(device.name, lease)
             lose_attempts(farm.store, device.name)

@@ -87,6 +87,7 @@ def _guarded(run: _Run, warden: Warden, group: int, token: str) -> bool:
         return run.wait()
     finally:
         warden.end(group, token)
+        run.settle()
 
 
 def _completed(run: _Run, argv: Sequence[str], token: str, device: str) -> Completed:
@@ -189,6 +190,10 @@ class _Run:
     def wait(self) -> bool:
         """Wait for the command's end; whether it came in time."""
         return self._done.wait(max(0.0, self._deadline - time.monotonic()))
+
+    def settle(self) -> None:
+        """Let the server say how a command ended that was killed: the next one begins after that."""
+        self._channel.status_event.wait(_QUIET_S)
 
     def drain(self) -> None:
         """Wait for the rest of the outputs; what left the group may hold them open, or talk on, for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from orchestrator.transports.ssh_script import LAUNCH, WARDEN, WARDEN_READY, quo
 
 COMMANDS_AT_ONCE = 6
 """OpenSSH allows ten sessions on a connection (MaxSessions); the warden and two for files are the others."""
+
+_ONE_AT_A_TIME = re.compile(r"SSH-2\.0-dropbear")
+"""Dropbear ends a session that was just opened, or even the connection, when the process of another session
+ends before a command was begun on it. Seen with 2022.83."""
 
 _OPEN_S = 60.0
 _ANSWER_S = 30.0
@@ -31,7 +36,8 @@ class Sessions:
         self._connection, self._device = connection, device
         self._changed = threading.Condition()
         self._opening = threading.Lock()
-        self._limit, self._open = COMMANDS_AT_ONCE, 0
+        alone = _ONE_AT_A_TIME.match(connection.transport.remote_version) is not None
+        self._limit, self._open = 1 if alone else COMMANDS_AT_ONCE, 0
 
     @property
     def alive(self) -> bool:

@@ -21,6 +21,7 @@ WORLDS: Mapping[str, str] = {
     "local": "tests.contract.transport_worlds:local_world",
     "ssh": "tests.contract.ssh_world:ssh_world",
     "ssh-without-sftp": "tests.contract.ssh_world:ssh_without_sftp_world",
+    "ssh-dropbear": "tests.contract.ssh_world:dropbear_world",
     "adb-aosp": "tests.contract.adb_world:aosp_world",
     "adb-exec": "tests.contract.adb_world:aosp_exec_world",
     "adb-lab": "tests.contract.adb_lab_world:modern_world",

@@ -97,7 +97,7 @@ def test_up_again_starts_only_what_died(root_lab: LabCli) -> None:
 def test_a_board_is_in_its_groups_with_all_its_processes(root_lab: LabCli) -> None:
     hierarchies = system_hierarchies()
     if root_lab.lab.device("board-1").groups is None:
-        pytest.skip(str(root_lab.lab.state().means.reasons))
+        pytest.skip(f"this machine has not all means: {root_lab.lab.state().means.reasons}")
     name = group_name(root_lab.lab.id, "board-2")
     assert name in root_lab.says("board-2", "cat /proc/self/cgroup")
     if hierarchies.cpu_v1 is not None and root_lab.lab.device("board-2").groups == "cgroup-v1":
@@ -152,7 +152,7 @@ def test_slow_links_and_less_cpu_are_set_in_the_kernel_and_taken_back(root_lab: 
     lab = root_lab.lab
     state, device = lab.state(), lab.device("board-1")
     if not state.means.shaping or device.groups != "cgroup-v1":
-        pytest.skip(str(state.means.reasons))
+        pytest.skip(f"this machine has not all means: {state.means.reasons}")
     link, cpu = f"sf{lab.id}-{device.index}", system_hierarchies().cpu_v1
     assert cpu is not None
     quota = cpu / "stifarm" / group_name(lab.id, "board-1") / "cpu.cfs_quota_us"

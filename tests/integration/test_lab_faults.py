@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import fleet, measure
-from orchestrator.errors import DeviceError, DeviceFullError
+from orchestrator.errors import AgentError, DeviceError, DeviceFullError
 from orchestrator.farm import Farm, open_farm
 from orchestrator.fleet import Deployed
 from orchestrator.inventory import Device
@@ -178,3 +179,66 @@ def test_a_phone_that_reboots_in_the_middle_of_its_profile_goes_on_with_it(world
     units = [record.payload.unit for record in records if isinstance(record.payload, ResultRecord)]
     assert units == list(range(len(units)))
     assert attempts_of(world.farm, folder.parent.name) == [(1, "done")]
+
+
+def test_a_board_that_reboots_while_it_is_verified_keeps_nothing_of_that(world: World) -> None:
+    device, jobs = world.device(BOARD), world.content(BOARD) / "jobs/emulation"
+    device_id, _ = fleet.probe_device(world.farm, world.worker, device)
+    with fleet.leased(world.farm, device_id) as lease, ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(world.worker.emulation, BOARD, lease)
+        wait_for(lambda: verified.done() or any(jobs.glob("*/journal.log")), "the verification")
+        faults.hold(world.lab, BOARD, "reboot", 0.1)
+        with pytest.raises(DeviceError):
+            verified.result(timeout=300)
+    left = world.content(BOARD) / "jobs/emulation"
+    assert [path.name for path in left.iterdir()] == [str(lease.counter)]
+    with fleet.leased(world.farm, device_id) as lease:
+        assert world.worker.emulation(BOARD, lease) is not None
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(("name", "agent"), [(BOARD, "other"), (PHONE, "other"), (BOARD, "none")])
+def test_a_full_device_without_our_agent_is_cleaned(world: World, name: str, agent: str) -> None:
+    assert world.deploy(name).error is None
+    workdir, device = world.content(name), world.device(name)
+    if agent == "none":
+        shutil.rmtree(workdir / "bin")
+    else:
+        other_version(workdir)
+    with faults.injected(world.lab, name, "full-disk"), fresh_worker(world) as worker:
+        with pytest.raises(DeviceFullError):
+            worker.facts(name)
+        with fleet.leased(world.farm, fleet.device_to_clean(world.farm, worker, device)) as lease:
+            with pytest.raises(AgentError, match="belongs to store"):
+                worker.clean(name, lease.model_copy(update={"store": "another"}))
+            assert any((workdir / "bundles").iterdir())
+            if agent == "none":
+                (workdir / "settings.journal").touch()
+                with pytest.raises(DeviceFullError, match="to be put back"):
+                    worker.clean(name, lease)
+                (workdir / "settings.journal").unlink()
+            worker.clean(name, lease)
+        assert list(workdir.iterdir()) == []
+    assert world.deploy(name).error is None
+
+
+@contextmanager
+def fresh_worker(world: World) -> Iterator[HostWorker]:
+    """One that knows nothing of the devices yet."""
+    worker = HostWorker(world.farm.settings, world.farm.inventory.devices)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def other_version(workdir: Path) -> Path:
+    """Make the agent in a work folder one of another version: it works, but is not the one that we build."""
+    (agent,) = workdir.glob("bin/stifarm-agent-*")
+    data, owner = agent.read_bytes() + b"other", agent.stat()
+    other = agent.with_name(f"stifarm-agent-{hashlib.sha256(data).hexdigest()[:16]}")
+    other.write_bytes(data)
+    other.chmod(0o755)
+    os.chown(other, owner.st_uid, owner.st_gid)
+    agent.unlink()
+    return other
