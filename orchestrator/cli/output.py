@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
@@ -125,6 +126,22 @@ def _records(title: str, names: Sequence[str], cells: Sequence[Sequence[str]], c
                 out.print(Text(f"  {name.ljust(width)}  ", "dim"), Text(cell), sep="", soft_wrap=True)
     if caption:
         out.print("", _text(caption), sep="\n", soft_wrap=True)
+
+
+def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
+    """A list on stdout: (mark, subject, text, what to do) each.
+
+    The text breaks at blanks, below itself; what to do is one line, however long, to be copied as it is.
+    """
+    out.print(_text(title, "bold"), soft_wrap=True)
+    indent = 4 + max((cell_len(plain(subject)) for _, subject, _, _ in entries), default=0)
+    width = max(out.width - indent, indent) if out.is_terminal else sys.maxsize
+    for mark, subject, text, remedy in entries:
+        lines = textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False)
+        head = Text.assemble(f"{mark} ", (plain(subject).ljust(indent - 2), "bold"))
+        out.print(head, f"\n{' ' * indent}".join(lines), sep="", markup=False, soft_wrap=True)
+        if remedy:
+            out.print(Text(" " * indent), "→ ", Text(plain(" ".join(remedy.split()))), sep="", soft_wrap=True)
 
 
 # ------------------------------------------------------------------ progress

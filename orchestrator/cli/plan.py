@@ -109,6 +109,7 @@ def plan(
         )
     else:
         show_plans("Plans", shown, answers)
+    context.obj.owes_json = False
     refuse_infeasible(answers)
     finish(errors)
 
@@ -237,6 +238,7 @@ def evaluate(
         )
     else:
         show_plans(f"Measured ({kind} requests)", shown, answers)
+    context.obj.owes_json = False
     refuse_infeasible(answers)
     finish(errors)
 
