@@ -181,7 +181,7 @@ def _deploy_with_cut(rig: Rig, at_bytes: int) -> None:
     ended = threading.Event()
 
     def cut() -> None:
-        while worker.progress("d0")[0] < at_bytes and not ended.wait(_STEP_S):
+        while worker.progress("d0").sent_bytes < at_bytes and not ended.wait(_STEP_S):
             pass
         rig.end.cut()
 

@@ -53,6 +53,15 @@ class DeployReport:
 
 
 @dataclass(frozen=True)
+class Underway:
+    """How far the deploy to a device is (0 of 0 without one), and what the call under way waits for."""
+
+    sent_bytes: int
+    total_bytes: int
+    waits: str
+
+
+@dataclass(frozen=True)
 class Held:
     """Digests of what a device holds: finished bundles, announced ones, task data; who it is. Its own
     statement."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.inventory import RESERVED_NAMES, Device
 from orchestrator.transports.adb_link import with_port
-from orchestrator.transports.adb_server import AdbServer, Listed, server_address
+from orchestrator.transports.adb_server import DEFAULT_PORT, AdbServer, Listed, find_adb, server_address
 from orchestrator.transports.adb_socket import ServerAddress
 from orchestrator.transports.adb_states import READY, trouble_of
 
@@ -49,6 +51,13 @@ def ask_server(
     """What one server lists. ``start``: one is started where none runs. Raises: DeviceError about it."""
     server = AdbServer(address, "adb", ours=start)
     return matched(address, server.devices(), devices, environment)
+
+
+def how_to_end(address: ServerAddress) -> str:
+    """What ends an adb server that was started here."""
+    program = "adb" if shutil.which("adb") else find_adb() or "adb"
+    port = "" if address.port == DEFAULT_PORT else f" -P {address.port}"
+    return f"End it when no program uses it any more: {shlex.quote(program)}{port} kill-server"
 
 
 def matched(

@@ -23,7 +23,7 @@ from db.ingest import ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
 from db.session import Store
 from orchestrator.agent_verbs import take_over_remedy
-from orchestrator.deploy import DeployReport
+from orchestrator.deploy import DeployReport, Underway
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
@@ -61,7 +61,7 @@ class Worker(Protocol):
         lease: Lease | None = None,
         identity: str | None = None,
     ) -> tuple[DeployReport, ...]: ...
-    def progress(self, name: str) -> tuple[int, int]: ...
+    def progress(self, name: str) -> Underway: ...
     def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None: ...
     def start_job(self, name: str, job: Job) -> bool: ...
     def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult: ...
@@ -72,8 +72,8 @@ class Worker(Protocol):
     def verify(self, name: str, bundle: str) -> None: ...
 
 
-Advance = Callable[[int, int], None]
-"""Called with (units done, units in all)."""
+Advance = Callable[[int, int, str], None]
+"""Called with (units done, units in all, what the job waits for or "")."""
 
 
 @dataclass(frozen=True)
@@ -299,10 +299,10 @@ def _drive(
     advance: Advance | None,
     stop: threading.Event | None,
 ) -> None:
-    name, offset, restarts, finished, waited_for = request.device, 0, 0, 0, ""
-    total = len(job.units)
+    name, offset, restarts, finished = request.device, 0, 0, 0
+    shown = _Shown(name, len(job.units), advance)
     renewed = time.monotonic()
-    link = _Link(name)
+    link = _Link(name, shown)
     start = True
     while True:
         if stop is not None and stop.is_set():
@@ -333,8 +333,7 @@ def _drive(
             tell_settings(name, polled.records)
             if done.results + done.failures > finished:
                 finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
-            if advance is not None:
-                advance(finished, total)
+            shown.done(finished)
             if report.conflicts:
                 _lose(store, job)
                 raise StableError(
@@ -347,7 +346,7 @@ def _drive(
                 return
         offset = polled.next_offset
         if polled.state == "running":
-            waited_for = _tell_wait(name, polled.detail, waited_for)
+            shown.waits(polled.detail)
         if polled.state == "running" or polled.records:
             continue
         if polled.state == "ended":
@@ -376,39 +375,52 @@ def _drive(
         start = True
 
 
-def _tell_wait(device: str, now: str, before: str) -> str:
-    """Say once for each wait which gates keep a unit from running; what is told now."""
-    if now and not before:
-        structlog.get_logger(__name__).warning("waits for its gates", device=device, cause=now)
-    return now
+class _Shown:
+    """What whoever started a job is told of it: units done, and what it waits for."""
+
+    def __init__(self, device: str, total: int, advance: Advance | None) -> None:
+        self._device, self._total, self._advance = device, total, advance
+        self._done, self._waits = 0, ""
+
+    def done(self, units: int) -> None:
+        """So many units are done; a job that gets on waits for nothing."""
+        self._done, self._waits = units, ""
+        self._tell()
+
+    def waits(self, cause: str) -> None:
+        """Gates that are shut or a link that is lost; empty: neither."""
+        if cause == self._waits:
+            return
+        if not (cause and self._waits):
+            structlog.get_logger(__name__).info("waits", device=self._device, cause=cause or "no more")
+        self._waits = cause
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._advance is not None:
+            self._advance(self._done, self._total, self._waits)
 
 
 class _Link:
     """How long a device has been out of reach while its job is under way."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, shown: _Shown) -> None:
+        self._device, self._shown = device, shown
         self._since: float | None = None
         self._pause_s = _LINK_PAUSE_S
 
     def there(self) -> None:
         """The device has answered."""
         if self._since is not None:
-            gone_s = round(time.monotonic() - self._since, 1)
-            structlog.get_logger(__name__).warning("reached again", device=self._device, after_s=gone_s)
+            self._shown.waits("")
         self._since, self._pause_s = None, _LINK_PAUSE_S
 
     def lost(self, error: TransientError) -> None:
         """Wait a moment after a call that failed. Raises: LinkError when the limit is used up."""
         now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            structlog.get_logger(__name__).warning(
-                "out of reach, its job goes on there; waiting",
-                device=self._device,
-                limit_s=LINK_LIMIT_S,
-                cause=error.what,
-            )
+        self._since = now if self._since is None else self._since
+        cause = error.what.removeprefix(f"{self._device}: ").rstrip(".")
+        self._shown.waits(f"out of reach, its job goes on there ({cause})")
         if now - self._since > LINK_LIMIT_S:
             raise LinkError(
                 f"it could not be reached for {LINK_LIMIT_S} s ({error.what})",

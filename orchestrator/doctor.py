@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.counterpart import missing_engine
 from orchestrator.device_facts.linux_facts import governors_fixed
 from orchestrator.device_facts.seen import Seen
-from orchestrator.inventory import Device
+from orchestrator.inventory import Device, EmulateSpec
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
-from sti_runtime.units import format_bytes
+from sti_runtime.units import format_bytes, format_rate
 
 LITTLE_SPACE_BYTES = 1 << 30
 NO_SPACE_BYTES = 64 << 20
@@ -78,9 +79,12 @@ def _failed(examined: Examined) -> Finding:
     error = examined.error
     if error is None:
         return Finding(examined.device.name, "problem", "it was not looked at")
-    return Finding(
-        examined.device.name, "problem", error.what.removeprefix(f"{examined.device.name}: "), error.remedy
-    )
+    return said(error, examined.device.name)
+
+
+def said(error: StifarmError, device: str) -> Finding:
+    """An error of a device as a finding about it."""
+    return Finding(device, "problem", error.what.removeprefix(f"{device}: "), error.remedy)
 
 
 # ------------------------------------------------------------------ what it is
@@ -90,18 +94,28 @@ def check_agent(examined: Examined, seen: Seen) -> list[Finding]:
     """That it can be reached, and that its agent is there, runs and has the engine."""
     name, facts = examined.device.name, examined.facts
     what = " ".join(seen.text(key) for key in ("manufacturer", "model", "soc") if seen.values.get(key))
-    found = [Finding(name, "ok", f"reached: {what or seen.text('machine')}, {_system(seen)}")]
+    parts = [what or seen.text("machine"), _system(seen)]
+    if examined.device.emulate is not None:
+        parts.append(f"emulated ({slowed(examined.device.emulate)})")
+    found = [Finding(name, "ok", f"reached: {', '.join(parts)}")]
     if facts is None:
         return [*found, _failed(examined)]
     cpu = ", ".join([facts.cpu_model or facts.architecture, f"{len(facts.cpus)} CPUs", *facts.gpus])
     found.append(Finding(name, "ok", f"agent {facts.agent} runs: {cpu}"))
-    if examined.device.engine not in facts.engines:
-        remedy = "Choose another engine in the inventory."
-        if not examined.device.native:
-            remedy = "Install torch for the Python that runs the agent there, or write engine: native."
-        have = ", ".join(facts.engines) or "none"
-        found.append(Finding(name, "problem", f"no {examined.device.engine} engine (it has: {have})", remedy))
+    missing = missing_engine(examined.device, facts)
+    if missing is not None:
+        found.append(said(missing, name))
     return found + [Finding(name, "note", note) for note in facts.notes if not note.startswith("direct IO")]
+
+
+def slowed(spec: EmulateSpec) -> str:
+    """How the inventory wants an emulated device slowed."""
+    parts = []
+    if spec.read_bytes_per_s is not None:
+        parts.append(f"reads {format_rate(spec.read_bytes_per_s)}")
+    if spec.cpu_share_milli is not None:
+        parts.append(f"CPU {spec.cpu_share_milli / 10:g} %")
+    return ", ".join(parts) or "not slowed"
 
 
 def _system(seen: Seen) -> str:

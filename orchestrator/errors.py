@@ -41,8 +41,12 @@ class InventoryError(InputError):
     def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
         self.path = path
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
-        lines = "\n".join(f"{path}:{problem.line}: {problem.what}" for problem in self.problems)
-        super().__init__(lines, f"\nCorrect {path} and run the command again; nothing was changed.")
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "".join(f"\n{path}:{problem.line}: {problem.what}" for problem in self.problems)
+        super().__init__(
+            f"The inventory has {count}:{lines}",
+            "\nCorrect it and run the command again; nothing was changed.",
+        )
 
 
 class SelectorError(InputError):

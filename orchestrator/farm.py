@@ -39,7 +39,7 @@ class Farm:
 
     @cached_property
     def inventory(self) -> Inventory:
-        """The validated inventory. Raises: InventoryError."""
+        """The validated inventory. Raises: InventoryError, InputError."""
         return load_inventory(self.settings.inventory)
 
     @property

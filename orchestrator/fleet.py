@@ -16,7 +16,7 @@ from db.artifacts import list_bundles, list_tasks, task_data
 from db.devices import latest_facts, list_devices, record_facts, register_device, set_agent
 from db.documents import parse
 from db.leases import LeaseGrant, release_lease, renew_lease
-from orchestrator.counterpart import other_protocol, refuse_replaced
+from orchestrator.counterpart import missing_engine, other_protocol, refuse_replaced
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import LEASE_TTL_NS, Worker, take_lease
@@ -167,14 +167,9 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
     Raises: DeviceError, LeaseHeldError.
     """
     device_id, facts = probe_device(farm, worker, device)
-    if device.engine not in facts.engines:
-        raise StableError(
-            f"its agent has no {device.engine} engine (it has: {', '.join(facts.engines) or 'none'}).",
-            "Install PyTorch for the Python that runs the agent there, or write engine: native."
-            if not device.native
-            else "Choose another engine in the inventory.",
-            device=device.name,
-        )
+    missing = missing_engine(device, facts)
+    if missing is not None:
+        raise missing
     resolved = None
     if device.emulate is not None:
         with leased(farm, device_id) as lease:

@@ -9,7 +9,7 @@ from importlib import util
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from orchestrator.discovery import Found, ask_server, servers_of
+from orchestrator.discovery import Found, ask_server, how_to_end, servers_of
 from orchestrator.doctor import LITTLE_SPACE_BYTES, Finding
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
@@ -68,7 +68,17 @@ def _usual_server(
     if find_adb() is None:
         return [Finding("adb", "problem", f"no server at {address}, and no adb to start one with",
                         "Install adb, or stifarm again: its package adbutils brings one.")]  # fmt: skip
-    return [Finding("adb", "ok", f"no server at {address}; one is started when a device needs it")]
+    return [no_server(address)]
+
+
+def no_server(address: ServerAddress) -> Finding:
+    """Nothing listens at adb's default address."""
+    return Finding("adb", "ok", f"no server at {address}; one is started when a device needs it")
+
+
+def server_started(address: ServerAddress) -> Finding:
+    """One was started there, by this command."""
+    return Finding("adb", "ok", f"a server was started at {address}, and stays", how_to_end(address))
 
 
 def _adb_server(

@@ -16,7 +16,7 @@ import yaml
 from orchestrator.errors import InventoryError, Problem, near
 from orchestrator.prepare import Prepare
 from orchestrator.transports import TRANSPORTS
-from sti_runtime.errors import UnitsError
+from sti_runtime.errors import InputError, UnitsError
 from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
 from sti_runtime.units import parse_bytes, parse_rate
 
@@ -112,16 +112,18 @@ class Inventory:
 
 
 def load_inventory(path: Path) -> Inventory:
-    """Read and validate an inventory file. Raises: InventoryError with every problem and its line."""
+    """Read and validate an inventory file. Raises: InventoryError with every problem and its line;
+    InputError when there is none to read."""
     try:
         with path.open("rb") as stream:
             data = stream.read(CAP_BYTES + 1)
     except FileNotFoundError as error:
-        raise InventoryError(
-            path, [Problem(1, "there is no such inventory file; stifarm init writes a first one.")]
+        raise InputError(
+            f"There is no inventory {path}.",
+            "Write a first one: stifarm init; or name yours: --inventory FILE.",
         ) from error
     except OSError as error:
-        raise InventoryError(path, [Problem(1, f"cannot be read: {error.strerror}.")]) from error
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Name another: --inventory.") from error
     if len(data) > CAP_BYTES:
         raise InventoryError(path, [Problem(1, f"longer than the {CAP_BYTES} bytes an inventory may have.")])
     return parse_inventory(data, path)
@@ -215,6 +217,9 @@ class _Reader:
         if len(self.problems) == before:
             self.addressing(node, values)
         if len(self.problems) > before:
+            if "name" in values:
+                mine = [Problem(one.line, f"{values['name']}: {one.what}") for one in self.problems[before:]]
+                self.problems[before:] = mine
             return None
         defaults: dict[str, object] = {
             "address": None, "serial": None, "adb_server": None, "key_file": None, "known_hosts": None,

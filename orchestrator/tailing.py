@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,8 +112,9 @@ def log_tail(transport: Transport, path: str) -> str:
     return data[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
 
-def await_boot(transport: Transport) -> None:
+def await_boot(transport: Transport, waits: Callable[[], None] = lambda: None) -> None:
     """Wait until Android says that it has booted: its shell answers long before settings and sensors do.
+    ``waits`` is called while it has not.
 
     After _BOOT_LIMIT_S the job starts all the same, and the log says so. Source: AOSP, sys.boot_completed.
     """
@@ -125,6 +127,7 @@ def await_boot(transport: Transport) -> None:
                 waited_s=_BOOT_LIMIT_S,
             )
             return
+        waits()
         time.sleep(_BOOT_PAUSE_S)
 
 

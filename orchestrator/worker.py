@@ -26,6 +26,7 @@ from orchestrator.deploy import (
     COMMIT_TIMEOUT_S,
     DeployReport,
     Held,
+    Underway,
     ask_held,
     bundle_digest,
     deploy_bundle,
@@ -110,6 +111,7 @@ class HostWorker:
         self._locks = {device.name: threading.RLock() for device in devices}
         self._transports_lock = threading.Lock()
         self._progress: dict[str, tuple[int, int]] = {}
+        self._waits: dict[str, str] = {}
         self._leaving: list[threading.Thread] = []
         self._hierarchies: Hierarchies = system_hierarchies()
 
@@ -156,9 +158,9 @@ class HostWorker:
                 self._workdirs[name] = self._retried(name, transport.default_workdir)
             return self._workdirs[name]
 
-    def progress(self, name: str) -> tuple[int, int]:
-        """(bytes sent, bytes to send) of the deploy under way to a device; (0, 0) without one."""
-        return self._progress.get(name, (0, 0))
+    def progress(self, name: str) -> Underway:
+        """How far the deploy to a device is, and what the call under way waits for; asks nothing of it."""
+        return Underway(*self._progress.get(name, (0, 0)), self._waits.get(name, ""))
 
     # -------------------------------------------------------------- deploying
 
@@ -235,7 +237,10 @@ class HostWorker:
                 if state in ("running", "ended"):
                     return False
             if device.transport == "adb":
-                await_boot(transport)
+                try:
+                    await_boot(transport, lambda: self._waits.update({name: "Android has not booted yet"}))
+                finally:
+                    self._waits.pop(name, None)
             argv = (*transport.agent_argv, "run", f"{folder}/{JOB_FILE}", "--spool", spool)
             prefix = self._enter_groups(device, job.emulation)
             pid = transport.start_detached((*prefix, *argv), log=f"{folder}/{AGENT_LOG_FILE}")
@@ -559,7 +564,13 @@ class HostWorker:
 
     def _retried(self, name: str, action: Callable[[], _T]) -> _T:
         """Repeat an idempotent action while its errors are transient: a few times, but for a device that
-        was there before and is out of reach REACH_LIMIT_S long."""
+        was there before and is out of reach REACH_LIMIT_S long. ``progress`` says so meanwhile."""
+        try:
+            return self._until_it_works(name, action)
+        finally:
+            self._waits.pop(name, None)
+
+    def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
         deadline = time.monotonic() + REACH_LIMIT_S
         pause_s, tries = _RETRY_PAUSE_S, 0
         while True:
@@ -571,6 +582,8 @@ class HostWorker:
                 if time.monotonic() > deadline if waited_for else tries >= _TRIES:
                     raise
                 _log.warning("trying again", device=error.device, cause=error.what)
+                cause = error.what.removeprefix(f"{name}: ").rstrip(".")
+                self._waits[name] = f"out of reach ({cause})" if waited_for else f"trying again ({cause})"
             else:
                 self._reached.add(name)
                 return done

@@ -1,4 +1,5 @@
-"""The command line: ``stifarm VERB``. Exit codes: 0 done, 1 failed, 2 usage, 3 some devices failed."""
+"""The command line: ``stifarm VERB``. Exit codes: 0 done, 1 failed, 2 usage, 3 some devices failed,
+130 interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from orchestrator.cli.devices import devices_app
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.lab import lab_app
 from orchestrator.cli.model import model_app, task_app
-from orchestrator.cli.output import fail, note, show_logs
+from orchestrator.cli.output import emit_json, fail, note, show_logs
 from orchestrator.cli.plan import evaluate, plan
 from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import importance, profile
@@ -73,7 +74,8 @@ def options(
     """Options of every verb."""
     level = logging.INFO if verbose else logging.WARNING
     show_logs(level)
-    context.obj = Options(home, inventory, db_url)
+    options = context.ensure_object(Options)
+    options.home, options.inventory, options.db_url = home, inventory, db_url
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,13 +83,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     ``argv``: arguments without the program's name; None: the process's.
     """
+    asked = Options()
     try:
         with lost_interrupts_return():
-            app(None if argv is None else list(argv))
+            app(None if argv is None else list(argv), obj=asked)
     except StifarmError as error:
         fail(error)
+        if asked.owes_json:
+            emit_json({"error": error.what, "remedy": error.remedy.strip()})
         sys.exit(error.exit_code)
     except SystemExit as done:
         if done.code == _INTERRUPTED:
-            note("interrupted; run the same command again to go on where it was")
+            note(f"interrupted; {asked.interrupted}")
         raise

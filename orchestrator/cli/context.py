@@ -30,11 +30,19 @@ OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
 LARGEST_SEED = 2**32 - 1
 """Largest seed that every generator used here takes."""
 
+
+def _note_json(context: typer.Context, value: bool) -> bool:
+    context.obj.owes_json = value
+    return value
+
+
 DevicesOption = Annotated[
     str,
     typer.Option("--devices", "-d", help="all, names, label=value, transport:local, !name; comma-separated."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_note_json, help="Write one JSON document to stdout.")
+]
 BundleOption = Annotated[
     str | None, typer.Option("--bundle", "-b", help="Bundle by name or digest; the newest by default.")
 ]
@@ -46,11 +54,15 @@ AgainOption = Annotated[bool, typer.Option("--again", help="Measure again what t
 
 @dataclass
 class Options:
-    """The options before the verb."""
+    """The options before the verb, and what the end of the command depends on."""
 
-    home: Path | None
-    inventory: Path | None
-    db_url: str | None
+    home: Path | None = None
+    inventory: Path | None = None
+    db_url: str | None = None
+    interrupted: str = "run the same command again to go on where it was"
+    """What is true, and what to do, after Ctrl-C; a verb that is not gone on with says its own."""
+    owes_json: bool = False
+    """Whether a document was asked for and not written yet: then an error is one, too."""
 
     def settings(self) -> Settings:
         """Settings of this call. Raises: InputError."""

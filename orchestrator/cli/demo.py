@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -49,7 +50,8 @@ def init(
             f"{target} cannot be written: {error.strerror}.", "Choose another folder."
         ) from error
     success(f"{target} written")
-    note(f"  next: cd {folder} && stifarm demo")
+    there = folder.resolve() == Path.cwd().resolve()
+    note(f"  next: {'' if there else f'cd {shlex.quote(str(folder))} && '}stifarm demo")
 
 
 def demo(context: typer.Context, json: JsonOption = False) -> None:
@@ -63,8 +65,6 @@ def demo(context: typer.Context, json: JsonOption = False) -> None:
     options = context.obj
     assert isinstance(options, Options)
     settings = options.settings()
-    if not settings.inventory.exists():
-        raise InputError(f"There is no {settings.inventory}.", "Write a first one: stifarm init.")
     with open_farm(settings) as farm:
         errors = run_demo(farm, quiet=json)
     note(f"demo done in {since(began)}; ask again with: stifarm plans query --emulated --target 120ms")

@@ -16,11 +16,12 @@ from orchestrator.cli.output import emit_json, fail, success, table
 from orchestrator.cli.over_devices import finish, on_each
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
+from orchestrator.doctor import slowed
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
-from sti_runtime.units import format_bytes, format_rate
+from sti_runtime.units import format_bytes
 
 devices_app = typer.Typer(no_args_is_help=True, help="The devices of the inventory.")
 devices_app.command("discover")(discover)
@@ -56,13 +57,13 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
         return
     table(
         f"Devices of {farm.settings.inventory.name}",
-        ("device", "transport", "engine", "slowed to", "labels", "hardware", "identity"),
+        ("device", "transport", "engine", "emulated", "labels", "hardware", "identity"),
         [
             (
                 device.name,
                 device.transport,
                 device.engine,
-                slowed(device),
+                emulated(device),
                 " ".join(f"{key}={value}" for key, value in device.labels.items()),
                 hardware(seen.get(device.name) or {}),
                 known[device.name].identity if device.name in known else "not seen yet",
@@ -79,17 +80,9 @@ def hardware(seen: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in (model, seen.get("soc"), system) if part) or "–"
 
 
-def slowed(device: Device) -> str:
-    """How the inventory wants a device slowed."""
-    spec = device.emulate
-    if spec is None:
-        return "–"
-    parts = []
-    if spec.read_bytes_per_s is not None:
-        parts.append(f"reads {format_rate(spec.read_bytes_per_s)}")
-    if spec.cpu_share_milli is not None:
-        parts.append(f"CPU {spec.cpu_share_milli / 10:g} %")
-    return ", ".join(parts)
+def emulated(device: Device) -> str:
+    """Whether a device is a real one, else how it is slowed."""
+    return "no" if device.emulate is None else slowed(device.emulate)
 
 
 @devices_app.command("probe")
@@ -99,12 +92,20 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     Example: stifarm devices probe --devices all
     """
     with farm_of(context) as farm, driving(farm, devices) as session:
-        found, errors = _probe_all(farm, session)
+        found, errors = _probe_all(farm, session, quiet=json)
     if json:
         emit_json(
-            [facts.model_dump(mode="json") | {"host_seen": dict(seen.values)} for _, facts, seen in found]
+            [
+                {
+                    "name": device.name,
+                    "emulated": device.emulated,
+                    **facts.model_dump(mode="json"),
+                    "host_seen": dict(seen.values),
+                }
+                for device, facts, seen in found
+            ]
         )
-    else:
+    elif found:
         table(
             "Facts",
             (
@@ -118,6 +119,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
                 "OS",
                 "kernel",
                 "virtual",
+                "emulated",
             ),
             [
                 (
@@ -131,6 +133,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
                     facts.os_build or "unknown",
                     facts.kernel,
                     {True: "yes", False: "no", None: "unknown"}[facts.virtual_machine],
+                    emulated(device),
                 )
                 for device, facts, seen in found
             ],
@@ -141,7 +144,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
 Probed = tuple[Device, DeviceFacts, Seen]
 
 
-def _probe_all(farm: Farm, session: Session) -> tuple[list[Probed], list[StifarmError]]:
+def _probe_all(farm: Farm, session: Session, *, quiet: bool) -> tuple[list[Probed], list[StifarmError]]:
     """Facts read side by side, registered in the order of the devices."""
 
     def read(device: Device) -> tuple[DeviceFacts, Seen]:
@@ -149,7 +152,7 @@ def _probe_all(farm: Farm, session: Session) -> tuple[list[Probed], list[Stifarm
 
     found: list[Probed] = []
     errors: list[StifarmError] = []
-    for device, answer in on_each(session, "probe", read, quiet=False):
+    for device, answer in on_each(session, "probe", read, quiet=quiet):
         try:
             if isinstance(answer, StifarmError):
                 raise answer

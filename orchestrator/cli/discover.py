@@ -7,8 +7,8 @@ import os
 import typer
 
 from orchestrator.cli.context import JsonOption, farm_of
-from orchestrator.cli.output import emit_json, fail, note, out, table
-from orchestrator.discovery import Found, ask_server, entries_for, servers_of
+from orchestrator.cli.output import emit_json, fail, note, out, table, warn
+from orchestrator.discovery import Found, ask_server, entries_for, how_to_end, servers_of
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
 from orchestrator.transports.adb_server import listens
@@ -44,7 +44,7 @@ def discover(context: typer.Context, json: JsonOption = False) -> None:
     if json:
         emit_json([_document(one, entries.get(one)) for one in found])
     else:
-        _show(found, entries, str(path))
+        _show(found, entries, str(path), {device.name for device in devices if device.emulated})
     raise typer.Exit(1 if errors and not found else 0)
 
 
@@ -57,8 +57,11 @@ def _look(devices: tuple[Device, ...]) -> tuple[list[Found], list[StifarmError]]
         if address != usual and not listens(address):
             note(f"no adb server runs at {address}")
             continue
+        ran = listens(address)
         try:
             found += ask_server(address, devices, os.environ, start=address == usual)
+            if not ran:
+                note(f"an adb server was started at {address}, and stays. {how_to_end(address)}")
         except DeviceError as error:
             fail(error)
             errors.append(error)
@@ -78,25 +81,31 @@ def _document(one: Found, entry: str | None) -> dict[str, str | None]:
     }
 
 
-def _show(found: list[Found], entries: dict[Found, str], inventory: str) -> None:
+def _show(found: list[Found], entries: dict[Found, str], inventory: str, emulated: set[str]) -> None:
     if not found:
         note(NOTHING)
     else:
         table(
             "Phones",
-            ("serial", "state", "model", "adb server", "in the inventory", "what to do"),
+            ("serial", "state", "model", "adb server", "in the inventory"),
             [
                 (
                     one.serial,
                     one.state,
                     one.model or "–",
                     str(one.server),
-                    one.name or "no",
-                    one.remedy or ("" if one.name else "add the lines below"),
+                    "no"
+                    if one.name is None
+                    else f"{one.name} (emulated)"
+                    if one.name in emulated
+                    else one.name,
                 )
                 for one in found
             ],
         )
+        for one in found:
+            if one.what:
+                warn(f"{one.name or one.serial}: {one.what} {one.remedy}")
     if entries:
         note(f"Below devices: in {inventory}, add:")
         for entry in entries.values():

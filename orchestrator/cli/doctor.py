@@ -10,12 +10,14 @@ import typer
 
 from orchestrator import fleet
 from orchestrator.cli.context import JsonOption, Session, driving, farm_of
-from orchestrator.cli.output import emit_json, note, table
-from orchestrator.doctor import Examined, Finding, findings_of, same_hardware
+from orchestrator.cli.output import emit_json, listing, note
+from orchestrator.discovery import servers_of
+from orchestrator.doctor import Examined, Finding, findings_of, said, same_hardware
 from orchestrator.farm import Farm
-from orchestrator.host_checks import host_findings
+from orchestrator.host_checks import host_findings, no_server, server_started
 from orchestrator.inventory import Device
 from orchestrator.side_by_side import side_by_side
+from orchestrator.transports.adb_server import listens
 from sti_runtime.errors import StifarmError
 
 _MARKS = {"ok": "✓", "note": "!", "problem": "✗"}
@@ -41,20 +43,21 @@ def doctor(
             *host_findings(farm.settings.home, inventory.devices, os.environ),
         ]
         if devices is not None:
+            usual = servers_of(inventory.devices, os.environ)[0]
+            ran = listens(usual)
             with driving(farm, devices) as session:
                 examined = {device.name for device in session.devices}
                 findings = [finding for finding in findings if finding.subject not in examined]
                 findings += _device_findings(farm, session)
+            if not ran and listens(usual):
+                findings[findings.index(no_server(usual))] = server_started(usual)
     if json:
         emit_json([asdict(finding) for finding in findings])
     else:
-        table(
-            "Doctor",
-            ("", "subject", "finding", "what to do"),
-            [(_MARKS[f.state], f.subject, f.text, f.remedy) for f in findings],
-        )
+        listing("Doctor", [(_MARKS[f.state], f.subject, f.text, f.remedy) for f in findings])
     problems = [f for f in findings if f.state == "problem"]
-    note(f"{len(problems)} problems" if problems else "no problems")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    note(count if problems else "no problems")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -93,6 +96,5 @@ def _registered(farm: Farm, session: Session, one: Examined) -> list[Finding]:
     try:
         fleet.register_facts(farm, session.worker, one.device, one.facts, seen=one.seen)
     except StifarmError as error:
-        what = error.what.removeprefix(f"{one.device.name}: ")
-        return [Finding(one.device.name, "problem", what, error.remedy)]
+        return [said(error, one.device.name)]
     return []

@@ -13,7 +13,7 @@ from orchestrator.lab import fault as faults
 from orchestrator.lab import up as lab_up
 from orchestrator.lab.disk import DISK_BYTES
 from orchestrator.lab.means import readable_path
-from orchestrator.lab.state import FaultKind, Lab
+from orchestrator.lab.state import DEFAULT_FOLDER, FaultKind, Lab
 from orchestrator.lab.status import device_states
 from sti_runtime.errors import InputError
 from sti_runtime.units import parse_duration_ns
@@ -22,7 +22,6 @@ lab_app = typer.Typer(
     no_args_is_help=True, help="A virtual lab: boards and phones on this machine, without hardware."
 )
 
-DEFAULT_FOLDER = Path(".stifarm-lab")
 RESTORE = "restore"
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The lab's folder; lab down removes it.")]
@@ -30,6 +29,7 @@ DirOption = Annotated[Path, typer.Option("--dir", help="The lab's folder; lab do
 
 @lab_app.command("up")
 def up(
+    context: typer.Context,
     boards: Annotated[int | None, typer.Option(min=0, help="Virtual boards (ssh); 2 in a new lab.")] = None,
     phones: Annotated[int | None, typer.Option(min=0, help="Virtual phones (adb); 2 in a new lab.")] = None,
     disk: Annotated[
@@ -43,14 +43,20 @@ def up(
     Example: stifarm lab up --boards 2 --phones 2
     """
     disk_bytes = DISK_BYTES if disk is None else parse_size(disk, "--disk")
-    with steps(quiet=json) as bars:
-        upped = lab_up.up(
-            folder,
-            boards=boards,
-            phones=phones,
-            disk_bytes=disk_bytes,
-            tell=lambda what, done, total: bars.show("lab", f"lab: {what}", done, total),
-        )
+    lab = Lab(folder.absolute())
+    new = not lab.state_file.exists()
+    try:
+        with steps(quiet=json) as bars:
+            upped = lab_up.up(
+                folder,
+                boards=boards,
+                phones=phones,
+                disk_bytes=disk_bytes,
+                tell=lambda what, done, total: bars.show("lab", f"lab: {what}", done, total),
+            )
+    except KeyboardInterrupt:
+        context.obj.interrupted = _left(lab, new=new)
+        raise
     inventory = readable_path(upped.lab.inventory)
     if json:
         emit_json(
@@ -67,6 +73,15 @@ def up(
     for reason in upped.state.means.reasons:
         warn(reason)
     note(f"  next: stifarm --inventory {inventory} demo")
+
+
+def _left(lab: Lab, *, new: bool) -> str:
+    """What an interrupted lab up left behind."""
+    if not new:
+        return "what it had started was stopped again, what ran before runs"
+    if not lab.folder.exists():
+        return "everything that it had made was removed again"
+    return f"not everything that it had made is removed yet: stifarm lab down{lab.option}"
 
 
 @lab_app.command("status")
@@ -94,7 +109,7 @@ def status(folder: DirOption = DEFAULT_FOLDER, json: JsonOption = False) -> None
                 each["address"],
                 (each["boot_id"] or "")[:8],
                 each["limits"],
-                ", ".join(f"{active['fault']} for {active['since_s']} s" for active in each["faults"])
+                ", ".join(f"{active['fault']} (began {active['since_s']} s ago)" for active in each["faults"])
                 or "none",
             ]
             for each in found
@@ -107,6 +122,7 @@ def status(folder: DirOption = DEFAULT_FOLDER, json: JsonOption = False) -> None
 
 @lab_app.command("down")
 def down(
+    context: typer.Context,
     keep: Annotated[bool, typer.Option("--keep", help="Stop everything, keep the files.")] = False,
     folder: DirOption = DEFAULT_FOLDER,
     json: JsonOption = False,
@@ -115,16 +131,18 @@ def down(
 
     Example: stifarm lab down
     """
+    context.obj.interrupted = "the lab is not all taken down; run the same command again"
     names = lab_up.down(folder, keep=keep)
     if json:
         emit_json({"folder": str(folder.absolute()), "devices": list(names), "kept": keep})
     else:
-        kept = f"; its files stay in {folder}" if keep else ""
+        kept = f"; its files stay in {readable_path(folder.absolute())}" if keep else ""
         success(f"lab down: {len(names)} devices stopped, nothing of them runs any more{kept}")
 
 
 @lab_app.command("fault")
 def fault(
+    context: typer.Context,
     device: Annotated[str, typer.Argument(help="A device of the lab.")],
     kind: Annotated[str, typer.Argument(metavar="FAULT", help=f"{', '.join(faults.KINDS)}, or {RESTORE}.")],
     duration: Annotated[str | None, typer.Option("--for", help="End it after this time: 5s, 2min.")] = None,
@@ -150,11 +168,12 @@ def fault(
         return
     chosen = faults.parse_kind(kind)
     limit_s = _duration_s(duration, chosen)
+    context.obj.interrupted = f"{device} has no fault {chosen} any more"
     if limit_s is None:
         faults.inject(lab, device, chosen, seed=seed)
         _tell(json, device, "active", [chosen], f"{device}: {chosen}")
         if not json:
-            note(f"  end it: stifarm lab fault {device} {RESTORE}{_place(folder)}")
+            note(f"  end it: stifarm lab fault {device} {RESTORE}{lab.option}")
         return
     with steps(quiet=json) as bars, bars.step(f"{device}: {chosen} for {limit_s:g} s"):
         faults.hold(lab, device, chosen, limit_s, seed=seed)
@@ -168,11 +187,6 @@ def _duration_s(text: str | None, kind: FaultKind) -> float | None:
         return parse_duration_ns(text) / 1e9
     except InputError as error:
         raise InputError(f"--for: {error.what}", error.remedy) from error
-
-
-def _place(folder: Path) -> str:
-    """The option that names the lab, where it is needed."""
-    return "" if folder == DEFAULT_FOLDER else f" --dir {folder}"
 
 
 def _tell(json: bool, device: str, what: str, kinds: list[FaultKind], text: str) -> None:

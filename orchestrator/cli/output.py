@@ -12,13 +12,15 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -55,7 +57,9 @@ def warn(text: str) -> None:
 
 def fail(error: StifarmError) -> None:
     """An error: what happened, then what to do."""
-    err.print(Text("error ", "bold red"), _text(error.what), sep="", soft_wrap=True)
+    # Lines below the first stand in, but less than the remedy.
+    what = error.what.strip().replace("\n", "\n  ")
+    err.print(Text("error ", "bold red"), _text(what), sep="", soft_wrap=True)
     if error.remedy:
         err.print(_text(f"      {error.remedy.strip()}"), soft_wrap=True)
 
@@ -73,19 +77,135 @@ def heading(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
-    """A table on stdout; a column whose name starts with ">" is right-aligned."""
+    """A table on stdout; a column whose name starts with ">" is right-aligned.
+
+    Nothing in it is ever cut: cells break at blanks, and what is still too wide is written as records, a
+    line for each cell.
+    """
+    console = out if out.is_terminal else Console(highlight=False, width=WIDE)
+    cells = [[plain(" ".join(cell.splitlines())) for cell in row] for row in rows]
+    widths = _widths(columns, cells, console.width - 3 * len(columns))
+    if widths is None:
+        _records(title, [column.lstrip(">") for column in columns], cells, caption)
+        return
     grid = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
                  title_justify="left", caption_justify="left", pad_edge=False)  # fmt: skip
-    for column in columns:
-        grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
-    for row in rows:
-        grid.add_row(*(_text(" ".join(cell.splitlines())) for cell in row))
-    console = out if out.is_terminal else Console(highlight=False, width=WIDE)
+    for column, width in zip(columns, widths, strict=True):
+        grid.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left", width=width
+        )
+    for row in cells:
+        grid.add_row(*map(Text, row))
     console.print(grid)
 
 
-Advance = Callable[[int, int], None]
-"""Called with (done, total)."""
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Widths of a table's columns that break no word, nor a right-aligned cell; None where there are none."""
+    least, most = [], []
+    for number, column in enumerate(columns):
+        name, texts = column.lstrip(">"), [row[number] for row in cells]
+        whole = texts if column.startswith(">") else [word for text in texts for word in text.split()]
+        least.append(max(map(cell_len, [*name.split(), *whole]), default=0))
+        most.append(max(map(cell_len, [name, *texts])))
+    if sum(least) > room:
+        return None
+    for limit in range(max(most), 0, -1):
+        widths = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
+        if sum(widths) <= room:
+            return widths
+    return least
+
+
+def _records(title: str, names: Sequence[str], cells: Sequence[Sequence[str]], caption: str) -> None:
+    out.print(_text(title, "bold"), soft_wrap=True)
+    width = max(map(cell_len, names))
+    for row in cells:
+        out.print()
+        for name, cell in zip(names, row, strict=True):
+            if name or cell:
+                out.print(Text(f"  {name.ljust(width)}  ", "dim"), Text(cell), sep="", soft_wrap=True)
+    if caption:
+        out.print("", _text(caption), sep="\n", soft_wrap=True)
+
+
+def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
+    """A list on stdout: (mark, subject, text, what to do) each.
+
+    The text breaks at blanks, below itself; what to do is one line, however long, to be copied as it is.
+    """
+    out.print(_text(title, "bold"), soft_wrap=True)
+    indent = 4 + max((cell_len(plain(subject)) for _, subject, _, _ in entries), default=0)
+    width = max(out.width - indent, indent) if out.is_terminal else sys.maxsize
+    for mark, subject, text, remedy in entries:
+        lines = textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False)
+        head = Text.assemble(f"{mark} ", (plain(subject).ljust(indent - 2), "bold"))
+        out.print(head, f"\n{' ' * indent}".join(lines), sep="", markup=False, soft_wrap=True)
+        if remedy:
+            out.print(Text(" " * indent), "→ ", Text(plain(" ".join(remedy.split()))), sep="", soft_wrap=True)
+
+
+# ------------------------------------------------------------------ progress
+
+
+class Bar:
+    """One step's bar: called with (done, total) and, where it waits, for what.
+
+    Without a terminal the beginning of each wait is a line.
+    """
+
+    def __init__(self, label: str, progress: Progress | None, total: int | None = None) -> None:
+        self._label, self._progress = plain(label), progress
+        self._waits = {"job": "", "device": ""}
+        self._failed = False
+        if progress is None:
+            note(f"… {label}")
+        else:
+            self._task: TaskID = progress.add_task(self._label, total=total, waits="")
+
+    def __call__(self, done: int, total: int, waits: str = "") -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total)
+        self._wait("job", waits)
+
+    def reach(self, waits: str) -> None:
+        """What reaching the device waits for; empty: it is there."""
+        self._wait("device", waits)
+
+    def fail(self, word: str = "failed") -> None:
+        """It did not get to its end: it is shown so, and stays where it is."""
+        self._failed = True
+        if self._progress is not None:
+            self._progress.update(self._task, description=f"{self._label} {word}")
+
+    def close(self) -> None:
+        """The step has ended: what had no total is whole, unless it failed."""
+        self._waits = dict.fromkeys(self._waits, "")
+        if self._progress is None:
+            return
+        state = next(task for task in self._progress.tasks if task.id == self._task)
+        if state.total is None:
+            self._progress.update(self._task, total=1, completed=0 if self._failed else 1)
+        self._progress.update(self._task, waits="")
+        self._progress.stop_task(self._task)
+
+    def _wait(self, source: str, waits: str) -> None:
+        before = " ".join(filter(None, self._waits.values()))
+        self._waits[source] = waits
+        now = "; ".join(filter(None, self._waits.values()))
+        if self._progress is not None:
+            self._progress.update(self._task, waits=f"{self._label} waits: {plain(now)}" if now else "")
+        elif now and not before:
+            note(f"… {self._label} waits: {now}")
+
+
+class _Bars(Progress):
+    """Bars, and below them a line for each that waits: what for."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (
+            Text(f"  {task.fields['waits']}", "yellow") for task in self.tasks if task.fields["waits"]
+        )
 
 
 class Steps:
@@ -103,28 +223,25 @@ class Steps:
                 note(f"… {label}")
             return
         if key not in self._named:
-            self._named[key] = self._progress.add_task(plain(label), total=total)
+            self._named[key] = self._progress.add_task(plain(label), total=total, waits="")
         self._progress.update(self._named[key], description=plain(label), completed=done, total=total)
 
+    def refresh(self) -> None:
+        """Draw the bars as they are now."""
+        if self._progress is not None:
+            self._progress.refresh()
+
     @contextmanager
-    def step(self, label: str, total: int | None = None) -> Iterator[Advance]:
-        """One bar. The yielded function sets done and total."""
-        if self._progress is None:
-            note(f"… {label}")
-            yield lambda _done, _total: None
-            return
-        bar = self._progress
-        task: TaskID = bar.add_task(plain(label), total=total)
-
-        def advance(done: int, whole: int) -> None:
-            bar.update(task, completed=done, total=whole)
-
+    def step(self, label: str, total: int | None = None) -> Iterator[Bar]:
+        """One bar, to be told how far the block is. An error that leaves the block is seen at the bar."""
+        bar = Bar(label, self._progress, total)
         try:
-            yield advance
+            yield bar
+        except BaseException as error:
+            bar.fail("failed" if isinstance(error, Exception) else "interrupted")
+            raise
         finally:
-            state = next(t for t in bar.tasks if t.id == task)
-            if state.total is None:
-                bar.update(task, total=1, completed=1)
+            bar.close()
 
 
 @contextmanager
@@ -133,7 +250,7 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
     if quiet or not err.is_terminal:
         yield Steps(None)
         return
-    with Progress(
+    with _Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
@@ -141,6 +258,9 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
         console=err,
     ) as progress:
         yield Steps(progress)
+
+
+# ------------------------------------------------------------------ text
 
 
 def plain(text: str) -> str:
@@ -154,6 +274,16 @@ def _text(text: str, style: str = "") -> Text:
 
 
 # ------------------------------------------------------------------ logs
+
+
+class _Stderr:
+    """Stderr as it is at each write: while bars are shown, rich has lines go above them."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _PlainFormatter(logging.Formatter):
@@ -176,8 +306,8 @@ def show_logs(level: int) -> None:
     structlog.configure(
         processors=[*before, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast(TextIO, _Stderr()))
     handler.setFormatter(_PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import typer
@@ -17,7 +18,7 @@ from orchestrator.cli.context import (
     Session,
 )
 from orchestrator.cli.output import (
-    Advance,
+    Bar,
     Steps,
     fail,
     note,
@@ -33,6 +34,8 @@ from sti_runtime.errors import StifarmError
 T = TypeVar("T")
 
 _WATCH_S = 0.25
+_WATCH_TIMED_S = 2.0
+"""While something is timed, perhaps on this machine, it is looked at seldom."""
 
 
 def deploy_all(
@@ -51,26 +54,39 @@ def deploy_all(
 
 def _deploy_one(session: Session, work: Work, bars: Steps, device: Device, *, verify: bool) -> fleet.Deployed:
     path = session.farm.settings.tasks / f"{work.task_data}.safetensors"
-    with bars.step(f"{device.name}: deploy") as bar, ThreadPoolExecutor(1) as watcher:
-        ended = threading.Event()
+    with bars.step(f"{device.name}: deploy") as bar, _watched(session, device.name, bar, sent=True):
+        result = fleet.deploy(
+            session.farm, session.worker, [device], work.bundle.bundle.path, [path], verify=verify
+        )[0]
+    if result.error is not None:
+        bar.fail()
+        return result
+    sent = max(1, sum(report.bytes_sent for report in result.reports) // 1000)
+    bar(sent, sent)
+    return result
 
-        def watch() -> None:
-            while not ended.wait(_WATCH_S):
-                sent, total = session.worker.progress(device.name)
-                if total:
-                    bar(sent // 1000, total // 1000)
 
+@contextmanager
+def _watched(
+    session: Session, name: str, bar: Bar, *, sent: bool = False, every_s: float = _WATCH_S
+) -> Iterator[None]:
+    """Within the block the bar says what reaching the device waits for; ``sent``: and kB sent and to send."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            now = session.worker.progress(name)
+            if sent and now.total_bytes:
+                bar(now.sent_bytes // 1000, now.total_bytes // 1000)
+            bar.reach(now.waits)
+
+    with ThreadPoolExecutor(1) as watcher:
         watching = watcher.submit(watch)
         try:
-            result = fleet.deploy(
-                session.farm, session.worker, [device], work.bundle.bundle.path, [path], verify=verify
-            )[0]
+            yield
         finally:
             ended.set()
         watching.result()
-        sent = sum(report.bytes_sent for report in result.reports) // 1000
-        bar(max(1, sent), max(1, sent))
-        return result
 
 
 def on_each(
@@ -82,11 +98,11 @@ def on_each(
     """
 
     def one(device: Device) -> T | StifarmError:
-        with bars.step(f"{device.name}: {label}"):
-            try:
+        try:
+            with bars.step(f"{device.name}: {label}") as bar, _watched(session, device.name, bar):
                 return action(device)
-            except StifarmError as error:
-                return error
+        except StifarmError as error:
+            return error
 
     with steps(quiet=quiet) as bars:
         answers = side_by_side([[device] for device in session.devices], one, session.farm.stop)
@@ -108,7 +124,7 @@ def each_device(
     session: Session,
     work: Work,
     label: str,
-    action: Callable[[ReadyDevice, Advance], T],
+    action: Callable[[ReadyDevice, Bar], T],
     *,
     quiet: bool,
 ) -> tuple[list[T], list[StifarmError]]:
@@ -140,14 +156,17 @@ def _one(
     bars: Steps,
     name: str,
     label: str,
-    action: Callable[[ReadyDevice, Advance], T],
+    action: Callable[[ReadyDevice, Bar], T],
 ) -> T:
-    with bars.step(f"{name}: ready") as bar:
+    with bars.step(f"{name}: ready") as bar, _watched(session, name, bar):
         ready = ready_with_content(session, work, name)
         bar(1, 1)
     for reason in ready.reasons:
         note(f"  {name}: {reason}")
-    with bars.step(f"{name}: {label}") as bar:
+    with (
+        bars.step(f"{name}: {label}") as bar,
+        _watched(session, name, bar, every_s=_WATCH_TIMED_S),
+    ):
         return action(ready, bar)
 
 

@@ -23,7 +23,7 @@ from orchestrator.cli.context import (
     parse_targets,
 )
 from orchestrator.cli.output import (
-    Advance,
+    Bar,
     emit_json,
     fail,
     heading,
@@ -109,6 +109,7 @@ def plan(
         )
     else:
         show_plans("Plans", shown, answers)
+    context.obj.owes_json = False
     refuse_infeasible(answers)
     finish(errors)
 
@@ -237,6 +238,7 @@ def evaluate(
         )
     else:
         show_plans(f"Measured ({kind} requests)", shown, answers)
+    context.obj.owes_json = False
     refuse_infeasible(answers)
     finish(errors)
 
@@ -253,13 +255,13 @@ def evaluate_all(
     """Plan for, run on and score every chosen device; accuracy once per distinct content and arithmetic."""
     farm, answers, outcomes = session.farm, list[Answer](), list[Outcome]()
 
-    def one(ready: ReadyDevice, advance: Advance) -> list[Answer]:
+    def one(ready: ReadyDevice, bar: Bar) -> list[Answer]:
         found = measure.make_plans(farm, ready.device, work, asked)
         plans = [answer.plan for answer in found if answer.plan is not None]
         if plans:
             outcomes.append(
                 measure.run_plans(
-                    farm, session.worker, ready, work, plans, settings, again=again, advance=advance
+                    farm, session.worker, ready, work, plans, settings, again=again, advance=bar
                 )
             )
         return found

@@ -76,6 +76,7 @@ def query(
             )
         ]
     if json:
+        context.obj.owes_json = False
         emit_json([report.plan_json(answer) for answer in answers])
     elif answers:
         show_plans(f"Plans ({kind} requests)", answers)

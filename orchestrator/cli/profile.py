@@ -19,7 +19,7 @@ from orchestrator.cli.context import (
     farm_of,
 )
 from orchestrator.cli.output import (
-    Advance,
+    Bar,
     emit_json,
     note,
     steps,
@@ -146,8 +146,8 @@ def profile_all(
 ) -> tuple[list[measure.Profiled], list[StifarmError]]:
     """Profile every chosen device; what fails is reported and stops no other."""
 
-    def one(ready: ReadyDevice, advance: Advance) -> measure.Profiled:
-        return measure.profile_device(session.farm, session.worker, ready, work, again=again, advance=advance)
+    def one(ready: ReadyDevice, bar: Bar) -> measure.Profiled:
+        return measure.profile_device(session.farm, session.worker, ready, work, again=again, advance=bar)
 
     return each_device(session, work, "profile", one, quiet=quiet)
 

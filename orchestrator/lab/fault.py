@@ -46,14 +46,16 @@ def parse_kind(word: str) -> FaultKind:
 def inject(lab: Lab, name: str, kind: FaultKind, *, seed: int = 0) -> ActiveFault:
     """Start a fault of a device; ``seed`` chooses what is damaged. One of a kind at a time.
 
-    Raises: LabError when it is refused (with the reason) or fails; then nothing is changed.
+    Raises: InputError for an unknown device; LabError when it is refused (with the reason) or fails. Then
+    nothing is changed.
     """
     state = lab.state()
     with lab.changing_device(name):
         device = lab.device(name)
         if device.fault(kind) is not None:
             raise LabError(
-                f"{name} has the fault {kind} already.", f"End it: stifarm lab fault {name} restore."
+                f"{name} has the fault {kind} already.",
+                f"End it: stifarm lab fault {name} restore{lab.option}.",
             )
         machine.require_running(device)
         way = _WAYS[kind]
@@ -73,7 +75,7 @@ def inject(lab: Lab, name: str, kind: FaultKind, *, seed: int = 0) -> ActiveFaul
 
 
 def restore(lab: Lab, name: str, kind: FaultKind | None = None) -> tuple[FaultKind, ...]:
-    """End a fault of a device, or all of them; returns those that were active. Raises: LabError."""
+    """End faults of a device; those that were active. Raises: InputError, LabError."""
     state = lab.state()
     ended: list[FaultKind] = []
     with lab.changing_device(name):

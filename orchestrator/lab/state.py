@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.errors import LabError
-from orchestrator.lab.means import Means
+from orchestrator.errors import LabError, near
+from orchestrator.lab.means import Means, readable_path
 from orchestrator.lab.processes import ProcessId
+from sti_runtime.errors import InputError
 from sti_runtime.records import Count, Index, NonNegative, Positive, Record, sha256_hex
 
 FaultKind = Literal["cut", "reboot", "full-disk", "slow", "throttle", "unauthorized", "corrupt", "lie"]
 Kind = Literal["board", "phone"]
 Name = Annotated[str, Field(pattern=r"^[a-z]+-[0-9]{1,3}$")]
+DEFAULT_FOLDER = Path(".stifarm-lab")
 LAB_ID = re.compile(r"[0-9a-f]{6}")
 
 
@@ -108,6 +111,13 @@ class Lab:
         return sha256_hex(b"stifarm lab\0" + os.fsencode(self.folder.resolve()))[:6]
 
     @property
+    def option(self) -> str:
+        """What a command line needs to mean this lab, a blank before it; empty where it is the usual one."""
+        if self.folder == DEFAULT_FOLDER.absolute():
+            return ""
+        return f" --dir {shlex.quote(readable_path(self.folder))}"
+
+    @property
     def state_file(self) -> Path:
         """What makes a folder a lab's."""
         return self.folder / "lab.json"
@@ -137,9 +147,12 @@ class Lab:
         return self.folder / "devices" / name
 
     def state(self) -> LabState:
-        """Raises: LabError when there is no lab, FormatError when its file is damaged."""
+        """Raises: InputError when there is no lab, FormatError when its file is damaged."""
         if not self.state_file.exists():
-            raise LabError(f"There is no lab in {self.folder}.", "Bring one up: stifarm lab up.")
+            raise InputError(
+                f"There is no lab in {readable_path(self.folder)}.",
+                f"Name its folder by --dir, or bring one up there: stifarm lab up{self.option}.",
+            )
         return LabState.read(self.state_file)
 
     def save(self, state: LabState) -> None:
@@ -152,12 +165,11 @@ class Lab:
         return tuple(sorted(found, key=lambda device: (device.kind, device.index)))
 
     def device(self, name: str) -> DeviceState:
-        """Raises: LabError for an unknown name."""
+        """Raises: InputError for an unknown name."""
         for device in self.devices():
             if device.name == name:
                 return device
-        names = ", ".join(device.name for device in self.devices()) or "none"
-        raise LabError(f"The lab has no device {name!r}.", f"There is: {names}.")
+        raise InputError(f"The lab has no device {name!r}.", near(name, [d.name for d in self.devices()]))
 
     def save_device(self, device: DeviceState) -> DeviceState:
         """Keep a device's state and return it."""
@@ -179,7 +191,7 @@ class Lab:
 
     @contextmanager
     def changing_device(self, name: str) -> Iterator[None]:
-        """Hold one device while its processes or its faults change. Raises: LabError for an unknown name."""
+        """Hold one device while its processes or faults change. Raises: InputError for an unknown name."""
         self.device(name)
         with _locked(self.device_folder(name) / "lock", wait=True):
             yield

@@ -76,7 +76,7 @@ def up(
 def down(folder: Path, *, keep: bool = False) -> tuple[str, ...]:
     """Stop everything and remove every trace; ``keep``: all but the files. Returns the devices there were.
 
-    Raises: LabError when there is no lab, or something does not end.
+    Raises: InputError when there is no lab; LabError when something does not end.
     """
     lab = Lab(folder.absolute())
     lab.state()
@@ -158,7 +158,8 @@ def _wanted(lab: Lab, state: LabState, counts: dict[Kind, int | None]) -> list[D
             count = have or (0 if there else DEFAULT_COUNT)
         if count < have:
             raise InputError(
-                f"The lab has {have} {kind}s, more than {count}.", "Take it down first: stifarm lab down."
+                f"The lab has {have} {kind}s, more than {count}.",
+                f"Take it down first: stifarm lab down{lab.option}.",
             )
         for number in range(1, count + 1):
             name = f"{kind}-{number}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.inventory import Device
 
 DEFAULT_PORT = 22
+SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 
 _ADDRESS = re.compile(r"((?P<user>[^@]+)@)?(\[(?P<six>[^\]]+)\]|(?P<host>[^:]+))(:(?P<port>[0-9]+))?")
@@ -68,7 +69,7 @@ def _endpoint(device: Device, address: str, config: paramiko.SSHConfig, folder: 
     if device.key_file is not None:
         files = (device.key_file,)
     hosts = tuple(Path(name).expanduser() for name in said.get("userknownhostsfile", "").split())
-    hosts = hosts or (folder / "known_hosts", Path("/etc/ssh/ssh_known_hosts"))
+    hosts = hosts or (folder / "known_hosts", SYSTEM_KNOWN_HOSTS)
     jump = said.get("proxyjump", "none").split(",")[-1]
     return Endpoint(
         host=said.get("hostname", host),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import shlex
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from paramiko.channel import Channel
 from paramiko.ssh_exception import IncompatiblePeer
 
 from orchestrator.errors import LinkError, StableError
-from orchestrator.transports.ssh_address import DEFAULT_PORT, Endpoint
+from orchestrator.transports.ssh_address import DEFAULT_PORT, SYSTEM_KNOWN_HOSTS, Endpoint
 from orchestrator.transports.ssh_channels import ChannelTransport
 from orchestrator.transports.ssh_keys import log_in
 from orchestrator.transports.ssh_known_hosts import KnownKey, fingerprint, read_known_hosts, recorded_name
@@ -206,6 +207,30 @@ def _greet(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> No
     _check_host_key(key.get_name(), key.asbytes(), known, bare, endpoint, name, device)
 
 
+def _scan(endpoint: Endpoint, kind: str) -> str:
+    """The command that records a server's key; the key is asked for where the server can be reached from."""
+    words = ["ssh-keyscan", "-t", kind, "-p", str(endpoint.port), endpoint.host]
+    if endpoint.jump is not None:
+        words = [*_ssh(endpoint.jump), str(endpoint.jump).rpartition(":")[0], *words]
+    renamed = f" | sed 's/^[^ ]*/{endpoint.alias}/'" if endpoint.alias else ""
+    return f"{shlex.join(words)}{renamed} >> {shlex.quote(str(endpoint.known_hosts[0]))}"
+
+
+def _ssh(endpoint: Endpoint) -> list[str]:
+    """An ssh client's arguments, up to the destination, that reach a server as we do."""
+    words = ["ssh", "-p", str(endpoint.port)]
+    for path in endpoint.key_files if endpoint.own_keys else ():
+        words += ["-i", str(path)]
+    if SYSTEM_KNOWN_HOSTS not in endpoint.known_hosts:  # somebody named others
+        words += ["-o", f"UserKnownHostsFile={' '.join(map(str, endpoint.known_hosts))}"]
+    if endpoint.alias:
+        words += ["-o", f"HostKeyAlias={endpoint.alias}"]
+    if endpoint.jump is not None:
+        through = shlex.join([*_ssh(endpoint.jump), str(endpoint.jump).rpartition(":")[0]])
+        words += ["-o", f"ProxyCommand={through} -W %h:%p"]
+    return words
+
+
 def _check_host_key(
     kind: str,
     blob: bytes,
@@ -226,8 +251,7 @@ def _check_host_key(
     if matching:
         return
     shown = f"{kind} {fingerprint(blob)}"
-    file = endpoint.known_hosts[0]
-    scan = f"ssh-keyscan -t {_KEY_FILES.get(kind, 'ecdsa')} -p {endpoint.port} {endpoint.host} >> {file}"
+    scan = _scan(endpoint, _KEY_FILES.get(kind, "ecdsa"))
     compare = (
         f"compare the fingerprint with what the board says"
         f" (there: ssh-keygen -lf /etc/ssh/ssh_host_{_KEY_FILES.get(kind, 'ecdsa')}_key.pub)"

@@ -97,7 +97,9 @@ def sending(world: World, name: str) -> Iterator[tuple[Path, Future[Deployed]]]:
     try:
         with ThreadPoolExecutor(1) as pool:
             sent = pool.submit(world.deploy, name, rows)
-            wait_for(lambda: sent.done() or world.worker.progress(name)[0] > 0, "the first bytes sent")
+            wait_for(
+                lambda: sent.done() or world.worker.progress(name).sent_bytes > 0, "the first bytes sent"
+            )
             assert not sent.done()
             yield rows, sent
     finally:
@@ -166,7 +168,7 @@ def test_a_phone_that_reboots_in_the_middle_of_its_profile_goes_on_with_it(world
                 ready,
                 world.work,
                 again=False,
-                advance=lambda units, _: done.append(units),
+                advance=lambda units, *_: done.append(units),
             )
             turns.let_through(lambda: profiled.done() or any(done), "a unit of the profile")
             faults.hold(world.lab, PHONE, "reboot", 0.1)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,13 +111,33 @@ def test_every_step_measures_once(farm: Farm, worker: HostWorker, tmp_path: Path
     assert found.accuracy.correct.total == work.rows
 
 
+def test_what_a_job_waits_for_is_told_to_whoever_started_it(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    request = probe_request(farm, worker, 1)
+    gates = request.target.gates.model_copy(update={"min_free_bytes": 2**62, "wait_limit_s": 600})
+    request = replace(request, target=replace(request.target, gates=gates))
+    stop, told = threading.Event(), list[tuple[int, int, str]]()
+
+    def advance(done: int, total: int, waits: str) -> None:
+        told.append((done, total, waits))
+        if waits:
+            stop.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(farm.store, worker, farm.owner, request, advance=advance, stop=stop)
+    done, total, waits = told[-1]
+    assert (done, total) == (0, 1)
+    assert waits.startswith("free-space: ")
+
+
 def test_a_finished_job_is_not_run_again_unless_a_repetition_is_asked(
     farm: Farm, worker: HostWorker, tmp_path: Path
 ) -> None:
     request = probe_request(farm, worker, 3)
-    done: list[tuple[int, int]] = []
+    done: list[tuple[int, int, str]] = []
     first = run_job(farm.store, worker, farm.owner, request, advance=lambda *at: done.append(at))
-    assert done[-1] == (3, 3)
+    assert done[-1] == (3, 3, "")
     before = (only_folder(tmp_path) / "journal.log").read_bytes()
     second = run(farm, worker, request)
     assert (first.ran, second.ran) == (True, False)

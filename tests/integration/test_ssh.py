@@ -261,15 +261,37 @@ def private_agent() -> Iterator[str]:
         started.stdout.close()
 
 
-def test_a_board_behind_another_is_reached_through_it(server: SshServer, tmp_path: Path) -> None:
-    (tmp_path / ".ssh").mkdir()
+def behind_another(server: SshServer, home: Path, host: str) -> SshTransport:
+    """A board called inner, reached through a second one; both are the same server. ``host``: lines of it."""
+    (home / ".ssh").mkdir()
     user = str(device(server).address).partition("@")[0]
-    (tmp_path / ".ssh/config").write_text(
-        f"Host inner\n HostName 127.0.0.1\n Port {server.port}\n User {user}\n"
-        f" ProxyJump {user}@127.0.0.1:{server.port}\n"
+    (home / ".ssh/config").write_text(
+        f"Host inner\n {host}\n Port {server.port}\n User {user}\n ProxyJump {user}@127.0.0.1:{server.port}\n"
     )
     inner = device(server, address="inner")
-    transport = SshTransport("board", lambda: endpoint_of(inner, tmp_path))
+    return SshTransport("board", lambda: endpoint_of(inner, home))
+
+
+@pytest.mark.parametrize("host", ["HostName localhost", "HostName 127.0.0.1\n HostKeyAlias my-board"])
+def test_an_unknown_host_key_behind_another_board_is_accepted_through_it(
+    server: SshServer, tmp_path: Path, host: str
+) -> None:
+    before = server.known_hosts.read_text()
+    transport = behind_another(server, tmp_path, host)
+    try:
+        with pytest.raises(StableError, match="is unknown") as raised:
+            transport.run(["true"], timeout_s=60)
+        accept = str(raised.value).partition("then: ")[2].strip()
+        subprocess.run(["sh", "-c", accept], check=True, capture_output=True, timeout=120)
+        assert server.known_hosts.read_text().startswith(before)
+        assert transport.run(["true"], timeout_s=60).ok
+    finally:
+        server.known_hosts.write_text(before)
+        transport.close()
+
+
+def test_a_board_behind_another_is_reached_through_it(server: SshServer, tmp_path: Path) -> None:
+    transport = behind_another(server, tmp_path, "HostName 127.0.0.1")
     try:
         assert transport.run(["sh", "-c", "echo $SSH_CLIENT"], timeout_s=60).stdout.startswith(b"127.0.0.1 ")
     finally:

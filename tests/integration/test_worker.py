@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.deploy import DeployReport
+from orchestrator.deploy import DeployReport, Underway
 from orchestrator.errors import AgentError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.settings import load_settings
@@ -222,7 +222,7 @@ def test_deploys_through_the_worker(worker: HostWorker, tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b"more rows")
     report = deploy()[1]
     assert (report.digest, report.bytes_sent) == (sha256_hex(b"more rows"), 9)
-    assert worker.progress("desk") == (0, 0)
+    assert worker.progress("desk") == Underway(0, 0, "")
     other = tiny_bundle(tmp_path / "bundles", seed=3)
     with pytest.raises(AgentError, match="its controller is stale"):
         worker.deploy("desk", other, lease=Lease(store="test", counter=2, takeover=False))

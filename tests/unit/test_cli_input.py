@@ -260,16 +260,17 @@ def test_every_problem_of_the_inventory_has_its_line(empty: Path, run: Run) -> N
         what, remedy = refusal(answer, USAGE)
         path = empty / "inventory.yaml"
         for line, text in ((3, "colour"), (4, "'a'"), (4, "locl"), (5, "3 parsecs")):
-            assert re.search(rf"{re.escape(str(path))}:{line}: .*{text}", what), what
-        assert f"Correct {path}" in remedy
+            assert re.search(rf"^  {re.escape(str(path))}:{line}: .*{text}", what, re.MULTILINE), what
+        assert what.startswith("The inventory has 4 problems:\n")
+        assert ": b: read_bandwidth" in what
+        assert remedy.startswith("Correct it")
 
 
 @pytest.mark.parametrize("words", [("devices", "list"), ("devices", "probe"), ("doctor",)])
 def test_a_missing_inventory_is_named(tmp_path: Path, run: Run, words: tuple[str, ...]) -> None:
     what, remedy = refusal(run(tmp_path, *words), USAGE)
-    assert f"{tmp_path / 'inventory.yaml'}:1: there is no such inventory file" in what
-    assert "stifarm init" in what
-    assert "Correct" in remedy
+    assert what == f"There is no inventory {tmp_path / 'inventory.yaml'}."
+    assert "stifarm init" in remedy
 
 
 def test_the_demo_without_inventory_tells_of_init(tmp_path: Path, run: Run) -> None:
@@ -462,6 +463,29 @@ def test_json_is_one_document_on_stdout(world: Path, run: Run, verb: tuple[str, 
     document: Any = json.loads(answer.out)
     assert document
     assert run(world, *verb).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--target", "1s", "--devices", "nobody"),
+        ("plan", "--target", "1ns", "--devices", "desk"),
+        ("plans", "query", "--task", "nothing"),
+        ("plans", "query", "--target", "1ns"),
+        ("bundle", "show", "--bundle", "nothing"),
+        ("lab", "status", "--dir", "nowhere"),
+        ("lab", "fault", "--dir", "nowhere", "board-1", "cut"),
+    ],
+)
+def test_an_error_is_a_document_too_where_one_was_asked_for(
+    world: Path, run: Run, words: tuple[str, ...]
+) -> None:
+    answer = run(world, *words, "--json")
+    assert answer.code in (FAILED, USAGE)
+    document = json.loads(answer.out)
+    if isinstance(document, dict) and "error" in document:
+        assert document["error"] in answer.err
+        assert document["remedy"]
 
 
 def run_process(root: Path, *words: str, code: str = "") -> subprocess.CompletedProcess[str]:

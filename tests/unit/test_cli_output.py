@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from orchestrator.cli import output
 from orchestrator.errors import StableError
@@ -46,6 +48,73 @@ def test_a_row_stays_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pwned" in rows[0]
     assert "next" in rows[0]
     assert "[red]plain" in rows[1]
+
+
+COLUMNS = ("device", ">rate", "what to do")
+FINGERPRINT = "SHA256:" + "k" * 43
+ROWS = (("board", "1.25 GB/s", f"compare {FINGERPRINT} with what the board says"), ("desk", "7 B/s", ""))
+
+
+def tables(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:
+    """The table as a terminal of so many columns shows it."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=columns, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "out", console)
+    output.table("Devices", COLUMNS, ROWS, caption="that is all")
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize("columns", [140, 100, 80, 40, 20])
+def test_nothing_in_a_table_is_cut_nor_a_word_broken(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    shown = tables(monkeypatch, columns)
+    assert FINGERPRINT in shown
+    assert "1.25 GB/s" in shown
+    assert "…" not in shown
+    if columns >= 80:  # then it fits as a table
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "───" in shown
+    else:
+        assert re.search(r"^  device +board\n  rate +1.25 GB/s\n  what to do  compare", shown, re.MULTILINE)
+        assert shown.endswith("that is all\n")
+
+
+def test_a_bar_says_what_its_step_waits_for_and_that_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=80, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "err", console)
+
+    def step() -> str:
+        with output.steps() as bars, bars.step("phone: profile") as bar:
+            bar(1, 3, "battery: 12 % < 30 %")
+            bars.refresh()
+            bar.reach("out of reach")
+            bars.refresh()
+            bar(2, 3)
+            bar.reach("")
+            shown.write("no more\n")
+            raise StableError("it broke.", device="phone")
+
+    with pytest.raises(StableError):
+        step()
+    waiting, _, after = shown.getvalue().partition("no more\n")
+    assert "\n  phone: profile waits: battery: 12 % < 30 %" in waiting
+    assert "battery: 12 % < 30 %; out of reach" in waiting
+    assert "waits" not in after
+    assert "phone: profile failed" in after
+    assert "2/3" in after
+
+
+def test_without_a_terminal_a_wait_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.steps(quiet=True) as bars, bars.step("phone: profile") as bar:
+        for _ in range(3):
+            bar(0, 3, "battery: 12 % < 30 %")
+        bar(1, 3)
+        bar.reach("out of reach")
+    assert said(capsys).splitlines() == [
+        "… phone: profile",
+        "… phone: profile waits: battery: 12 % < 30 %",
+        "… phone: profile waits: out of reach",
+    ]
 
 
 def test_json_says_the_same_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

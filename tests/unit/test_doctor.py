@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.devices import emulated
 from orchestrator.device_facts.android_facts import ANDROID_FACTS
 from orchestrator.device_facts.seen import Seen, System
 from orchestrator.device_facts.table import Value
@@ -70,6 +71,21 @@ def test_a_good_phone_has_no_findings_but_good_ones() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("emulate", "said"),
+    [
+        ("{mechanism: lab}", "emulated (not slowed)"),
+        ("{read_bandwidth: 3MB/s, cpu_share: 0.5}", "emulated (reads 3 MB/s, CPU 50 %)"),
+    ],
+)
+def test_an_emulated_device_says_so_wherever_it_is_shown(emulate: str, said: str) -> None:
+    text = f"version: 1\ndevices: [{{name: dut, transport: local, emulate: {emulate}}}]"
+    device = parse_inventory(text.encode(), Path("inventory.yaml")).devices[0]
+    assert findings_of(examined(device=device))[0].text.endswith(f", {said}")
+    assert f"emulated ({emulated(device)})" == said
+    assert emulated(DEVICE) == "no"
+
+
 def test_a_device_that_is_not_reached_is_one_finding() -> None:
     error = StableError("it is unauthorized.", "Unlock it and allow this computer.", device="dut")
     found = findings_of(Examined(DEVICE, None, None, error))
@@ -100,7 +116,7 @@ def test_an_agent_that_does_not_run_is_found_beside_what_was_seen() -> None:
         ({"battery_faked": True}, "note", "held at what somebody set", "dumpsys battery reset"),
         ({"thermal_status": 3}, "note", "throttled by heat now (severe)", "cool"),
         ({"stay_awake": False, "awake": False}, "note", "asleep while measuring; its screen is off", "Stay awake"),
-        ({"facts": FACTS.model_copy(update={"engines": ()})}, "problem", "no native engine (it has: none)", "engine"),
+        ({"facts": FACTS.model_copy(update={"engines": ()})}, "problem", "its agent has no native engine (it has: none).", "engine"),
         (
             {"facts": FACTS.model_copy(update={"storage": STORAGE.model_copy(update={"direct_io": "refused"})})},
             "note", "direct IO below /w (f2fs): refused", "ext4",
@@ -119,7 +135,7 @@ def test_noexec_does_not_matter_to_an_agent_in_python() -> None:
     torch = replace(DEVICE, engine="torch")
     facts = FACTS.model_copy(update={"engines": ("torch",)})
     assert worries(examined(device=torch, facts=facts, noexec=True)) == []
-    assert "Install torch" in worries(examined(device=torch))[0].remedy
+    assert "Install PyTorch" in worries(examined(device=torch))[0].remedy
 
 
 def test_a_gate_without_a_sensor_is_told_only_where_it_is_asked() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import InventoryError
 from orchestrator.inventory import CAP_BYTES, Device, EmulateSpec, load_inventory, parse_inventory
 from orchestrator.prepare import Prepare
+from sti_runtime.errors import InputError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "inventory.yaml"
 PATH = Path("inventory.yaml")
@@ -262,12 +263,12 @@ def test_bytes_that_are_no_text() -> None:
 
 
 def test_a_missing_and_an_overlong_file(tmp_path: Path) -> None:
-    with pytest.raises(InventoryError, match="there is no such inventory file"):
+    with pytest.raises(InputError, match="There is no inventory"):
         load_inventory(tmp_path / "inventory.yaml")
     (tmp_path / "long.yaml").write_bytes(b"#" * (CAP_BYTES + 1))
     with pytest.raises(InventoryError, match="longer than"):
         load_inventory(tmp_path / "long.yaml")
-    with pytest.raises(InventoryError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_inventory(tmp_path)
 
 
