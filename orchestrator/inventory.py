@@ -6,17 +6,29 @@ Every problem of the file is reported at once. Quantities carry units ("3MB/s", 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from orchestrator.errors import InventoryError, Problem, near
+from orchestrator.errors import InventoryError, Problem
 from orchestrator.prepare import Prepare
 from orchestrator.transports import TRANSPORTS
-from sti_runtime.errors import InputError, UnitsError
+from orchestrator.yaml_fields import (
+    FieldReader,
+    Parse,
+    choice,
+    describe,
+    integer,
+    keys_of,
+    milli,
+    quantity,
+    text_of,
+    truth,
+)
+from sti_runtime.errors import InputError
 from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
 from sti_runtime.units import parse_bytes, parse_rate
 
@@ -141,152 +153,87 @@ def parse_inventory(data: bytes, path: Path) -> Inventory:
         raise InventoryError(path, [Problem(1, f"not valid YAML: {str(error).splitlines()[0]}.")]) from error
     if root is None:
         raise InventoryError(path, [Problem(1, "the file is empty; it needs version and devices.")])
-    reader = _Reader()
-    inventory = reader.inventory(root, path)
+    reader = FieldReader(path.absolute().parent)
+    inventory = _inventory(reader, root, path)
     if reader.problems or inventory is None:
         raise InventoryError(path, reader.problems)
     return inventory
 
 
-Parse = Callable[["_Reader", yaml.Node, str], object]
+def _inventory(reader: FieldReader, root: yaml.Node, path: Path) -> Inventory | None:
+    """The whole file."""
+    values = reader.fields(root, "the inventory", _INVENTORY)
+    if not isinstance(root, yaml.MappingNode):
+        return None
+    for name in _INVENTORY:
+        if name not in keys_of(root):
+            reader.wrong(root, f"the inventory lacks {name!r}.")
+    devices = values.get("devices")
+    if "version" not in values or not isinstance(devices, tuple):
+        return None
+    return Inventory(path=path, version=VERSION, devices=devices)
 
 
-class _Reader:
-    """Walks the YAML nodes by the tables below and collects problems instead of stopping at the first."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.folder = Path()
-
-    def wrong(self, node: yaml.Node, what: str) -> None:
-        """Note a problem at the line of ``node``."""
-        self.problems.append(Problem(node.start_mark.line + 1, what))
-
-    def mapping(self, node: yaml.Node, what: str) -> list[tuple[str, yaml.ScalarNode, yaml.Node]]:
-        """(key, key node, value node) of a mapping; doubled keys are a problem and dropped."""
-        if not isinstance(node, yaml.MappingNode):
-            self.wrong(node, f"{what} must be a mapping (key: value), not {_describe(node)}.")
-            return []
-        entries: dict[str, tuple[str, yaml.ScalarNode, yaml.Node]] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                self.wrong(key, f"a key of {what} must be a word.")
-            elif key.value in entries:
-                first = entries[key.value][1].start_mark.line + 1
-                self.wrong(key, f"{what} has {key.value!r} twice; the first is in line {first}.")
-            else:
-                entries[key.value] = (key.value, key, value)
-        return list(entries.values())
-
-    def fields(self, node: yaml.Node, what: str, table: Mapping[str, Parse]) -> dict[str, object]:
-        """Parsed values of a mapping by the parsers of ``table``; unknown keys are a problem."""
-        values: dict[str, object] = {}
-        for name, key, value in self.mapping(node, what):
-            parse = table.get(name)
-            if parse is None:
-                self.wrong(key, f"{what} has an unknown key {name!r}. {near(name, table)}")
-                continue
-            parsed = parse(self, value, name)
-            if parsed is not None:
-                values[name] = parsed
-        return values
-
-    def inventory(self, root: yaml.Node, path: Path) -> Inventory | None:
-        """The whole file."""
-        self.folder = path.absolute().parent
-        values = self.fields(root, "the inventory", _INVENTORY)
-        if not isinstance(root, yaml.MappingNode):
-            return None
-        for name in _INVENTORY:
-            if name not in _keys(root):
-                self.wrong(root, f"the inventory lacks {name!r}.")
-        devices = values.get("devices")
-        if "version" not in values or not isinstance(devices, tuple):
-            return None
-        return Inventory(path=path, version=VERSION, devices=devices)
-
-    def device(self, node: yaml.Node) -> Device | None:
-        """One entry of ``devices``."""
-        before = len(self.problems)
-        values = self.fields(node, "a device", _DEVICE)
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        for name in ("name", "transport"):
-            if name not in _keys(node):
-                self.wrong(node, f"a device lacks {name!r}.")
-        if len(self.problems) == before:
-            self.addressing(node, values)
-        if len(self.problems) > before:
-            if "name" in values:
-                mine = [Problem(one.line, f"{values['name']}: {one.what}") for one in self.problems[before:]]
-                self.problems[before:] = mine
-            return None
-        defaults: dict[str, object] = {
-            "address": None, "serial": None, "adb_server": None, "key_file": None, "known_hosts": None,
-            "machine_lock": None, "host": "local", "workdir": None, "engine": "native",
-            "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "prepare": Prepare(),
-            "emulate": None,
-        }  # fmt: skip
-        return Device(**{**defaults, **values}, line=node.start_mark.line + 1)  # type: ignore[arg-type]
-
-    def addressing(self, node: yaml.Node, values: Mapping[str, object]) -> None:
-        """Fields that belong to a way of reaching devices are there exactly for devices reached so."""
-        transport = str(values["transport"])
-        kind = TRANSPORTS[transport]
-        given = [name for name in kind.one_of if name in values]
-        if kind.one_of and len(given) != 1:
-            wanted = " or ".join(kind.one_of)
-            self.wrong(node, f"a device over {transport} gives {wanted}{', not both' if given else ''}.")
-        workdir = values.get("workdir")
-        if isinstance(workdir, str) and transport != "local" and not workdir.startswith("/"):
-            self.wrong(node, f"workdir must be an absolute path on the device, not {workdir!r}.")
-        for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
-            for name in fields:
-                if name in values and name not in kind.fields:
-                    self.wrong(node, f"{name} is for transport {other}; this device has {transport}.")
+def _device(reader: FieldReader, node: yaml.Node) -> Device | None:
+    """One entry of ``devices``."""
+    before = len(reader.problems)
+    values = reader.fields(node, "a device", _DEVICE)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    for name in ("name", "transport"):
+        if name not in keys_of(node):
+            reader.wrong(node, f"a device lacks {name!r}.")
+    if len(reader.problems) == before:
+        _addressing(reader, node, values)
+    if len(reader.problems) > before:
+        if "name" in values:
+            mine = [Problem(one.line, f"{values['name']}: {one.what}") for one in reader.problems[before:]]
+            reader.problems[before:] = mine
+        return None
+    defaults: dict[str, object] = {
+        "address": None, "serial": None, "adb_server": None, "key_file": None, "known_hosts": None,
+        "machine_lock": None, "host": "local", "workdir": None, "engine": "native",
+        "cpus": (), "threads": None, "labels": {}, "gates": _gates({}), "prepare": Prepare(),
+        "emulate": None,
+    }  # fmt: skip
+    return Device(**{**defaults, **values}, line=node.start_mark.line + 1)  # type: ignore[arg-type]
 
 
-def _keys(node: yaml.MappingNode) -> set[str]:
-    return {str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-
-
-def _describe(node: yaml.Node) -> str:
-    if isinstance(node, yaml.MappingNode):
-        return "a mapping"
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    return repr(node.value) if node.value else "nothing"
+def _addressing(reader: FieldReader, node: yaml.Node, values: Mapping[str, object]) -> None:
+    """Fields that belong to a way of reaching devices are there exactly for devices reached so."""
+    transport = str(values["transport"])
+    kind = TRANSPORTS[transport]
+    given = [name for name in kind.one_of if name in values]
+    if kind.one_of and len(given) != 1:
+        wanted = " or ".join(kind.one_of)
+        reader.wrong(node, f"a device over {transport} gives {wanted}{', not both' if given else ''}.")
+    workdir = values.get("workdir")
+    if isinstance(workdir, str) and transport != "local" and not workdir.startswith("/"):
+        reader.wrong(node, f"workdir must be an absolute path on the device, not {workdir!r}.")
+    for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
+        for name in fields:
+            if name in values and name not in kind.fields:
+                reader.wrong(node, f"{name} is for transport {other}; this device has {transport}.")
 
 
 # ------------------------------------------------------------------ parsers of single values
-# Each returns None after noting a problem.
 
 
-def _text(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    if not isinstance(node, yaml.ScalarNode) or not node.value:
-        reader.wrong(node, f"{name} must be a text, not {_describe(node)}.")
-        return None
-    if not node.value.isprintable():
-        reader.wrong(node, f"{name} must be on one line, without control characters, not {node.value!r}.")
-        return None
-    return str(node.value)
-
-
-def _file(reader: _Reader, node: yaml.Node, name: str) -> Path | None:
-    text = _text(reader, node, name)
+def _file(reader: FieldReader, node: yaml.Node, name: str) -> Path | None:
+    text = text_of(reader, node, name)
     return None if text is None else reader.folder / Path(text).expanduser()
 
 
-def _absolute(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    text = _text(reader, node, name)
+def _absolute(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
+    text = text_of(reader, node, name)
     if text is not None and not text.startswith("/"):
         reader.wrong(node, f"{name} must be an absolute path on the device, not {text!r}.")
         return None
     return text
 
 
-def _endpoint(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    text = _text(reader, node, name)
+def _endpoint(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
+    text = text_of(reader, node, name)
     if text is None:
         return None
     match = _ENDPOINT.fullmatch(text)
@@ -296,70 +243,16 @@ def _endpoint(reader: _Reader, node: yaml.Node, name: str) -> str | None:
     return text
 
 
-def _serial(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    text = _text(reader, node, name)
+def _serial(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
+    text = text_of(reader, node, name)
     if text is not None and _SERIAL.fullmatch(text) is None:
         reader.wrong(node, f"{name} {text!r} is no serial that adb could list (adb devices shows them).")
         return None
     return text
 
 
-def _number(reader: _Reader, node: yaml.Node, name: str, low: float, high: float, unit: str) -> float | None:
-    # Numbers are matched by hand: YAML would read 1_0 and 0o7 as numbers and .nan as a float.
-    text = node.value if isinstance(node, yaml.ScalarNode) and node.style is None else None
-    if text is None or re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,9})?", text) is None:
-        reader.wrong(node, f"{name} must be a number{unit}, not {_describe(node)}.")
-        return None
-    if not low <= float(text) <= high:
-        reader.wrong(node, f"{name} must lie between {low:g} and {high:g}{unit}, not {text}.")
-        return None
-    return float(text)
-
-
-def _integer(low: int, high: int) -> Parse:
-    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
-        value = _number(reader, node, name, low, high, "")
-        if value is not None and value != int(value):
-            reader.wrong(node, f"{name} must be a whole number, not {_describe(node)}.")
-            return None
-        return None if value is None else int(value)
-
-    return parse
-
-
-def _milli(low: float, high: float, unit: str) -> Parse:
-    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
-        value = _number(reader, node, name, low, high, unit)
-        return None if value is None else round(value * 1000)
-
-    return parse
-
-
-def _quantity(parse_text: Callable[[str], int]) -> Parse:
-    def parse(reader: _Reader, node: yaml.Node, name: str) -> int | None:
-        text = _text(reader, node, name)
-        try:
-            return None if text is None else parse_text(text)
-        except UnitsError as error:
-            reader.wrong(node, f"{name}: {error}")
-            return None
-
-    return parse
-
-
-def _choice(choices: tuple[str, ...]) -> Parse:
-    def parse(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-        text = _text(reader, node, name)
-        if text is not None and text not in choices:
-            reader.wrong(node, f"{name} {text!r} is unknown. {near(text, choices)}")
-            return None
-        return text
-
-    return parse
-
-
-def _name(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    text = _text(reader, node, name)
+def _name(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
+    text = text_of(reader, node, name)
     if text is None:
         return None
     if _NAME.fullmatch(text) is None:
@@ -373,21 +266,21 @@ def _name(reader: _Reader, node: yaml.Node, name: str) -> str | None:
     return text
 
 
-def _cpus(reader: _Reader, node: yaml.Node, name: str) -> tuple[int, ...] | None:
+def _cpus(reader: FieldReader, node: yaml.Node, name: str) -> tuple[int, ...] | None:
     if not isinstance(node, yaml.SequenceNode):
-        reader.wrong(node, f"{name} must be a list of CPU numbers like [0, 1], not {_describe(node)}.")
+        reader.wrong(node, f"{name} must be a list of CPU numbers like [0, 1], not {describe(node)}.")
         return None
-    values = [_integer(0, CPU_NUMBERS - 1)(reader, item, "a CPU number") for item in node.value]
+    values = [integer(0, CPU_NUMBERS - 1)(reader, item, "a CPU number") for item in node.value]
     numbers = tuple(value for value in values if isinstance(value, int))
     if len(set(numbers)) != len(numbers):
         reader.wrong(node, f"{name} names a CPU twice.")
     return numbers
 
 
-def _labels(reader: _Reader, node: yaml.Node, name: str) -> dict[str, str]:
+def _labels(reader: FieldReader, node: yaml.Node, name: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for key, key_node, value in reader.mapping(node, name):
-        text = _text(reader, value, f"label {key}")
+        text = text_of(reader, value, f"label {key}")
         for word, where in ((key, key_node), (text, value)):
             if word is not None and _LABEL.fullmatch(word) is None:
                 reader.wrong(where, f"label {word!r} is not 1 to 64 letters, digits, '.', '_' or '-'.")
@@ -408,26 +301,19 @@ def _gates(values: Mapping[str, object]) -> Gates:
     )
 
 
-def _parse_gates(reader: _Reader, node: yaml.Node, name: str) -> Gates:
+def _parse_gates(reader: FieldReader, node: yaml.Node, name: str) -> Gates:
     return _gates(reader.fields(node, name, _GATES))
 
 
-def _governor(reader: _Reader, node: yaml.Node, name: str) -> str | None:
-    text = _text(reader, node, name)
+def _governor(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
+    text = text_of(reader, node, name)
     if text is not None and re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", text) is None:
         reader.wrong(node, f"{name} must be the kernel's name of one, as performance, not {text!r}.")
         return None
     return text
 
 
-def _truth(reader: _Reader, node: yaml.Node, name: str) -> bool | None:
-    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("true", "false"):
-        return bool(node.value == "true")
-    reader.wrong(node, f"{name} must be true or false, not {_describe(node)}.")
-    return None
-
-
-def _parse_prepare(reader: _Reader, node: yaml.Node, name: str) -> Prepare:
+def _parse_prepare(reader: FieldReader, node: yaml.Node, name: str) -> Prepare:
     values = reader.fields(node, name, _PREPARE)
     return Prepare(
         stay_awake=values.get("stay_awake") is True,
@@ -436,7 +322,7 @@ def _parse_prepare(reader: _Reader, node: yaml.Node, name: str) -> Prepare:
     )
 
 
-def _parse_emulate(reader: _Reader, node: yaml.Node, name: str) -> EmulateSpec | None:
+def _parse_emulate(reader: FieldReader, node: yaml.Node, name: str) -> EmulateSpec | None:
     before = len(reader.problems)
     values = reader.fields(node, name, _EMULATE)
     if len(reader.problems) > before:
@@ -453,11 +339,11 @@ def _parse_emulate(reader: _Reader, node: yaml.Node, name: str) -> EmulateSpec |
     return EmulateSpec(rate, share, mechanism)  # type: ignore[arg-type]
 
 
-def _parse_devices(reader: _Reader, node: yaml.Node, name: str) -> tuple[Device, ...] | None:
+def _parse_devices(reader: FieldReader, node: yaml.Node, name: str) -> tuple[Device, ...] | None:
     if not isinstance(node, yaml.SequenceNode) or not node.value:
-        reader.wrong(node, f"{name} must be a list of at least one device, not {_describe(node)}.")
+        reader.wrong(node, f"{name} must be a list of at least one device, not {describe(node)}.")
         return None
-    devices = [reader.device(item) for item in node.value]
+    devices = [_device(reader, item) for item in node.value]
     lines: dict[str, int] = {}
     for item in node.value:  # of the invalid ones too: all problems are reported at once
         for key, value in item.value if isinstance(item, yaml.MappingNode) else ():
@@ -469,44 +355,44 @@ def _parse_devices(reader: _Reader, node: yaml.Node, name: str) -> tuple[Device,
     return tuple(device for device in devices if device is not None)
 
 
-def _parse_version(reader: _Reader, node: yaml.Node, name: str) -> int | None:
+def _parse_version(reader: FieldReader, node: yaml.Node, name: str) -> int | None:
     if not isinstance(node, yaml.ScalarNode) or node.value != str(VERSION):
-        reader.wrong(node, f"{name} must be {VERSION}, not {_describe(node)}; this stifarm knows no other.")
+        reader.wrong(node, f"{name} must be {VERSION}, not {describe(node)}; this stifarm knows no other.")
         return None
     return VERSION
 
 
 _GATES: Mapping[str, Parse] = {
-    "max_temperature_c": _milli(-50, 200, " (degrees Celsius)"),
-    "min_battery_percent": _integer(0, 100),
-    "max_load": _milli(0, 4096, ""),
-    "min_free": _quantity(parse_bytes),
-    "wait_limit_s": _integer(0, 86_400),
+    "max_temperature_c": milli(-50, 200, " (degrees Celsius)"),
+    "min_battery_percent": integer(0, 100),
+    "max_load": milli(0, 4096, ""),
+    "min_free": quantity(parse_bytes),
+    "wait_limit_s": integer(0, 86_400),
 }
 _EMULATE: Mapping[str, Parse] = {
-    "read_bandwidth": _quantity(parse_rate),
-    "cpu_share": _milli(0.001, 1000, " (1 is one whole CPU)"),
-    "mechanism": _choice(MECHANISMS),
+    "read_bandwidth": quantity(parse_rate),
+    "cpu_share": milli(0.001, 1000, " (1 is one whole CPU)"),
+    "mechanism": choice(MECHANISMS),
 }
 _PREPARE: Mapping[str, Parse] = {
-    "stay_awake": _truth,
+    "stay_awake": truth,
     "governor": _governor,
-    "idle": _choice(("shallow",)),
+    "idle": choice(("shallow",)),
 }
 _DEVICE: Mapping[str, Parse] = {
     "name": _name,
-    "transport": _choice(tuple(TRANSPORTS)),
+    "transport": choice(tuple(TRANSPORTS)),
     "address": _endpoint,
     "serial": _serial,
     "adb_server": _endpoint,
     "key_file": _file,
     "known_hosts": _file,
     "machine_lock": _absolute,
-    "host": _text,
-    "workdir": _text,
-    "engine": _choice(ENGINES),
+    "host": text_of,
+    "workdir": text_of,
+    "engine": choice(ENGINES),
     "cpus": _cpus,
-    "threads": _integer(1, 1024),
+    "threads": integer(1, 1024),
     "labels": _labels,
     "gates": _parse_gates,
     "prepare": _parse_prepare,
