@@ -20,6 +20,7 @@ from orchestrator.cli.context import (
 )
 from orchestrator.cli.output import (
     emit_json,
+    fail,
     note,
     table,
 )
@@ -54,6 +55,9 @@ def deploy(
         emit_json([_deployed_json(item) for item in results])
     else:
         show_deployed(results)
+    for item in results:
+        if item.error is not None:
+            fail(item.error)
     finish([item.error for item in results])
 
 

@@ -16,13 +16,17 @@ from sti_runtime.errors import StifarmError
 
 NOTHING = """\
 No phone is seen. Check:
-  - on the phone: Settings > About phone, tap Build number seven times; then Developer options > USB debugging
+  - on the phone: Settings > About phone, tap Build number seven times;
+    then Developer options > USB debugging
   - the cable: many only charge; another cable or port
-  - on this computer: Android's udev rules (Debian: android-sdk-platform-tools-common), the group plugdev
-  - a phone in the network: its adb over TCP (adb tcpip 5555); in the inventory: address: "HOST:5555"\
+  - on this computer: Android's udev rules and the group plugdev
+    (Debian: android-sdk-platform-tools-common)
+  - a phone in the network: its adb over TCP (adb tcpip 5555);
+    in the inventory: address: "HOST:5555"\
 """
 BOARD = """\
-A board over ssh is not discovered; add it by hand, then: stifarm doctor --devices my-board
+A board over ssh is not discovered; add it by hand,
+then: stifarm doctor --devices my-board
   - name: my-board
     transport: ssh
     address: "user@host:22"      # a host of ~/.ssh/config will do

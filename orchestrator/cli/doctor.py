@@ -50,7 +50,7 @@ def doctor(
                 findings = [finding for finding in findings if finding.subject not in examined]
                 findings += _device_findings(farm, session)
             if not ran and listens(usual):
-                findings[findings.index(no_server(usual))] = server_started(usual)
+                findings = [f for f in findings if f != no_server(usual)] + [server_started(usual)]
     if json:
         emit_json([asdict(finding) for finding in findings])
     else:

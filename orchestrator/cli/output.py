@@ -57,9 +57,11 @@ def warn(text: str) -> None:
 
 def fail(error: StifarmError) -> None:
     """An error: what happened, then what to do."""
-    # Lines below the first stand in, but less than the remedy.
-    what = error.what.strip().replace("\n", "\n  ")
-    err.print(Text("error ", "bold red"), _text(what), sep="", soft_wrap=True)
+    first, *others = error.what.strip().splitlines() or [""]
+    err.print(Text("error ", "bold red"), "\n      ".join(_wrapped(first, 6, err)), sep="", markup=False,
+              soft_wrap=True)  # fmt: skip
+    for line in others:
+        err.print("  " + "\n    ".join(_wrapped(line, 4, err)), markup=False, soft_wrap=True)
     if error.remedy:
         err.print(_text(f"      {error.remedy.strip()}"), soft_wrap=True)
 
@@ -135,13 +137,20 @@ def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
     """
     out.print(_text(title, "bold"), soft_wrap=True)
     indent = 4 + max((cell_len(plain(subject)) for _, subject, _, _ in entries), default=0)
-    width = max(out.width - indent, indent) if out.is_terminal else sys.maxsize
     for mark, subject, text, remedy in entries:
-        lines = textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False)
+        lines = _wrapped(" ".join(text.split()), indent, out)
         head = Text.assemble(f"{mark} ", (plain(subject).ljust(indent - 2), "bold"))
         out.print(head, f"\n{' ' * indent}".join(lines), sep="", markup=False, soft_wrap=True)
         if remedy:
             out.print(Text(" " * indent), "→ ", Text(plain(" ".join(remedy.split()))), sep="", soft_wrap=True)
+
+
+def _wrapped(text: str, indent: int, console: Console) -> list[str]:
+    """Lines of a plain text for a terminal, broken at blanks only; one line elsewhere."""
+    if not console.is_terminal:
+        return [plain(text)]
+    width = max(console.width - indent, 20)
+    return textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 # ------------------------------------------------------------------ progress

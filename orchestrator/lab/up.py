@@ -57,6 +57,7 @@ def up(
                     began.append(lab.save_device(device))
                     with lab.changing_device(device.name):
                         devices.start(lab, state, device)
+            tell("inventory", len(wanted) + 1, len(wanted) + 1)
             found = lab.devices()
             lab.known_hosts.write_text(
                 "".join(board.host_key_lines(lab, device) for device in found if device.kind == "board")

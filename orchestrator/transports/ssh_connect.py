@@ -265,9 +265,10 @@ def _check_host_key(
             f" and accept it: {scan}",
             device=device,
         )
+    unrecorded = "does not record" if len(endpoint.known_hosts) == 1 else "do not record"
     raise StableError(
         f"the host key of {name} is unknown: it shows {shown},"
-        f" which {' and '.join(map(str, endpoint.known_hosts))} do not record.",
+        f" which {' and '.join(map(str, endpoint.known_hosts))} {unrecorded}.",
         f"To accept it, {compare}, then: {scan}",
         device=device,
     )

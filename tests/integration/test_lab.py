@@ -236,8 +236,8 @@ def test_a_lying_agent_passes_for_the_true_one_and_is_put_back(root_lab: LabCli)
 def test_wrong_words_are_refused_with_what_there_is(root_lab: LabCli) -> None:
     code, _, err = root_lab.run("fault", "board-1", "cutt")
     assert (code, "Did you mean cut?" in err) == (2, True), err
-    with pytest.raises(StifarmError, match="board-1, board-2, phone-1"):
-        faults.inject(root_lab.lab, "board-9", "cut")
+    code, _, err = root_lab.run("fault", "board-9", "cut")
+    assert (code, "board-1" in err) == (2, True), err
     with pytest.raises(StifarmError, match="has no agent yet"):
         faults.inject(root_lab.lab, "board-1", "lie")
     with pytest.raises(StifarmError, match="The lab has 2 boards"):
@@ -256,7 +256,12 @@ def test_what_an_interrupted_up_began_is_taken_down(tmp_path: Path, number: sign
         lambda: begun.poll() is not None or any(device.process for device in cli.lab.devices()), "a board"
     )
     begun.send_signal(number)
-    begun.communicate(timeout=120)
+    _, said = begun.communicate(timeout=120)
+    if number == signal.SIGINT:
+        assert (begun.returncode, said.splitlines()[-1]) == (
+            130,
+            "interrupted; everything that it had made was removed again",
+        )
     if number == signal.SIGKILL:
         assert bring_up(cli.folder, boards=2, phones=0).state.means.isolation == "root"
         assert cli.says("board-2", "echo up") == "up"

@@ -488,6 +488,25 @@ def test_an_error_is_a_document_too_where_one_was_asked_for(
         assert document["remedy"]
 
 
+@pytest.mark.parametrize("verb", ["status", "down", "fault"])
+def test_a_lab_that_is_not_there_is_wrong_input_and_named_in_the_hint(
+    run: Run, tmp_path: Path, verb: str
+) -> None:
+    folder = tmp_path / "my lab"
+    words = ("board-1", "cut") if verb == "fault" else ()
+    what, remedy = refusal(run(tmp_path, "lab", verb, *words, "--dir", str(folder)), USAGE)
+    assert what == f"There is no lab in {folder}."
+    assert remedy.endswith(f"stifarm lab up --dir '{folder}'.")
+
+
+def test_what_init_says_next_works_from_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "next: stifarm demo" in run(tmp_path, "init").err
+    assert "next: cd 'my farm' && stifarm demo" in run(tmp_path, "init", "my farm").err
+
+
 def run_process(root: Path, *words: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own; ``code`` runs after it."""
     call = f"  main({list(words)!r})"
