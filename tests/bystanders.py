@@ -187,7 +187,7 @@ class Bystanders:
         self._lab = lab
         starts = {"board": self._over_ssh, "phone": self._over_adb}
         self.foreign = [Foreign(lab, name, starts[kind]) for name, kind in devices.items()]
-        self._ended = threading.Event()
+        self._looking, self._ended = threading.Lock(), threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
 
     @contextmanager
@@ -205,8 +205,7 @@ class Bystanders:
         """Until every process runs; its device is on and can be reached."""
 
         def all_run() -> bool:
-            for each in self.foreign:
-                each.look()
+            self.look()
             return all(each.process is not None for each in self.foreign)
 
         wait_for(all_run, "the bystanders' processes", END_S)
@@ -217,10 +216,15 @@ class Bystanders:
         found = [what for each in self.foreign for what in each.touched]
         return [*found, *self.user.touched(), *self.rival.touched()]
 
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK_S):
+    def look(self) -> None:
+        """At every process, and start again what died with its device."""
+        with self._looking:
             for each in self.foreign:
                 each.look()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            self.look()
 
     def _over_ssh(self, name: str, command: str) -> None:
         try:
