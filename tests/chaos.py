@@ -5,7 +5,7 @@
 Verbs of the command line (deploy, profile, eval; again and again) drive the lab's boards and phones, while
 faults hit devices, links, the adb server and the controller itself. A verb that fails is given again, as a
 person would. When the faults are used up every verb must succeed, and ``db audit`` compares every record of
-every journal with the store.
+every journal with the store; bystanders (tests/bystanders.py) must have been left alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -39,12 +40,14 @@ from orchestrator.errors import LabError
 from orchestrator.farm import open_farm
 from orchestrator.lab import adb_server, fault
 from orchestrator.lab import up as lab_up
+from orchestrator.lab.inventory_file import inventory_text
 from orchestrator.lab.processes import ProcessId, alive, kill
-from orchestrator.lab.state import Lab
+from orchestrator.lab.state import DeviceState, Lab
 from orchestrator.settings import load_settings
 from orchestrator.toolchain import cache_folder
 from tests.agent_data import REPO
-from tests.farm_world import fill, score
+from tests.bystanders import Bystanders, other_user, rival
+from tests.farm_world import fill, score, wait_for
 
 CONTROLLER, SERVER = "controller-kill", "adb-server-kill"
 WEIGHTS: dict[str, int] = {
@@ -97,6 +100,22 @@ class Chaos:
     refused: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
     controller: subprocess.Popen[bytes] | None = None
+    bystanders: Bystanders | None = None
+    rival: str = ""
+    """The board of another farm; nothing is injected there."""
+
+    @property
+    def inventory(self) -> Path:
+        """Of the farm under test: the lab without the other farm's board."""
+        return self.root / "inventory.yaml"
+
+    def devices(self) -> list[DeviceState]:
+        """Those of the farm under test."""
+        return [device for device in self.lab.devices() if device.name != self.rival]
+
+    def write_inventory(self) -> None:
+        """As the lab's devices are now."""
+        self.inventory.write_text(inventory_text(self.lab, self.lab.state(), self.devices()))
 
     @property
     def home(self) -> Path:
@@ -130,7 +149,7 @@ class Chaos:
     def argv(self, *words: str) -> list[str]:
         """A verb as a command."""
         program = "from orchestrator.cli import main; main()"
-        options = ("--home", str(self.home), "--inventory", str(self.lab.inventory))
+        options = ("--home", str(self.home), "--inventory", str(self.inventory))
         return [sys.executable, "-c", program, *options, *words]
 
     def environment(self) -> dict[str, str]:
@@ -152,6 +171,7 @@ class Chaos:
     def finish(self) -> None:
         """Every verb must come to its end now."""
         lab_up.up(self.lab.folder)
+        self.write_inventory()
         for words in VERBS:
             codes: list[int] = []
             while not codes or codes[-1] != 0:
@@ -186,7 +206,7 @@ class Chaos:
         while sum(self.injected.values()) < count:
             assert not person.done(), f"nobody gives verbs any more: {person.exception()}"
             kind = self.chance.choices(names, [WEIGHTS[name] for name in names])[0]
-            name = self.chance.choice([device.name for device in self.lab.devices()])
+            name = self.chance.choice([device.name for device in self.devices()])
             duration_s, pause_s = self.chance.uniform(0, LONGEST_S), self.chance.uniform(0, PAUSE_S)
             seed = self.chance.randrange(1 << 30)
             try:
@@ -218,23 +238,47 @@ class Chaos:
         state = self.lab.state()
         if state.adb is None or not isinstance(state.adb.process, ProcessId) or not alive(state.adb.process):
             raise LabError("no adb server of the lab runs")
-        kill(state.adb.process, signal.SIGKILL)
-        time.sleep(duration_s)
-        with self.lab.changing():
-            adb_server.start(self.lab, self.lab.state())
+        with ExitStack() as stack:
+            if self.bystanders is not None:
+                stack.enter_context(self.bystanders.no_server)
+            kill(state.adb.process, signal.SIGKILL)
+            time.sleep(duration_s)
+            with self.lab.changing():
+                adb_server.start(self.lab, self.lab.state())
 
 
 @contextmanager
 def world(root: Path, *, boards: int, phones: int, seed: int) -> Iterator[Chaos]:
-    """A lab that is up, and a farm with a small model, task, bundle and importance."""
+    """A lab that is up with a board too many, a farm with a small model, task, bundle and importance on all
+    but that board, and the bystanders."""
     with ExitStack() as stack:
-        lab = lab_up.up(root / "lab", boards=boards, phones=phones).lab
+        lab = lab_up.up(root / "lab", boards=boards + 1, phones=phones).lab
         stack.callback(lab_up.down, lab.folder)
-        settings = load_settings(environ={}, home=root / "home", inventory=lab.inventory, cwd=root)
+        chaos = Chaos(root, lab, random.Random(seed), rival=f"board-{boards + 1}")
+        chaos.write_inventory()
+        settings = load_settings(environ={}, home=chaos.home, inventory=chaos.inventory, cwd=root)
         with open_farm(settings) as farm:
             work = fill(farm)
             score(farm, work.bundle)
-        yield Chaos(root, lab, random.Random(seed))
+        user = stack.enter_context(other_user(root / "user"))
+        begun = stack.enter_context(rival(lab, rival_root(chaos), chaos.rival))
+        theirs = {device.name: device.kind for device in chaos.devices()}
+        chaos.bystanders = Bystanders(
+            lab, {name: theirs[name] for name in ("board-1", "phone-1")}, user, begun
+        )
+        with chaos.bystanders.watching():
+            yield chaos
+
+
+def rival_root(chaos: Chaos) -> Path:
+    """Where the other farm is, with an inventory of its board only."""
+    root = chaos.root / "rival"
+    root.mkdir(exist_ok=True)
+    entries = yaml.safe_load(chaos.lab.inventory.read_text())
+    (board,) = [entry for entry in entries["devices"] if entry["name"] == chaos.rival]
+    del board["emulate"]  # it has no bundle to verify the board's speed with
+    (root / "inventory.yaml").write_text(yaml.safe_dump({**entries, "devices": [board]}))
+    return root
 
 
 def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2) -> dict[str, Any]:
@@ -258,6 +302,11 @@ def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2)
         gone = {audit["device"]: audit["forgotten"] for audit in audits if audit["forgotten"]}
         assert gone == {}, f"journals are gone from devices: {gone}"
         require_checker_sees_a_loss(chaos)
+        assert chaos.bystanders is not None
+        touched = chaos.bystanders.touched()
+        assert touched == [], touched
+        restarts = {each.device: each.restarts for each in chaos.bystanders.foreign}
+        require_checker_sees_a_kill(chaos.bystanders)
         return {
             "seed": seed,
             "faults": dict(chaos.injected),
@@ -267,6 +316,8 @@ def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2)
             "journals": sum(audit["journals"] for audit in audits),
             "records": sum(audit["records"] for audit in audits),
             "samples": sum(audit["samples"] for audit in audits),
+            "bystanders untouched": True,
+            "their processes started again after reboots": restarts,
         }
 
 
@@ -280,6 +331,14 @@ def require_checker_sees_a_loss(chaos: Chaos) -> None:
         code, audits = chaos.audit(store=copy)
         found = [wrong for audit in audits for wrong in audit["discrepancies"]]
         assert (code, len(found)) == (1, 1), found
+
+
+def require_checker_sees_a_kill(bystanders: Bystanders) -> None:
+    """A bystander's process that is killed on purpose must not pass."""
+    for victim in bystanders.foreign:
+        assert victim.process is not None
+        kill(victim.process, signal.SIGKILL)
+    wait_for(lambda: all(each.touched for each in bystanders.foreign), "somebody to miss those killed")
 
 
 def _lose_record(session: Session, chance: random.Random) -> None:

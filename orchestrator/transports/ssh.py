@@ -8,9 +8,10 @@ server, ssh_cat.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,15 +51,18 @@ def connect(device: Device) -> SshTransport:
 class _Board:
     """What exists as long as one connection: its sessions, the warden, the ways to files.
 
-    ``quick`` is for small reads, which a transfer on ``bulk`` must not hold up.
+    ``quick`` is for small reads, which a transfer on ``bulk`` must not hold up. Where the server bears one
+    command at a time only, further ones have connections of their own, made by ``reach`` and kept.
     """
 
-    def __init__(self, connection: Connection, device: str) -> None:
-        self.connection, self.device = connection, device
+    def __init__(self, connection: Connection, device: str, reach: Callable[[], Connection]) -> None:
+        self.connection, self.device, self._reach = connection, device, reach
         self.sessions = Sessions(connection, device)
         self._lock = threading.Lock()
         self._warden: Warden | None = None
         self._files: tuple[SftpFiles | CatFiles, SftpFiles | CatFiles] | None = None
+        self._busy, self._reaching = threading.Lock(), threading.Lock()
+        self._further: list[_Board] = []
 
     def execute(
         self,
@@ -72,21 +76,65 @@ class _Board:
         keep: bool = False,
     ) -> Completed:
         """See ``ssh_exec.execute``."""
+        with self._free() as board:
+            return execute(
+                board.sessions,
+                board.warden(),
+                argv,
+                device=self.device,
+                timeout_s=timeout_s,
+                env=env or {},
+                cap_bytes=output_cap_bytes,
+                stdin=stdin,
+                sink=sink,
+                keep=keep,
+            )
+
+    def warden(self) -> Warden:
+        """The connection's."""
         with self._lock:
             if self._warden is None:
                 self._warden = Warden(self.sessions, self.device)
-        return execute(
-            self.sessions,
-            self._warden,
-            argv,
-            device=self.device,
-            timeout_s=timeout_s,
-            env=env or {},
-            cap_bytes=output_cap_bytes,
-            stdin=stdin,
-            sink=sink,
-            keep=keep,
-        )
+            return self._warden
+
+    @contextlib.contextmanager
+    def _free(self) -> Iterator[_Board]:
+        """One that can take a command now. Raises: DeviceError."""
+        if not self.sessions.one_at_a_time:
+            yield self
+            return
+        board = self._claimed()
+        try:
+            yield board
+        finally:
+            board._busy.release()
+
+    def _claimed(self) -> _Board:
+        """One that is made busy. Dropbear takes few connections that have not logged in: one at a time."""
+        free = self._idle()
+        if free is not None:
+            return free
+        with self._reaching:
+            free = self._idle()
+            if free is None:
+                free = _Board(self._reach(), self.device, self._reach)
+                free._busy.acquire()
+                with self._lock:
+                    self._further.append(free)
+            return free
+
+    def _idle(self) -> _Board | None:
+        with self._lock:
+            self._further = [board for board in self._further if board.connection.alive]
+            idle = (board for board in (self, *self._further) if board._busy.acquire(blocking=False))
+            return next(idle, None)
+
+    def close(self) -> None:
+        """End the connection, and those made for further commands."""
+        with self._lock:
+            further, self._further = self._further, []
+        for board in (self, *further):
+            board.connection.close()
 
     def files(self) -> tuple[SftpFiles | CatFiles, SftpFiles | CatFiles]:
         """(quick, bulk), chosen at their first use."""
@@ -180,7 +228,7 @@ class SshTransport:
         """End the connection; commands end with it, what was started detached goes on."""
         with self._lock:
             if self._board is not None:
-                self._board.connection.close()
+                self._board.close()
                 self._board = None
 
     def _connected(self) -> _Board:
@@ -193,15 +241,18 @@ class SshTransport:
                 raise self._failure
             if self._board is not None:
                 _log.warning("ssh link lost", device=self._device, cause=self._board.connection.cause())
-                self._board.connection.close()
+                self._board.close()
                 self._board = None
             self._failure = None
             try:
-                connection = open_connection(self._endpoint(), self._device, self._silence_s)
+                connection = self._reach()
             except DeviceError as error:
                 self._failure = error
                 raise
             finally:
                 self._attempts += 1
-            self._board = _Board(connection, self._device)
+            self._board = _Board(connection, self._device, self._reach)
             return self._board
+
+    def _reach(self) -> Connection:
+        return open_connection(self._endpoint(), self._device, self._silence_s)

@@ -36,8 +36,8 @@ class Sessions:
         self._connection, self._device = connection, device
         self._changed = threading.Condition()
         self._opening = threading.Lock()
-        alone = _ONE_AT_A_TIME.match(connection.transport.remote_version) is not None
-        self._limit, self._open = 1 if alone else COMMANDS_AT_ONCE, 0
+        self._limit, self._open = COMMANDS_AT_ONCE, 0
+        self.one_at_a_time = _ONE_AT_A_TIME.match(connection.transport.remote_version) is not None
 
     @property
     def alive(self) -> bool:

@@ -32,6 +32,7 @@ from orchestrator.transports.ssh_files import (
 from orchestrator.transports.ssh_sessions import Sessions
 from orchestrator.transports.ssh_sftp_wire import AHEAD, Pipe, Requests, SessionEndedError, blocks_of
 
+_ENDED_S = 2.0
 _REQUEST_BYTES = 32_000
 """Data of one request: with its headers it fits one packet of the link, which 32 KiB would not."""
 
@@ -213,6 +214,8 @@ class SftpFiles:
         except (SessionEndedError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             # It has none, or a login script talks where it should be heard.
             refused = channel.closed or channel.eof_received or isinstance(error, paramiko.SFTPError)
+            if refused:  # what was started there has ended before the next session is opened
+                channel.status_event.wait(_ENDED_S)
             channel.close()
             if self._sessions.alive and refused:
                 raise NoSftpError(

@@ -34,7 +34,7 @@ def test_what_can_be_installed_is_no_reason_to_skip(tmp_path: Path) -> None:
         tmp_path,
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, tmp_path],
+        [sys.executable, "-m", "pytest", *options, str(tmp_path), str(tmp_path)],
         env={**os.environ, COMPLETE: "1", "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
