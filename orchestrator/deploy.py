@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from orchestrator.agent_verbs import call_agent, lease_arguments
-from orchestrator.chunk_stream import pack_blocks
+from orchestrator.chunk_stream import pack_blocks, small_packs
 from orchestrator.counterpart import other_protocol
 from orchestrator.errors import AgentError, StableError
 from orchestrator.transports.base import Progress, Transport
@@ -30,6 +30,10 @@ from sti_runtime.records import sha256_hex
 COMMIT_TIMEOUT_S = 600.0
 SLOWEST_LINK_BYTES_PER_S = 100_000
 """A link that is slower for a whole deploy counts as broken."""
+
+PACK_FILE = "incoming/pack"
+"""Below the spool: what a device gets that takes no streamed input. One fixed name, so that what an
+interruption leaves is overwritten by the next; the agent's verbs remove it, too."""
 
 _TRIES = 2
 
@@ -197,6 +201,7 @@ class _Sender:
     ) -> None:
         self._transport, self._spool, self._bundle_path = transport, spool, bundle_path
         self._digest, self._progress, self._fence = digest, progress, fence
+        self._sent_bytes = self._total_bytes = 0
         self.table = chunks
         self.chunks = self.bytes = 0
 
@@ -219,42 +224,49 @@ class _Sender:
             )
 
     def _stream(self, wanted: Sequence[int]) -> list[int]:
-        """Send chunks by one command; returns those that the device rejected."""
-        total = sum(self.table[index][1].length for index in wanted)
-        done = 0
+        """Send chunks, by one command where input is streamed; returns those that the device rejected."""
+        self._sent_bytes, self._total_bytes = 0, sum(self.table[index][1].length for index in wanted)
+        packs = [tuple(wanted)]
+        if not self._transport.streams_input():
+            packs = small_packs(wanted, [chunk.length for _, chunk in self.table])
+        rejected: list[int] = []
+        for pack in packs:
+            rejected += self._send_pack(pack, last=pack is packs[-1] and not rejected)
+        return rejected
 
-        def handed_over(length: int) -> None:
-            nonlocal done
-            done += length
-            self.chunks += 1
-            self.bytes += length
-            if self._progress is not None:
-                self._progress(done, total)
-
-        blocks = _Blocks(pack_blocks(self._bundle_path, self.table, wanted, handed_over))
+    def _send_pack(self, pack: Sequence[int], *, last: bool) -> list[int]:
+        blocks = _Blocks(pack_blocks(self._bundle_path, self.table, pack, self._handed_over))
         try:
             answer = call_agent(
                 self._transport,
                 self._spool,
                 "accept",
                 self._digest,
-                "--commit",
+                *(("--commit",) if last else ()),
                 *self._fence,
-                timeout_s=COMMIT_TIMEOUT_S + total / SLOWEST_LINK_BYTES_PER_S,
+                timeout_s=COMMIT_TIMEOUT_S + self._total_bytes / SLOWEST_LINK_BYTES_PER_S,
                 stdin=blocks,
+                stdin_file=f"{self._spool}/{PACK_FILE}",
             )
         except AgentError as error:
             if blocks.error is not None:
                 raise blocks.error from error
             raise
         rejected = _indices(answer, "rejected", len(self.table), self._transport.device)
-        if not rejected and answer.get("state") != "committed":
+        if last and not rejected and answer.get("state") != "committed":
             raise StableError(
                 f"the agent took every chunk and still lacks {str(answer.get('remaining'))[:20]}.",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=self._transport.device,
             )
-        return [index for index in rejected if index in wanted]
+        return [index for index in rejected if index in pack]
+
+    def _handed_over(self, length: int) -> None:
+        self._sent_bytes += length
+        self.chunks += 1
+        self.bytes += length
+        if self._progress is not None:
+            self._progress(self._sent_bytes, self._total_bytes)
 
 
 class _Blocks:

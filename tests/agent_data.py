@@ -35,15 +35,17 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def tiny_bundle(root: Path, *, seed: int = 0, fidelities: tuple[int, ...] = (2, 32)) -> Path:
-    """A bundle of a 2 × 2 model with random weights, below ``root``."""
+def tiny_bundle(
+    root: Path, *, seed: int = 0, fidelities: tuple[int, ...] = (2, 32), config: ModelConfig = CONFIG
+) -> Path:
+    """A bundle of a small model (2 × 2 by default) with random weights, below ``root``."""
     random = np.random.default_rng(seed)
-    shapes = tensor_shapes(CONFIG).items()
+    shapes = tensor_shapes(config).items()
     return build_bundle(
-        CONFIG,
+        config,
         {name: random.normal(0, 0.05, shape).astype(np.float32) for name, shape in shapes},
         model_digest=f"{seed:064x}",
-        submodels=all_submodels(CONFIG.layers, CONFIG.heads),
+        submodels=all_submodels(config.layers, config.heads),
         untrained=True,
         out_root=root,
         fidelities=fidelities,

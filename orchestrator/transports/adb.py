@@ -114,15 +114,16 @@ class AdbTransport:
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
-        """Run a command; see ``Transport.run``. A daemon without shell protocol 2 gets all input first."""
+        """Run a command; see ``Transport.run``. A daemon without shell protocol 2 gets all input first; the
+        command's shell removes the file as soon as it is open."""
         deadline = time.monotonic() + timeout_s
-        if stdin is None or self._shell.has_packets():
+        if stdin is None or self.streams_input():
             return self._shell.run(
                 argv, timeout_s=timeout_s, env=env or {}, cap_bytes=output_cap_bytes, stdin=stdin
             )
-        folder = self._sh(_TEMPORARY).stdout.decode(errors="surrogateescape").strip()
-        path = f"{folder}/.{new_mark()}"
+        path = stdin_file or self._temporary_file()
         try:
             with self._session(path) as session:
                 session.send(path, stdin, mode=0o600, mtime_s=int(time.time()))
@@ -134,8 +135,13 @@ class AdbTransport:
                 stdin=None,
                 stdin_file=path,
             )
-        finally:
+        except BaseException:
             self._remove(path)
+            raise
+
+    def streams_input(self) -> bool:
+        """Whether the daemon has shell protocol 2; see ``Transport.streams_input``."""
+        return self._shell.has_packets()
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
         """Copy a file; see ``Transport.push``."""
@@ -260,6 +266,10 @@ class AdbTransport:
     ) -> Completed:
         argv = ("sh", "-c", script, "sh", *arguments)
         return self._shell.run(argv, timeout_s=_SHORT_S, env=env or {}, cap_bytes=cap_bytes, stdin=None)
+
+    def _temporary_file(self) -> str:
+        folder = self._sh(_TEMPORARY).stdout.decode(errors="surrogateescape").strip()
+        return f"{folder}/.{new_mark()}"
 
     def _remove(self, path: str) -> None:
         """Remove a file of ours where the device can be reached; the next push would overwrite it anyway."""

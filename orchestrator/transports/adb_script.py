@@ -69,7 +69,8 @@ def new_mark() -> str:
 def command_script(
     argv: Sequence[str], env: Mapping[str, str], mark: str, *, stdin: str | None, merged: bool
 ) -> bytes:
-    """The text for ``sh -c``. ``stdin``: the file to read input from; empty: what the shell has; None: none.
+    """The text for ``sh -c``. ``stdin``: the file to read input from, removed once it is open; empty: what
+    the shell has; None: none.
 
     ``merged``: the connection carries one stream: standard output, the status line, then standard error,
     which waits in a file until then. Raises: ValueError (a name or text that no command can have).
@@ -80,7 +81,8 @@ def command_script(
     if not argv or any("\0" in text for text in (*argv, *env.values())):
         raise ValueError("an argument has a zero byte" if argv else "there is no argument")
     exports = "".join(f";{name}={shlex.quote(value)};export {name}" for name, value in env.items())
-    source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{shlex.quote(stdin)}"
+    file = shlex.quote(stdin or "")
+    source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{file};rm -f {file}"
     text = (
         _BEGIN.format(mark=mark, argv=" ".join(map(shlex.quote, argv)))
         + LOOK_UP
