@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,29 +67,32 @@ class Underway:
 
 @dataclass(frozen=True)
 class Held:
-    """Digests of what a device holds: finished bundles, announced ones, task data; who it is. Its own
-    statement."""
+    """Digests of what a device holds: finished bundles, announced ones, task data; ``partial``: how many
+    bytes of task data on its way; who it is. Its own statement."""
 
     identity: str
     bundles: frozenset[str]
     incoming: frozenset[str]
     tasks: frozenset[str]
+    partial: Mapping[str, int]
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any], device: str) -> Held:
         """Out of an agent's answer to ``has``: not trusted. Raises: StableError."""
         kinds = [answer.get(kind) for kind in ("bundles", "incoming", "tasks")]
-        identity, protocol = answer.get("identity"), answer.get("protocol")
+        identity, protocol, partial = answer.get("identity"), answer.get("protocol"), answer.get("partial")
         if protocol != PROTOCOL_VERSION:
             raise other_protocol(device, str(protocol)[:20])
         good = all(isinstance(k, list) and all(isinstance(digest, str) for digest in k) for k in kinds)
+        good = good and isinstance(partial, dict)
+        good = good and all(type(count) is int and count >= 0 for count in (partial or {}).values())
         if not good or not isinstance(identity, str) or not 0 < len(identity) <= 100:
             raise StableError(
                 f"the agent does not say what the device holds ({str(answer)[:80]}).",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=device,
             )
-        return cls(identity, *(frozenset(kind or ()) for kind in kinds))
+        return cls(identity, *(frozenset(kind or ()) for kind in kinds), partial or {})
 
 
 def ask_held(transport: Transport, spool: str, digests: Sequence[str]) -> Held:
@@ -108,9 +111,12 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror}.", "Make the task data again."
-        ) from error
+        raise host_unreadable(path, error) from error
+
+
+def host_unreadable(path: Path, error: OSError) -> FormatError:
+    """For task data of the host that cannot be read."""
+    return FormatError(f"{path}: cannot be read: {error.strerror}.", "Make the task data again.")
 
 
 def deploy_bundle(
@@ -164,26 +170,6 @@ def deploy_bundle(
         seconds=time.monotonic() - began,
         already=False,
     )
-
-
-def deploy_task_data(
-    transport: Transport,
-    spool: str,
-    path: Path,
-    progress: Progress | None = None,
-    *,
-    lease: Lease | None = None,
-    held: Held | None = None,
-) -> DeployReport:
-    """Bring a file of task data to a device, named by the SHA-256 of its bytes. Raises: as deploy_bundle."""
-    began = time.monotonic()
-    digest, size = file_digest(path), path.stat().st_size
-    held = held or ask_held(transport, spool, [digest])
-    if digest in held.tasks:
-        return DeployReport(digest, 0, 1, 0, size, time.monotonic() - began, already=True)
-    transport.push(path, f"{spool}/tasks/{digest}.partial", progress=progress)
-    call_agent(transport, spool, "accept-task", digest, *lease_arguments(lease))
-    return DeployReport(digest, 1, 1, size, size, time.monotonic() - began, already=False)
 
 
 class _Sender:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.locks import hold
+from agent.spool import Spool
 from orchestrator.agent_push import bring_agent
 from orchestrator.agent_verbs import call_agent
 from orchestrator.deploy import deploy_bundle
@@ -19,12 +23,14 @@ from orchestrator.errors import TransientError
 from orchestrator.inventory import parse_inventory
 from orchestrator.lab import phone
 from orchestrator.lab.phone import PhoneSpec
+from orchestrator.task_push import PIECE_BYTES, deploy_task_data
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
 from sti_runtime.bundle import Bundle
-from tests.adb_side import Server
+from tests.adb_side import Daemon, Server
 from tests.agent_data import CONFIG, manifest_of, tiny_bundle
 from tests.cut_link import CutLink
+from tests.ssh_server import SshServer
 
 OVERHEAD_BYTES = 100_000
 """At most this much goes to the device beside content: commands, adb's headers, the manifest."""
@@ -81,7 +87,44 @@ def old_phone(folder: Path) -> AbstractContextManager[Far]:
     return phone_behind(folder, PhoneSpec("old", "CUT-1", api=23, features="old"))
 
 
-WORLDS: dict[str, Callable[[Path], AbstractContextManager[Far]]] = {"old phone": old_phone}
+def new_phone(folder: Path) -> AbstractContextManager[Far]:
+    """A phone of today."""
+    return phone_behind(folder, PhoneSpec("new", "CUT-2"))
+
+
+@contextmanager
+def aosp(folder: Path) -> Iterator[Far]:
+    """AOSP's daemon on this machine's files; the link is between the adb server and the daemon."""
+    with ExitStack() as stack:
+        daemon, server = Daemon(folder / "daemon"), Server(folder / "server")
+        stack.callback(daemon.kill)
+        stack.callback(server.kill)
+        link = stack.enter_context(CutLink(("127.0.0.1", daemon.port)))
+        fields = f'transport: adb, address: "127.0.0.1:{link.port}", adb_server: "{server.address}"'
+        spool = folder / "farm/spool"
+        yield stack.enter_context(far(link, fields, str(spool), spool))
+
+
+@contextmanager
+def board(folder: Path) -> Iterator[Far]:
+    """A real sshd on this machine's files."""
+    server = SshServer(folder / "sshd")
+    server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        link = stack.enter_context(CutLink(("127.0.0.1", server.port)))
+        server.know(link.port)
+        fields = server.fields(address=f'"{getpass.getuser()}@127.0.0.1:{link.port}"')
+        spool = folder / "farm/spool"
+        yield stack.enter_context(far(link, fields, str(spool), spool))
+
+
+WORLDS: dict[str, Callable[[Path], AbstractContextManager[Far]]] = {
+    "old phone": old_phone,
+    "new phone": new_phone,
+    "aosp": aosp,
+    "board": board,
+}
 
 
 @pytest.fixture(scope="module")
@@ -148,5 +191,33 @@ def test_a_killed_host_leaves_nothing_that_clean_does_not_remove(device: Far, bu
     report = deploy_bundle(device.transport, device.spool, bundle)
     assert report.bytes_sent < total // 2 + longest + OVERHEAD_BYTES
     assert list((device.seen / "incoming").iterdir()) == []
+    call_agent(device.transport, device.spool, "clean")
+    assert device.leftovers() == []
+
+
+# ------------------------------------------------------------------ task data
+
+ROWS_BYTES = 16 << 20
+IN_FLIGHT_BYTES = 5 << 20
+"""What can be on its way where input is streamed: the windows of the protocols, and buffers of sockets."""
+
+
+@pytest.mark.parametrize("device", WORLDS, indirect=True)
+def test_cut_task_data_goes_on_where_it_broke_off(device: Far, tmp_path: Path) -> None:
+    rows, before = tmp_path / "rows", device.link.sent_bytes
+    rows.write_bytes(os.urandom(ROWS_BYTES))
+    device.link.cut_at_bytes = before + ROWS_BYTES * 3 // 4
+    with pytest.raises(TransientError):
+        deploy_task_data(device.transport, device.spool, rows)
+    assert device.link.cut_at_bytes is None
+    with hold(Spool(device.seen).deploy_lock, wait_s=120, what="the agent that was cut off"):
+        assert (device.seen / "tasks").exists()
+    seen: list[tuple[int, int]] = []
+    report = deploy_task_data(device.transport, device.spool, rows, lambda *done: seen.append(done))
+    lost = IN_FLIGHT_BYTES if device.transport.streams_input() else PIECE_BYTES
+    assert device.link.sent_bytes - before < ROWS_BYTES + lost + OVERHEAD_BYTES
+    assert report.bytes_sent < ROWS_BYTES // 4 + lost + OVERHEAD_BYTES
+    assert seen[-1] == (ROWS_BYTES, ROWS_BYTES)
+    assert (device.seen / "tasks" / f"{report.digest}.safetensors").read_bytes() == rows.read_bytes()
     call_agent(device.transport, device.spool, "clean")
     assert device.leftovers() == []
