@@ -87,6 +87,8 @@ _RETRY_PAUSE_MOST_S = 5.0
 REACH_LIMIT_S = 120.0
 """So long is a device waited for that was reached before and is now gone, as for a reboot; one that was never
 reached is tried _TRIES times."""
+_FIRST_REACH_S = 8.0
+"""A device that was never reached is not tried again after so long: nobody answers where it should be."""
 _EXIT_LIMIT_S = 60.0
 _LEAVE_LIMIT_S = 20.0
 _LEAVE_PAUSE_S = 0.2
@@ -559,15 +561,18 @@ class HostWorker:
             self._waits.pop(name, None)
 
     def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
-        deadline = time.monotonic() + REACH_LIMIT_S
+        began = time.monotonic()
         pause_s, tries = _RETRY_PAUSE_S, 0
         while True:
             try:
                 done = action()
             except TransientError as error:
-                waited_for = isinstance(error, LinkError) and name in self._reached
+                out_of_reach, waited_s = isinstance(error, LinkError), time.monotonic() - began
+                waited_for = out_of_reach and name in self._reached
                 tries += not waited_for
-                if time.monotonic() > deadline if waited_for else tries >= _TRIES:
+                if waited_s > REACH_LIMIT_S if waited_for else tries >= _TRIES:
+                    raise
+                if out_of_reach and not waited_for and waited_s > _FIRST_REACH_S:
                     raise
                 _log.warning("trying again", device=error.device, cause=error.what)
                 cause = error.what.removeprefix(f"{name}: ").rstrip(".")
