@@ -3,7 +3,8 @@
 adb takes one text for ``sh -c``. So the argv is quoted, and a few lines around it see to what adb lacks: they
 say how the command ended (``status_of``), feed it nothing unless it has input, and end what it left in its
 group. Every command's group is that of its ``sh``: adbd starts each in a session of its own. What is used is
-built into mksh and POSIX shells alike: a phone before Android 6 has little else.
+built into mksh and POSIX shells alike: Android 6 (API 23), the oldest that is
+supported, has little else.
 
 A status line is ``MARK KIND NUMBER``: kind ``e`` exited, ``s`` killed by a signal (the number is 128 more),
 ``m`` missing, ``p`` not permitted. The two first look alike to ``$?``; but of a child killed by a signal a
