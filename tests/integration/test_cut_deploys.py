@@ -19,8 +19,9 @@ from agent.spool import Spool
 from orchestrator.agent_push import bring_agent
 from orchestrator.agent_verbs import call_agent
 from orchestrator.deploy import deploy_bundle
-from orchestrator.errors import TransientError
+from orchestrator.errors import StableError, TransientError
 from orchestrator.inventory import parse_inventory
+from orchestrator.job_push import push_job
 from orchestrator.lab import phone
 from orchestrator.lab.phone import PhoneSpec
 from orchestrator.task_push import PIECE_BYTES, deploy_task_data
@@ -28,7 +29,7 @@ from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
 from sti_runtime.bundle import Bundle
 from tests.adb_side import Daemon, Server
-from tests.agent_data import CONFIG, manifest_of, tiny_bundle
+from tests.agent_data import CONFIG, make_job, manifest_of, probes, tiny_bundle
 from tests.cut_link import CutLink
 from tests.ssh_server import SshServer
 
@@ -219,5 +220,25 @@ def test_cut_task_data_goes_on_where_it_broke_off(device: Far, tmp_path: Path) -
     assert report.bytes_sent < ROWS_BYTES // 4 + lost + OVERHEAD_BYTES
     assert seen[-1] == (ROWS_BYTES, ROWS_BYTES)
     assert (device.seen / "tasks" / f"{report.digest}.safetensors").read_bytes() == rows.read_bytes()
+    call_agent(device.transport, device.spool, "clean")
+    assert device.leftovers() == []
+
+
+# ------------------------------------------------------------------ job files
+
+
+@pytest.mark.parametrize("device", ["old phone", "aosp"], indirect=True)
+def test_a_cut_job_file_is_sent_again_and_never_half_there(device: Far, tmp_path: Path) -> None:
+    job = make_job(Spool.open(tmp_path / "spool"), units=probes(20_000))
+    path = device.seen / "jobs" / job.id / "1/job.json"
+    device.link.cut_at_bytes = device.link.sent_bytes + len(job.to_json()) // 2
+    with pytest.raises(TransientError):
+        push_job(device.transport, device.spool, job)
+    assert not path.exists()
+    assert push_job(device.transport, device.spool, job)
+    assert path.read_bytes() == job.to_json()
+    assert not push_job(device.transport, device.spool, job)
+    with pytest.raises(StableError, match="another content"):
+        push_job(device.transport, device.spool, job.model_copy(update={"threads": 2}))
     call_agent(device.transport, device.spool, "clean")
     assert device.leftovers() == []
