@@ -271,7 +271,7 @@ def test_a_bundle_and_rows_arrive_and_are_verified(agent: Agent, content: Conten
 
     rows = content.folder / "tasks" / f"{content.task_digest}.safetensors"
     data, task = rows.read_bytes(), content.task_digest
-    damaged = task_piece(spool, 0, data[:-1] + b"\0", len(data))
+    damaged = task_piece(spool, 0, data[:-1] + bytes([data[-1] ^ 1]), len(data))
     assert agent.call("accept-task", task, "--spool", spool.root, stdin=damaged)[0] == 1
     half = task_piece(spool, 0, data[:500], len(data))
     assert call("accept-task", task, stdin=half) == {"bytes": 500, "digest": task, "state": "incoming"}
