@@ -90,20 +90,32 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _accept(arguments: argparse.Namespace) -> dict[str, Any]:
-    from agent.accepting import accept
-    from agent.fence import admit, parse_lease
-    from agent.signals import StopRequest
-    from agent.spool import Spool
+def _accepting(
+    module: str, function: str, *names: str, options: tuple[str, ...] = ()
+) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """A verb that calls ``module.function(spool, *arguments, stdin, stopped=…, **options)``: it takes in what
+    comes on standard input, until SIGTERM."""
 
-    spool = Spool.open(arguments.spool)
-    lease = None if arguments.lease is None else parse_lease(arguments.lease)
-    if lease is not None:
-        admit(spool, lease)
-    stopped = StopRequest()
-    stopped.install()
-    fd = sys.stdin.fileno()
-    return accept(spool, arguments.digest, fd, commit=arguments.commit, lease=lease, stopped=stopped)
+    def verb(arguments: argparse.Namespace) -> dict[str, Any]:
+        import importlib
+
+        from agent.fence import admit, parse_lease
+        from agent.signals import StopRequest
+
+        spool = _open_spool(arguments)
+        given = getattr(arguments, "lease", None)
+        lease = None if given is None else parse_lease(given)
+        if lease is not None:
+            admit(spool, lease)
+        stopped = StopRequest()
+        stopped.install()
+        values = [getattr(arguments, name) for name in names]
+        named = {name: lease if name == "lease" else getattr(arguments, name) for name in options}
+        call = getattr(importlib.import_module(module), function)
+        result: dict[str, Any] = call(spool, *values, sys.stdin.fileno(), stopped=stopped, **named)
+        return result
+
+    return verb
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,7 +148,8 @@ def _parser() -> _Parser:
     chunks, house = "agent.chunks", "agent.housekeeping"
     verb = add("missing", _in_spool(chunks, "missing", "manifest"), "Announce a bundle.", writes=True)
     verb.add_argument("manifest", type=Path)
-    verb = add("accept", _accept, "Take in chunks from standard input.", writes=True)
+    accept = _accepting("agent.accepting", "accept", "digest", options=("commit", "lease"))
+    verb = add("accept", accept, "Take in chunks from standard input.", writes=True)
     verb.add_argument("digest")
     verb.add_argument("--commit", action="store_true", help="make the bundle visible if then nothing lacks")
     for name in ("commit", "verify"):
@@ -144,8 +157,13 @@ def _parser() -> _Parser:
         add(name, _in_spool(chunks, name, "digest"), text, writes=True).add_argument("digest")
     verb = add("has", _in_spool(house, "has", "digests"), "Which content is here.")
     verb.add_argument("digests", nargs="*", metavar="DIGEST")
-    verb = add("accept-task", _in_spool(house, "accept_task", "digest"), "Verify task data.", writes=True)
+    accept = _accepting("agent.accepting_task", "accept_task", "digest")
+    verb = add("accept-task", accept, "Take in task data from standard input.", writes=True)
     verb.add_argument("digest")
+    accept = _accepting("agent.accepting_job", "accept_job", "job_id", "attempt", "digest")
+    verb = add("accept-job", accept, "Take in a job file from standard input.")
+    for name in ("job_id", "attempt", "digest"):
+        verb.add_argument(name)
     verb = add("collect", _in_spool(house, "collect", "keep"), "Remove content not kept.", writes=True)
     verb.add_argument("--keep", nargs="*", default=[], action="extend", metavar="DIGEST")
     add("restore", _restore, "Put back what a killed agent left changed on the device.")

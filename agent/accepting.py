@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import select
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,17 +15,13 @@ from agent.chunk_writer import BATCH_BYTES, ChunkWriter
 from agent.chunks import LOCK_WAIT_S
 from agent.fence import refused, still_admitted
 from agent.incoming import RESEND, Layout, commit_incoming, incoming_layout, read_done
+from agent.input_stream import BLOCK_BYTES, InputStream
 from agent.locks import hold
 from agent.spool import Spool
 from sti_runtime.errors import FormatError
 from sti_runtime.messages import Lease
 
 HEADER_CAP_BYTES = 1 << 20
-INPUT_WAIT_S = 30.0
-"""Input that is silent for longer has ended: a link can be gone without a word."""
-
-_BLOCK_BYTES = 1 << 20
-_POLL_S = 1.0
 
 
 def accept(
@@ -49,7 +42,7 @@ def accept(
     """
     with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
         layout = incoming_layout(spool, digest)
-        source = _Input(fd, stopped)
+        source = InputStream(fd, stopped)
         indices = _read_header(source, layout)
         with ChunkWriter(spool, layout, read_back=commit) as writer:
             rejected = _Intake(spool, layout, source, writer, lease).take(indices)
@@ -65,45 +58,7 @@ def accept(
     }
 
 
-class _Input:
-    """A stream that cannot be sought, read in blocks."""
-
-    def __init__(self, fd: int, stopped: Callable[[], bool]) -> None:
-        self._fd, self._stopped = fd, stopped
-        self._block = bytearray(_BLOCK_BYTES)
-        self._start = self._end = 0
-
-    def line(self, cap_bytes: int) -> bytes | None:
-        """The next line with its newline; None if it has no end within the cap."""
-        line = bytearray()
-        while len(line) < cap_bytes and (piece := self.piece(cap_bytes - len(line))):
-            end = bytes(piece).find(b"\n") + 1
-            line += piece[:end] if end else piece
-            if end:
-                self._start -= len(piece) - end
-                return bytes(line)
-        return None
-
-    def piece(self, limit: int) -> memoryview:
-        """The next bytes there are, at most ``limit``, good until the next call; none at the end."""
-        if self._start == self._end:
-            self._start, self._end = 0, self._fill()
-        start = self._start
-        self._start = min(self._end, start + limit)
-        return memoryview(self._block)[start : self._start]
-
-    def _fill(self) -> int:
-        deadline = time.monotonic() + INPUT_WAIT_S
-        while not self._stopped() and time.monotonic() < deadline:
-            try:
-                if select.select([self._fd], [], [], _POLL_S)[0]:
-                    return os.readv(self._fd, [self._block])
-            except OSError:
-                break  # where the link broke, the input has ended
-        return 0
-
-
-def _read_header(source: _Input, layout: Layout) -> list[int]:
+def _read_header(source: InputStream, layout: Layout) -> list[int]:
     header = source.line(HEADER_CAP_BYTES)
     cause = ""
     try:
@@ -126,7 +81,7 @@ class _Intake:
     """Takes the chunks of one pack."""
 
     def __init__(
-        self, spool: Spool, layout: Layout, source: _Input, writer: ChunkWriter, lease: Lease | None
+        self, spool: Spool, layout: Layout, source: InputStream, writer: ChunkWriter, lease: Lease | None
     ) -> None:
         self._spool, self._layout, self._source = spool, layout, source
         self._writer, self._lease = writer, lease
@@ -170,8 +125,8 @@ class _Intake:
         if found.hexdigest() != chunk.sha256:
             return False
         for place in places[1:]:
-            for done in range(0, chunk.length, _BLOCK_BYTES):
-                data = self._writer.read(places[0], done, min(_BLOCK_BYTES, chunk.length - done))
+            for done in range(0, chunk.length, BLOCK_BYTES):
+                data = self._writer.read(places[0], done, min(BLOCK_BYTES, chunk.length - done))
                 self._writer.write(place, data, done)
         return True
 

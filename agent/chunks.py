@@ -41,6 +41,7 @@ def missing(spool: Spool, manifest: Path) -> dict[str, Any]:
     total = len(layout.chunks)
     with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
         report = {"digest": layout.digest, "total": total, "copied": 0, "missing": [], "missing_bytes": 0}
+        spool.pack.unlink(missing_ok=True)
         if spool.bundle(layout.digest).is_dir():
             return {**report, "complete": True}
         done = read_done(spool, layout)

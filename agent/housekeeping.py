@@ -1,9 +1,8 @@
-"""What is kept on the device and what goes: task data, collecting old content, removing all of ours."""
+"""What is kept on the device and what goes: collecting old content, removing all of ours."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +14,7 @@ from agent.identity import agent_digest, agent_version, device_identity
 from agent.locks import hold, read_label
 from agent.process import running_pid
 from agent.settings import restore_settings
-from agent.spool import OWNED, Spool, checked_digest, fsync_folder, remove_whole, storage_error
-from sti_runtime.errors import DigestError, InputError
+from agent.spool import OWNED, Spool, checked_digest, fsync_folder, remove_whole
 from sti_runtime.journal_format import PROTOCOL_VERSION
 from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import JOB_CAP_BYTES, JOB_FILE, Job
@@ -26,8 +24,8 @@ _NAMED = re.compile(r"([0-9a-f]{64})(?:\.(?:done|arrived|manifest|safetensors|pa
 
 def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:
     """Which of these digests are here: finished bundles, whose manifests are what they are named after;
-    bundles that were announced; task data. With it what ``version`` says and who the device is: one answer
-    settles a deploy.
+    bundles that were announced; task data; ``partial``: how many bytes of task data on its way. With it what
+    ``version`` says and who the device is: one answer settles a deploy.
 
     Raises: InputError if one is no digest.
     """
@@ -39,6 +37,7 @@ def has(spool: Spool, digests: Iterable[str]) -> dict[str, Any]:
         "identity": device_identity(spool)[0],
         "bundles": [digest for digest in asked if _holds_manifest(spool.bundle(digest), digest)],
         "incoming": [digest for digest in asked if _holds_manifest(spool.incoming_bundle(digest), digest)],
+        "partial": {digest: held for digest in asked if (held := _partial_bytes(spool.task_partial(digest)))},
         "tasks": [digest for digest in asked if spool.task(digest).is_file()],
     }
 
@@ -51,33 +50,8 @@ def _holds_manifest(folder: Path, digest: str) -> bool:
         return False
 
 
-def accept_task(spool: Spool, digest: str) -> dict[str, Any]:
-    """Verify pushed task data and make it visible. Doing it again changes nothing.
-
-    Raises: InputError if nothing was pushed; DigestError if it is damaged (it is removed then).
-    """
-    with hold(spool.deploy_lock, wait_s=LOCK_WAIT_S, what="Deploying to this device"):
-        target, partial = spool.task(digest), spool.task_partial(digest)
-        if target.is_file():
-            partial.unlink(missing_ok=True)
-            return {"digest": digest, "state": "already"}
-        if not partial.is_file() or partial.is_symlink():
-            raise InputError(f"{partial}: no such file was pushed.", "Push the task data, then accept it.")
-        with partial.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != digest:
-                partial.unlink()
-                raise DigestError(
-                    f"{partial}: the pushed file has digest {found[:12]}, not {digest[:12]}.",
-                    "Push the task data again.",
-                )
-            try:
-                os.fsync(stream.fileno())
-            except OSError as error:
-                raise storage_error(error, partial) from error
-        partial.rename(target)
-        fsync_folder(spool.tasks)
-    return {"digest": digest, "state": "accepted"}
+def _partial_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
 def _named_by_running_job(spool: Spool) -> set[str]:

@@ -154,6 +154,11 @@ class Spool:
         """Folder of a bundle on its way."""
         return self.incoming / checked_digest(digest)
 
+    @property
+    def pack(self) -> Path:
+        """Input of a verb, where the device's link cannot stream it; a killed host can have left it."""
+        return self.incoming / "pack"
+
     def pushed_manifest(self, digest: str) -> Path:
         """Where the host pushes the manifest that it announces."""
         return self.incoming / f"{checked_digest(digest)}.manifest"

@@ -34,13 +34,17 @@ def call_agent(
     *arguments: str,
     timeout_s: float = VERB_TIMEOUT_S,
     stdin: Iterable[bytes] | None = None,
+    stdin_file: str | None = None,
 ) -> dict[str, Any]:
-    """Run one verb, with ``stdin`` as its input, and return its JSON object.
+    """Run one verb, with ``stdin`` as its input, and return its JSON object. ``stdin_file``: see
+    ``Transport.run``.
 
     Raises: AgentError with the agent's own cause, DeviceFullError, TransientError (busy, link, timeout),
     StableError when the answer is no JSON object.
     """
-    completed = call_raw(transport, spool, verb, *arguments, timeout_s=timeout_s, stdin=stdin)
+    completed = call_raw(
+        transport, spool, verb, *arguments, timeout_s=timeout_s, stdin=stdin, stdin_file=stdin_file
+    )
     try:
         answer = json.loads(completed.stdout)
     except (ValueError, RecursionError) as error:
@@ -57,10 +61,17 @@ def call_raw(
     *arguments: str,
     timeout_s: float = VERB_TIMEOUT_S,
     stdin: Iterable[bytes] | None = None,
+    stdin_file: str | None = None,
 ) -> Completed:
     """Run one verb and return what it said. Raises: as ``call_agent``."""
     argv = (*transport.agent_argv, verb, *arguments, "--spool", spool)
-    completed = transport.run(argv, timeout_s=timeout_s, output_cap_bytes=ANSWER_CAP_BYTES, stdin=stdin)
+    completed = transport.run(
+        argv,
+        timeout_s=timeout_s,
+        output_cap_bytes=ANSWER_CAP_BYTES,
+        stdin=stdin,
+        stdin_file=stdin_file,
+    )
     if not completed.ok:
         raise _failure(transport.device, verb, completed)
     return completed

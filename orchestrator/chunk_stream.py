@@ -40,6 +40,24 @@ def pack_blocks(
             handed_over(len(block))
 
 
+def small_packs(wanted: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, ...]]:
+    """``wanted`` in packs of few chunks, in their order, none longer than the longest chunk there is.
+
+    Where a pack counts once it is whole, an interruption loses no more. At least one pack, which may
+    be empty; ``lengths``: of all chunks.
+    """
+    packs: list[tuple[int, ...]] = []
+    most, room = max(lengths), 0
+    for index in wanted:
+        if packs and lengths[index] <= room:
+            packs[-1] += (index,)
+        else:
+            packs.append((index,))
+            room = most
+        room -= lengths[index]
+    return packs or [()]
+
+
 def read_chunk(bundle_path: Path, file: str, chunk: Chunk) -> bytes:
     """A chunk's bytes, checked. Raises: DigestError."""
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from orchestrator.agent_verbs import call_agent, lease_arguments
-from orchestrator.chunk_stream import pack_blocks
+from orchestrator.chunk_stream import pack_blocks, small_packs
 from orchestrator.counterpart import other_protocol
 from orchestrator.errors import AgentError, StableError
 from orchestrator.transports.base import Progress, Transport
@@ -30,6 +30,10 @@ from sti_runtime.records import sha256_hex
 COMMIT_TIMEOUT_S = 600.0
 SLOWEST_LINK_BYTES_PER_S = 100_000
 """A link that is slower for a whole deploy counts as broken."""
+
+PACK_FILE = "incoming/pack"
+"""Below the spool: what a device gets that takes no streamed input. One fixed name, so that what an
+interruption leaves is overwritten by the next; the agent's verbs remove it, too."""
 
 _TRIES = 2
 
@@ -63,29 +67,32 @@ class Underway:
 
 @dataclass(frozen=True)
 class Held:
-    """Digests of what a device holds: finished bundles, announced ones, task data; who it is. Its own
-    statement."""
+    """Digests of what a device holds: finished bundles, announced ones, task data; ``partial``: how many
+    bytes of task data on its way; who it is. Its own statement."""
 
     identity: str
     bundles: frozenset[str]
     incoming: frozenset[str]
     tasks: frozenset[str]
+    partial: Mapping[str, int]
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any], device: str) -> Held:
         """Out of an agent's answer to ``has``: not trusted. Raises: StableError."""
         kinds = [answer.get(kind) for kind in ("bundles", "incoming", "tasks")]
-        identity, protocol = answer.get("identity"), answer.get("protocol")
+        identity, protocol, partial = answer.get("identity"), answer.get("protocol"), answer.get("partial")
         if protocol != PROTOCOL_VERSION:
             raise other_protocol(device, str(protocol)[:20])
         good = all(isinstance(k, list) and all(isinstance(digest, str) for digest in k) for k in kinds)
+        good = good and isinstance(partial, dict)
+        good = good and all(type(count) is int and count >= 0 for count in (partial or {}).values())
         if not good or not isinstance(identity, str) or not 0 < len(identity) <= 100:
             raise StableError(
                 f"the agent does not say what the device holds ({str(answer)[:80]}).",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=device,
             )
-        return cls(identity, *(frozenset(kind or ()) for kind in kinds))
+        return cls(identity, *(frozenset(kind or ()) for kind in kinds), partial or {})
 
 
 def ask_held(transport: Transport, spool: str, digests: Sequence[str]) -> Held:
@@ -104,9 +111,12 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror}.", "Make the task data again."
-        ) from error
+        raise host_unreadable(path, error) from error
+
+
+def host_unreadable(path: Path, error: OSError) -> FormatError:
+    """For task data of the host that cannot be read."""
+    return FormatError(f"{path}: cannot be read: {error.strerror}.", "Make the task data again.")
 
 
 def deploy_bundle(
@@ -162,26 +172,6 @@ def deploy_bundle(
     )
 
 
-def deploy_task_data(
-    transport: Transport,
-    spool: str,
-    path: Path,
-    progress: Progress | None = None,
-    *,
-    lease: Lease | None = None,
-    held: Held | None = None,
-) -> DeployReport:
-    """Bring a file of task data to a device, named by the SHA-256 of its bytes. Raises: as deploy_bundle."""
-    began = time.monotonic()
-    digest, size = file_digest(path), path.stat().st_size
-    held = held or ask_held(transport, spool, [digest])
-    if digest in held.tasks:
-        return DeployReport(digest, 0, 1, 0, size, time.monotonic() - began, already=True)
-    transport.push(path, f"{spool}/tasks/{digest}.partial", progress=progress)
-    call_agent(transport, spool, "accept-task", digest, *lease_arguments(lease))
-    return DeployReport(digest, 1, 1, size, size, time.monotonic() - began, already=False)
-
-
 class _Sender:
     """Streams chunks of one bundle into ``accept``; counts what went over the wire."""
 
@@ -197,6 +187,7 @@ class _Sender:
     ) -> None:
         self._transport, self._spool, self._bundle_path = transport, spool, bundle_path
         self._digest, self._progress, self._fence = digest, progress, fence
+        self._sent_bytes = self._total_bytes = 0
         self.table = chunks
         self.chunks = self.bytes = 0
 
@@ -219,42 +210,49 @@ class _Sender:
             )
 
     def _stream(self, wanted: Sequence[int]) -> list[int]:
-        """Send chunks by one command; returns those that the device rejected."""
-        total = sum(self.table[index][1].length for index in wanted)
-        done = 0
+        """Send chunks, by one command where input is streamed; returns those that the device rejected."""
+        self._sent_bytes, self._total_bytes = 0, sum(self.table[index][1].length for index in wanted)
+        packs = [tuple(wanted)]
+        if not self._transport.streams_input():
+            packs = small_packs(wanted, [chunk.length for _, chunk in self.table])
+        rejected: list[int] = []
+        for pack in packs:
+            rejected += self._send_pack(pack, last=pack is packs[-1] and not rejected)
+        return rejected
 
-        def handed_over(length: int) -> None:
-            nonlocal done
-            done += length
-            self.chunks += 1
-            self.bytes += length
-            if self._progress is not None:
-                self._progress(done, total)
-
-        blocks = _Blocks(pack_blocks(self._bundle_path, self.table, wanted, handed_over))
+    def _send_pack(self, pack: Sequence[int], *, last: bool) -> list[int]:
+        blocks = _Blocks(pack_blocks(self._bundle_path, self.table, pack, self._handed_over))
         try:
             answer = call_agent(
                 self._transport,
                 self._spool,
                 "accept",
                 self._digest,
-                "--commit",
+                *(("--commit",) if last else ()),
                 *self._fence,
-                timeout_s=COMMIT_TIMEOUT_S + total / SLOWEST_LINK_BYTES_PER_S,
+                timeout_s=COMMIT_TIMEOUT_S + self._total_bytes / SLOWEST_LINK_BYTES_PER_S,
                 stdin=blocks,
+                stdin_file=f"{self._spool}/{PACK_FILE}",
             )
         except AgentError as error:
             if blocks.error is not None:
                 raise blocks.error from error
             raise
         rejected = _indices(answer, "rejected", len(self.table), self._transport.device)
-        if not rejected and answer.get("state") != "committed":
+        if last and not rejected and answer.get("state") != "committed":
             raise StableError(
                 f"the agent took every chunk and still lacks {str(answer.get('remaining'))[:20]}.",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=self._transport.device,
             )
-        return [index for index in rejected if index in wanted]
+        return [index for index in rejected if index in pack]
+
+    def _handed_over(self, length: int) -> None:
+        self._sent_bytes += length
+        self.chunks += 1
+        self.bytes += length
+        if self._progress is not None:
+            self._progress(self._sent_bytes, self._total_bytes)
 
 
 class _Blocks:

@@ -8,7 +8,6 @@ device are serialised per device; ``poll`` only reads and may run beside them.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from orchestrator.deploy import (
     ask_held,
     bundle_digest,
     deploy_bundle,
-    deploy_task_data,
     file_digest,
 )
 from orchestrator.device_facts.seen import Seen, look
@@ -39,13 +37,13 @@ from orchestrator.errors import (
     CommandTimeoutError,
     DeviceFullError,
     LinkError,
-    MissingFileError,
     StableError,
     TransientError,
 )
 from orchestrator.facts import read_facts
 from orchestrator.full_disk import agents_there, remove_content, remove_everything
 from orchestrator.inventory import Device
+from orchestrator.job_push import push_job
 from orchestrator.settings import Settings
 from orchestrator.tailing import (
     PollResult,
@@ -59,12 +57,12 @@ from orchestrator.tailing import (
     read_journal,
     waits_for,
 )
+from orchestrator.task_push import deploy_task_data
 from orchestrator.transports import connect
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.messages import (
     AGENT_LOG_FILE,
-    JOB_CAP_BYTES,
     JOB_FILE,
     JOURNAL_FILE,
     Emulation,
@@ -89,6 +87,8 @@ _RETRY_PAUSE_MOST_S = 5.0
 REACH_LIMIT_S = 120.0
 """So long is a device waited for that was reached before and is now gone, as for a reboot; one that was never
 reached is tried _TRIES times."""
+_FIRST_REACH_S = 8.0
+"""A device that was never reached is not tried again after so long: nobody answers where it should be."""
 _EXIT_LIMIT_S = 60.0
 _LEAVE_LIMIT_S = 20.0
 _LEAVE_PAUSE_S = 0.2
@@ -221,18 +221,8 @@ class HostWorker:
         device, transport = self._device(name, check=True)
         spool = self.spool(name)
         folder = f"{spool}/jobs/{job.id}/{job.attempt}"
-        data = job.to_json()
         with self._locks[name]:
-            present = self._read_whole(transport, f"{folder}/{JOB_FILE}")
-            if present is None:
-                self._push_bytes(transport, data, f"{folder}/{JOB_FILE}")
-            elif present != data:
-                raise StableError(
-                    f"attempt {job.attempt} of job {job.id} on the device has another content.",
-                    "Start the job with a higher attempt number.",
-                    device=name,
-                )
-            else:
+            if not self._retried(name, lambda: push_job(transport, spool, job)):
                 state = call_agent(transport, spool, "status", job.id, str(job.attempt)).get("state")
                 if state in ("running", "ended"):
                     return False
@@ -571,15 +561,18 @@ class HostWorker:
             self._waits.pop(name, None)
 
     def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
-        deadline = time.monotonic() + REACH_LIMIT_S
+        began = time.monotonic()
         pause_s, tries = _RETRY_PAUSE_S, 0
         while True:
             try:
                 done = action()
             except TransientError as error:
-                waited_for = isinstance(error, LinkError) and name in self._reached
+                out_of_reach, waited_s = isinstance(error, LinkError), time.monotonic() - began
+                waited_for = out_of_reach and name in self._reached
                 tries += not waited_for
-                if time.monotonic() > deadline if waited_for else tries >= _TRIES:
+                if waited_s > REACH_LIMIT_S if waited_for else tries >= _TRIES:
+                    raise
+                if out_of_reach and not waited_for and waited_s > _FIRST_REACH_S:
                     raise
                 _log.warning("trying again", device=error.device, cause=error.what)
                 cause = error.what.removeprefix(f"{name}: ").rstrip(".")
@@ -589,15 +582,3 @@ class HostWorker:
                 return done
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_PAUSE_MOST_S)
-
-    def _push_bytes(self, transport: Transport, data: bytes, destination: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="stifarm-push-") as scratch:
-            source = Path(scratch) / "file"
-            source.write_bytes(data)
-            self._retried(transport.device, lambda: transport.push(source, destination))
-
-    def _read_whole(self, transport: Transport, path: str) -> bytes | None:
-        try:
-            return self._retried(transport.device, lambda: transport.read_from(path, 0, JOB_CAP_BYTES + 1))
-        except MissingFileError:
-            return None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agent.accepting import accept
+from agent.accepting_task import accept_task
 from agent.identity import device_identity
 from agent.spool import Spool
 from sti_runtime.bundle_build import build_bundle
@@ -35,15 +36,17 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def tiny_bundle(root: Path, *, seed: int = 0, fidelities: tuple[int, ...] = (2, 32)) -> Path:
-    """A bundle of a 2 × 2 model with random weights, below ``root``."""
+def tiny_bundle(
+    root: Path, *, seed: int = 0, fidelities: tuple[int, ...] = (2, 32), config: ModelConfig = CONFIG
+) -> Path:
+    """A bundle of a small model (2 × 2 by default) with random weights, below ``root``."""
     random = np.random.default_rng(seed)
-    shapes = tensor_shapes(CONFIG).items()
+    shapes = tensor_shapes(config).items()
     return build_bundle(
-        CONFIG,
+        config,
         {name: random.normal(0, 0.05, shape).astype(np.float32) for name, shape in shapes},
         model_digest=f"{seed:064x}",
-        submodels=all_submodels(CONFIG.layers, CONFIG.heads),
+        submodels=all_submodels(config.layers, config.heads),
         untrained=True,
         out_root=root,
         fidelities=fidelities,
@@ -71,6 +74,26 @@ def accept_pack(spool: Spool, digest: str, pack: Path, **options: Any) -> dict[s
     """The torch agent's `accept` of a file, in this process."""
     with pack.open("rb") as stream:
         return accept(spool, digest, stream.fileno(), **options)
+
+
+def task_piece(spool: Spool, offset: int, data: bytes, total: int) -> Path:
+    """A file with a piece of task data, beside the spool: what `accept-task` gets as its input."""
+    path = spool.root.with_name(f"{spool.root.name}.piece")
+    path.write_bytes(b"[%d,%d,%d]\n" % (offset, len(data), total) + data)
+    return path
+
+
+def last_piece(spool: Spool, digest: str) -> Path:
+    """The piece that is left to send where the device holds all of the task data's bytes."""
+    partial = spool.task_partial(digest)
+    held = partial.stat().st_size if partial.exists() else 0
+    return task_piece(spool, held, b"", held)
+
+
+def accept_held(spool: Spool, digest: str) -> dict[str, Any]:
+    """The torch agent's `accept-task` of what lies there already, in this process."""
+    with last_piece(spool, digest).open("rb") as stream:
+        return accept_task(spool, digest, stream.fileno())
 
 
 def make_job(spool: Spool, **changes: Any) -> Job:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Serve = Callable[[socket.socket], None]
 """What happens on a connection after its service was accepted."""
+
+SHELL = b"shell,v2,raw:"
 
 FEATURES = b"shell_v2,stat_v2"
 
@@ -47,6 +51,13 @@ def sync(stat: bytes, file: Serve) -> Serve:
     return serve
 
 
+def execute(client: socket.socket, script: bytes) -> None:
+    """Run it here, and answer in packets of shell protocol 2."""
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=False, start_new_session=True)
+    for kind, block in ((1, done.stdout), (2, done.stderr), (3, bytes([max(0, done.returncode)]))):
+        client.sendall(struct.pack("<BI", kind, len(block)) + block)
+
+
 def exactly(source: socket.socket, count: int) -> bytes:
     """So many bytes. Raises: EOFError."""
     data = b""
@@ -60,10 +71,14 @@ def exactly(source: socket.socket, count: int) -> bytes:
 
 @contextmanager
 def hostile_adb(
-    services: Mapping[bytes, Serve], *, features: bytes = FEATURES, devices: bytes | None = None
+    services: Mapping[bytes, Serve],
+    *,
+    features: bytes = FEATURES,
+    devices: bytes | None = None,
+    executes: bool = False,
 ) -> Iterator[str]:
     """The address of such a server. ``services``: by how they begin; others end at once. ``devices``: what it
-    lists, where it says that the device is not there."""
+    lists, where it says that the device is not there. ``executes``: whether it runs commands, here."""
 
     def serve(client: socket.socket) -> None:
         with client:
@@ -80,6 +95,8 @@ def hostile_adb(
                         client.sendall(b"OKAY")
                     else:
                         client.sendall(b"OKAY")
+                        if executes and asked.startswith(SHELL):
+                            execute(client, asked.removeprefix(SHELL))
                         for name, service in services.items():
                             if asked.startswith(name):
                                 service(client)

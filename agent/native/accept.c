@@ -3,8 +3,6 @@
  * Input that ends early leaves what came whole: it is flushed and listed before the verb fails, and only the rest has to
  * come again. Format: docs/job-and-journal.md, 6.
  */
-#include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -12,19 +10,11 @@
 #include "arguments.h"
 #include "chunk_writer.h"
 #include "fence.h"
+#include "input.h"
 #include "locks.h"
 #include "pack.h"
 #include "signals.h"
 #include "verbs.h"
-
-enum { INPUT_WAIT_S = 30 }; /* input that is silent for longer has ended: a link can be gone without a word */
-
-/* A stream that cannot be sought, read in blocks. */
-typedef struct {
-  int fd;
-  char *block; /* [COPY_BYTES] */
-  size_t start, end;
-} Input;
 
 typedef struct {
   const Spool *spool;
@@ -37,53 +27,6 @@ typedef struct {
   ChunkSet done, rejected;
   int64_t unchecked_bytes; /* since the lease was looked at */
 } Intake;
-
-/* ------------------------------------------------------------------ input */
-
-/* What there is, once there is some; 0 at the end: of the stream, of patience, at a signal, or where the link broke. */
-static size_t fill(Input *input) {
-  for (int waited_s = 0; waited_s < INPUT_WAIT_S && !stop_requested();) {
-    struct pollfd ready = {.fd = input->fd, .events = POLLIN};
-    int found = poll(&ready, 1, 1000);
-    waited_s += found == 0;
-    if (found <= 0) continue;
-    ssize_t got = read(input->fd, input->block, COPY_BYTES);
-    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    return got < 0 ? 0 : (size_t)got;
-  }
-  return 0;
-}
-
-/* The next bytes there are, at most `limit`, good until the next call; length 0 at the end. */
-static const char *next_piece(Input *input, int64_t limit, size_t *length) {
-  if (input->start == input->end) {
-    input->start = 0;
-    input->end = fill(input);
-  }
-  size_t left = input->end - input->start;
-  const char *piece = input->block + input->start;
-  *length = (int64_t)left < limit ? left : (size_t)limit;
-  input->start += *length;
-  return piece;
-}
-
-/* The first line, at most the cap; *length counts its newline, 0 if there is none. */
-static StiCode read_line(Arena *arena, Input *input, char **line, size_t *length, StiError *error) {
-  size_t done = 0, got = 1;
-  *line = arena_alloc(arena, PACK_HEADER_CAP_BYTES);
-  *length = 0;
-  if (*line == NULL) return sti_out_of_memory(error);
-  while (*length == 0 && done < PACK_HEADER_CAP_BYTES && got > 0) {
-    const char *piece = next_piece(input, (int64_t)(PACK_HEADER_CAP_BYTES - done), &got);
-    const char *newline = got > 0 ? memchr(piece, '\n', got) : NULL;
-    size_t taken = newline == NULL ? got : (size_t)(newline - piece) + 1;
-    memcpy(*line + done, piece, taken);
-    input->start -= got - taken;
-    done += taken;
-    if (newline != NULL) *length = done;
-  }
-  return STI_OK;
-}
 
 /* ------------------------------------------------------------------ chunks */
 
@@ -102,7 +45,7 @@ static StiCode take_bytes(Intake *intake, int32_t number, int32_t place, bool *w
   int64_t done = 0;
   sha256_begin(&hash);
   while (done < chunk->length && got > 0) {
-    const char *piece = next_piece(&intake->input, chunk->length - done, &got);
+    const char *piece = input_piece(&intake->input, chunk->length - done, &got);
     sha256_add(&hash, piece, got);
     if (place >= 0 && got > 0) STI_TRY(writer_write(&intake->writer, place, piece, got, done, error));
     done += (int64_t)got;
@@ -183,9 +126,8 @@ static StiCode accept_held(Arena *arena, Intake *intake, const char *digest, Tex
   size_t length;
   STI_TRY(layout_incoming(arena, intake->spool, digest, &layout, error));
   intake->layout = &layout;
-  intake->input.block = arena_alloc(arena, COPY_BYTES);
-  if (intake->input.block == NULL) return sti_out_of_memory(error);
-  STI_TRY(read_line(arena, &intake->input, &line, &length, error));
+  STI_TRY(input_open(arena, STDIN_FILENO, &intake->input, error));
+  STI_TRY(input_line(arena, &intake->input, PACK_HEADER_CAP_BYTES, &line, &length, error));
   STI_TRY(pack_parse(arena, line, length, &layout, &intake->pack, error));
   STI_TRY(take_in(arena, intake, error));
   STI_TRY(done_read(arena, intake->spool, &layout, &done, error));
@@ -206,8 +148,7 @@ StiCode verb_accept(int argc, char **argv, Text *out, int *exit_code, StiError *
   signals_install();
   STI_TRY(arguments_open(argc, argv, 1, TAKES_LEASE | TAKES_COMMIT, &arguments, &spool, error));
   if (arguments.lease != NULL) STI_TRY(lease_parse(arguments.lease, &lease, error));
-  Intake intake = {.spool = &spool, .lease = arguments.lease == NULL ? NULL : &lease.lease, .commit = arguments.commit,
-                   .input = {.fd = STDIN_FILENO}};
+  Intake intake = {.spool = &spool, .lease = arguments.lease == NULL ? NULL : &lease.lease, .commit = arguments.commit};
   STI_TRY(hold_deploy(&spool, &lock, error));
   StiCode code = accept_held(&arena, &intake, arguments.words[0], out, error);
   lock_release(&lock);

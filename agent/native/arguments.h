@@ -8,7 +8,7 @@
  * of words, which are digests. */
 enum {
   TAKES_SPOOL = 1, TAKES_LEASE = 2, TAKES_KEEP = 4, TAKES_EMULATED = 8, TAKES_COMMIT = 16, TAKES_DIGESTS = 32,
-  WORDS = 2
+  WORDS = 3
 };
 
 typedef struct {

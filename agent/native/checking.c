@@ -35,6 +35,15 @@ int digest_of_piece(int fd, int64_t offset, int64_t length, char *block, char he
   return 0;
 }
 
+int digest_of_file(int fd, char hex[65]) {
+  struct stat status;
+  char *block = pages_alloc(COPY_BYTES);
+  int problem = block == NULL ? ENOMEM : fstat(fd, &status) != 0 ? errno : 0;
+  if (problem == 0) problem = digest_of_piece(fd, 0, status.st_size, block, hex);
+  pages_free(block, COPY_BYTES);
+  return problem;
+}
+
 /* ------------------------------------------------------------------ chunks */
 
 /* What the threads share. */

@@ -1,5 +1,4 @@
-/* housekeeping.c: what is kept on the device and what goes: the verbs `has`, `accept-task`, `collect`, `forget`
- * and `clean`.
+/* housekeeping.c: what is kept on the device and what goes: the verbs `has`, `collect`, `forget` and `clean`.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,16 +20,6 @@
 enum { DIGEST_CHARS = 64 };
 
 /* ------------------------------------------------------------------ what is here */
-
-/* The digest of a whole file. Returns 0 or errno. */
-static int digest_of_file(int fd, char hex[65]) {
-  struct stat status;
-  char *block = pages_alloc(COPY_BYTES);
-  int problem = block == NULL ? ENOMEM : fstat(fd, &status) != 0 ? errno : 0;
-  if (problem == 0) problem = digest_of_piece(fd, 0, status.st_size, block, hex);
-  pages_free(block, COPY_BYTES);
-  return problem;
-}
 
 /* Whether the folder of that name holds the manifest that it is named after. */
 static bool holds_manifest(const Spool *spool, const char *kind, const char *digest) {
@@ -60,6 +49,20 @@ static void write_here(Text *out, const Spool *spool, const char *kind, char *co
   json_close(out, ']');
 }
 
+/* How much there is of each one's task data that is on its way. */
+static void write_partial(Text *out, const Spool *spool, char *const *digests, int count) {
+  json_key(out, "partial"), json_open(out, '{');
+  for (int i = 0; i < count; i++) {
+    Path path;
+    struct stat status;
+    spool_path(spool, path, "tasks/%s.partial", digests[i]);
+    bool again = i > 0 && strcmp(digests[i], digests[i - 1]) == 0;
+    if (again || lstat(path, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0) continue;
+    json_int_field(out, digests[i], status.st_size);
+  }
+  json_close(out, '}');
+}
+
 static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* With what `version` says and who the device is, so that one answer settles a deploy. */
@@ -81,66 +84,9 @@ StiCode verb_has(int argc, char **argv, Text *out, int *exit_code, StiError *err
   write_here(out, &spool, "bundles", arguments.digests, arguments.digest_count);
   json_text_field(out, "identity", identity);
   write_here(out, &spool, "incoming", arguments.digests, arguments.digest_count);
+  write_partial(out, &spool, arguments.digests, arguments.digest_count);
   json_int_field(out, "protocol", PROTOCOL_VERSION);
   write_here(out, &spool, "tasks", arguments.digests, arguments.digest_count);
-  json_close(out, '}');
-  return STI_OK;
-}
-
-/* ------------------------------------------------------------------ task data */
-
-/* Make the pushed file visible if it is what it should be; a damaged one is removed. */
-static StiCode take_partial(const Spool *spool, const char *digest, int fd, const char *partial, const char *task,
-                            StiError *error) {
-  char found[65];
-  Path folder;
-  int problem = digest_of_file(fd, found);
-  if (problem != 0)
-    return sti_fail_errno(error, STI_STORAGE_READ, problem, "Push the task data again.", "%s: cannot be read", partial);
-  if (strcmp(found, digest) != 0) {
-    unlink(partial);
-    return sti_fail(error, STI_DIGEST, "Push the task data again.", "%s: the pushed file has digest %.12s, not %.12s.",
-                    partial, found, digest);
-  }
-  spool_path(spool, folder, "tasks");
-  if (fsync(fd) != 0 || rename(partial, task) != 0) problem = errno;
-  if (problem == 0) problem = sync_folder(folder);
-  return problem == 0 ? STI_OK : storage_error(error, problem, partial);
-}
-
-static StiCode accept_task(const Spool *spool, const char *digest, const char **state, StiError *error) {
-  Path task, partial;
-  STI_TRY(check_digest(digest, error));
-  spool_path(spool, task, "tasks/%s.safetensors", digest);
-  spool_path(spool, partial, "tasks/%s.partial", digest);
-  *state = "already";
-  if (is_file(task)) {
-    unlink(partial);
-    return STI_OK;
-  }
-  *state = "accepted";
-  int fd = is_file(partial) ? open(partial, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
-  if (fd < 0)
-    return sti_fail(error, STI_INPUT, "Push the task data, then accept it.", "%s: no such file was pushed.", partial);
-  StiCode code = take_partial(spool, digest, fd, partial, task, error);
-  close(fd);
-  return code;
-}
-
-StiCode verb_accept_task(int argc, char **argv, Text *out, int *exit_code, StiError *error) {
-  (void)exit_code;
-  Arguments arguments;
-  Spool spool;
-  Lock lock;
-  const char *state;
-  STI_TRY(arguments_open(argc, argv, 1, TAKES_LEASE, &arguments, &spool, error));
-  STI_TRY(hold_deploy(&spool, &lock, error));
-  StiCode code = accept_task(&spool, arguments.words[0], &state, error);
-  lock_release(&lock);
-  if (code != STI_OK) return code;
-  json_open(out, '{');
-  json_text_field(out, "digest", arguments.words[0]);
-  json_text_field(out, "state", state);
   json_close(out, '}');
   return STI_OK;
 }

@@ -66,6 +66,7 @@ void forget_incoming(const Spool *spool, const char *digest);
 
 /* SHA-256 of a stretch of a file, read in blocks; "" when the file ends before. Returns 0 or errno. */
 int digest_of_piece(int fd, int64_t offset, int64_t length, char *block, char hex[65]);
+int digest_of_file(int fd, char hex[65]); /* of a whole file, likewise */
 /* Whether a chunk's bytes, read from storage and not from the page cache, are right: 0, or errno; EBADMSG: wrong.
  * Leaves none of them cached. block: [COPY_BYTES]. */
 int chunk_stored(int fd, const LayoutChunk *chunk, char *block);

@@ -7,7 +7,7 @@
 
 /* JOB_THREAD_CAP: most compute threads, and most reads in flight. */
 enum { JOB_THREAD_CAP = 1024, JOB_CAP_BYTES = 16 << 20 };
-enum { RECORD_CAP_BYTES = 4 << 20, PROTOCOL_VERSION = 2 };
+enum { RECORD_CAP_BYTES = 4 << 20, PROTOCOL_VERSION = 3 };
 
 typedef struct { const char *store; int64_t counter; bool takeover; } Lease;
 

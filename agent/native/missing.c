@@ -264,7 +264,9 @@ static void write_report(Text *out, const Announcement *announced, bool complete
 }
 
 static StiCode announce(Announcement *announced, Text *out, StiError *error) {
-  Path finished;
+  Path finished, pack;
+  spool_path(announced->spool, pack, "incoming/pack");
+  unlink(pack); /* input that a killed host left */
   spool_path(announced->spool, finished, "bundles/%s", announced->layout->digest);
   if (is_folder(finished)) {
     write_report(out, announced, true);

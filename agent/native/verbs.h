@@ -12,7 +12,7 @@ typedef StiCode VerbFunction(int argc, char **argv, Text *out, int *exit_code, S
 
 /* docs/job-and-journal.md, section 7: the verbs every agent has */
 VerbFunction verb_version, verb_facts, verb_run, verb_status, verb_stop, verb_forget, verb_missing, verb_accept,
-    verb_commit, verb_verify, verb_has, verb_accept_task, verb_collect, verb_restore, verb_clean;
+    verb_commit, verb_verify, verb_has, verb_accept_task, verb_accept_job, verb_collect, verb_restore, verb_clean;
 
 /* docs/engine.md: the runtime without a host */
 VerbFunction verb_fit;     /* samples -> device profile */

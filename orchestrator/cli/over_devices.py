@@ -94,12 +94,14 @@ def on_each(
 ) -> list[tuple[Device, T | StifarmError]]:
     """What ``action`` gives for every chosen device, or its error; all side by side, each with a bar.
 
-    Nothing may be timed in it. Answers are in the order of the devices, however long one takes.
+    The bar names a device's address, for that is what is waited for. Nothing may be timed in it. Answers
+    are in the order of the devices, however long one takes.
     """
 
     def one(device: Device) -> T | StifarmError:
+        where = f" at {device.address}" if device.address else ""
         try:
-            with bars.step(f"{device.name}: {label}") as bar, _watched(session, device.name, bar):
+            with bars.step(f"{device.name}{where}: {label}") as bar, _watched(session, device.name, bar):
                 return action(device)
         except StifarmError as error:
             return error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ _IDLE_SESSIONS = 4
 _GONE, _FOLDER, _UNREADABLE, _NOT_STARTED, _NO_LOG = 90, 91, 92, 93, 94
 """Exit codes of the scripts below."""
 
+_PROCESS_FILE = re.compile(r"/proc/[0-9]+/")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PASSING = frozenset(
     {errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
@@ -62,8 +64,8 @@ exec dd if="$1" bs={_BLOCK_BYTES} skip="$2" count="$3" """
 _MOVE = f'[ -d "$2" ]&&exit {_FOLDER};exec mv -f "$1" "$2"'
 
 # The started process says its number once it has a session of its own; whether it was executed shows in its
-# command line, and where that failed, in its last word to the log. (Without setsid, before Android 6, it has
-# but a group of its own.)
+# command line, and where that failed, in its last word to the log. (Without setsid, which Android
+# has from 6 on, it has but a group of its own.)
 # The command is looked up: mksh would execute what it has built in, like echo, without becoming it.
 _DETACH = f"""mark=$1 log=$2;shift 2
 {LOOK_UP}case $w in m)exit {_GONE};;p)exit {_UNREADABLE};;esac
@@ -98,6 +100,9 @@ class AdbTransport:
         # A phone has no Python: whoever uses the torch agent there has put one into PATH.
         self.agent_argv: tuple[str, ...] = ("python3", "-P", "-m", "agent")
         self.poll_pause_s = 0.5
+        self._proc_is_closed = False
+        """Whether the file service may not read what a command may, of a process: it is not asked again."""
+
         self._idle: list[SyncSession] = []
         self._lock = threading.Lock()
 
@@ -114,15 +119,16 @@ class AdbTransport:
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
-        """Run a command; see ``Transport.run``. A daemon without shell protocol 2 gets all input first."""
+        """Run a command; see ``Transport.run``. A daemon without shell protocol 2 gets all input first; the
+        command's shell removes the file as soon as it is open."""
         deadline = time.monotonic() + timeout_s
-        if stdin is None or self._shell.has_packets():
+        if stdin is None or self.streams_input():
             return self._shell.run(
                 argv, timeout_s=timeout_s, env=env or {}, cap_bytes=output_cap_bytes, stdin=stdin
             )
-        folder = self._sh(_TEMPORARY).stdout.decode(errors="surrogateescape").strip()
-        path = f"{folder}/.{new_mark()}"
+        path = stdin_file or self._temporary_file()
         try:
             with self._session(path) as session:
                 session.send(path, stdin, mode=0o600, mtime_s=int(time.time()))
@@ -134,8 +140,13 @@ class AdbTransport:
                 stdin=None,
                 stdin_file=path,
             )
-        finally:
+        except BaseException:
             self._remove(path)
+            raise
+
+    def streams_input(self) -> bool:
+        """Whether the daemon has shell protocol 2; see ``Transport.streams_input``."""
+        return self._shell.has_packets()
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
         """Copy a file; see ``Transport.push``."""
@@ -198,21 +209,35 @@ class AdbTransport:
         What is small, or has not grown, is asked of the file service, on a connection that is kept: polling a
         journal starts no process beside what is being timed.
         """
+        of_a_process = _PROCESS_FILE.match(path) is not None
+        if of_a_process and self._proc_is_closed:
+            return self._read_by_command(path, offset, limit)
         try:
-            with self._session(path, reading=True) as session:
-                facts = session.stat(path)
-                if facts.regular and 0 < facts.size_bytes <= offset:
-                    return b""
-                if facts.regular and facts.size_bytes <= _SMALL_BYTES and offset <= _SMALL_BYTES:
-                    most = max(_SMALL_BYTES, offset + limit) + _GROWTH_BYTES
-                    blocks = session.receive(path, compressed=False, limit_bytes=most)
-                    return _part(blocks, offset, limit)
+            part = self._read_by_service(path, offset, limit)
         except StableError as error:
             # The file service may have other rights than a command, and not see another user's processes.
             refusal = error.__cause__
             known = isinstance(refusal, SyncError) and refusal.code == errno.ENOENT
             if not isinstance(refusal, SyncError) or (known and not path.startswith("/proc/")):
                 raise
+            data = self._read_by_command(path, offset, limit)
+            self._proc_is_closed |= of_a_process  # a process that had ended would not have been read
+            return data
+        return self._read_by_command(path, offset, limit) if part is None else part
+
+    def _read_by_service(self, path: str, offset: int, limit: int) -> bytes | None:
+        """By the file service; None where that would be more than is asked for."""
+        with self._session(path, reading=True) as session:
+            facts = session.stat(path)
+            if facts.regular and 0 < facts.size_bytes <= offset:
+                return b""
+            if facts.regular and facts.size_bytes <= _SMALL_BYTES and offset <= _SMALL_BYTES:
+                most = max(_SMALL_BYTES, offset + limit) + _GROWTH_BYTES
+                blocks = session.receive(path, compressed=False, limit_bytes=most)
+                return _part(blocks, offset, limit)
+            return None
+
+    def _read_by_command(self, path: str, offset: int, limit: int) -> bytes:
         first = offset // _BLOCK_BYTES
         count = (offset + limit + _BLOCK_BYTES - 1) // _BLOCK_BYTES - first
         read = self._sh(_READ, path, str(first), str(count), cap_bytes=count * _BLOCK_BYTES)
@@ -260,6 +285,10 @@ class AdbTransport:
     ) -> Completed:
         argv = ("sh", "-c", script, "sh", *arguments)
         return self._shell.run(argv, timeout_s=_SHORT_S, env=env or {}, cap_bytes=cap_bytes, stdin=None)
+
+    def _temporary_file(self) -> str:
+        folder = self._sh(_TEMPORARY).stdout.decode(errors="surrogateescape").strip()
+        return f"{folder}/.{new_mark()}"
 
     def _remove(self, path: str) -> None:
         """Remove a file of ours where the device can be reached; the next push would overwrite it anyway."""

@@ -16,7 +16,10 @@ from orchestrator.transports.adb_states import NO_PERMISSION, READY, Trouble, tr
 
 DEFAULT_DAEMON_PORT = 5555
 ANSWER_S = 20.0
-_CONNECT_S = 20.0
+CONNECT_S = 10.0
+"""How long the server may try to connect to a daemon over TCP: one in reach answers in far less time; where
+nobody is, the server would try for longer."""
+
 _SETTLE_S = 5.0
 _PAUSE_S = 0.05
 _STALE_S = 1.0
@@ -31,10 +34,19 @@ _log = structlog.get_logger()
 
 class AdbLink:
     """The way to one device. ``serial``: as the server lists it; ``address``: of a daemon reached over TCP,
-    which the server is told to connect to when it does not list it."""
+    which the server is told to connect to when it does not list it, for at most ``connect_s``. An address
+    where nobody answered is taken out of the server's list again, if it was not in it before."""
 
-    def __init__(self, device: str, server: AdbServer, *, serial: str | None, address: str | None) -> None:
-        self.device, self._server = device, server
+    def __init__(
+        self,
+        device: str,
+        server: AdbServer,
+        *,
+        serial: str | None,
+        address: str | None,
+        connect_s: float = CONNECT_S,
+    ) -> None:
+        self.device, self._server, self._connect_s = device, server, connect_s
         self._address = None if address is None else with_port(address)
         self.serial = serial or self._address or ""
         self._mending = threading.Lock()
@@ -124,7 +136,7 @@ class AdbLink:
         try:
             began = time.monotonic()
             until = min(began + _SETTLE_S, deadline)
-            connected = False
+            connected = added = False
             while True:
                 listed = self._server.devices()
                 state = next((each.state for each in listed if each.serial == self.serial), "absent")
@@ -133,10 +145,13 @@ class AdbLink:
                     return
                 stale = state == "offline" and now - began > _STALE_S
                 if self._address is not None and not connected and (state == "absent" or stale):
-                    self._connect(stale=stale, timeout_s=min(_CONNECT_S, deadline - now))
+                    added = not stale
+                    self._connect(stale=stale, timeout_s=min(self._connect_s, deadline - now))
                     connected = True
                     until = min(time.monotonic() + _SETTLE_S, deadline)
                 elif now > until:
+                    if added and state in ("absent", "offline"):
+                        self._disconnect()
                     raise self._unreachable(state, listed)
                 else:
                     time.sleep(_PAUSE_S)
@@ -146,23 +161,34 @@ class AdbLink:
     def _connect(self, *, stale: bool, timeout_s: float) -> None:
         """Have the server connect to the daemon. It answers in words and calls failures answers, too."""
         if stale:
-            try:
-                self._server.ask(f"host:disconnect:{self._address}")
-            except RefusalError as error:
-                _log.debug("nothing to disconnect", device=self.device, cause=error.what)
+            self._disconnect()
+        _log.info("the adb server is told to connect", device=self.device, address=self._address)
         try:
-            said = self._server.ask(f"host:connect:{self._address}", timeout_s)
+            said = self._server.ask(f"host:connect:{self._address}", timeout_s).strip()
         except RefusalError as error:
             said = error.what
-        _log.info("the adb server was told to connect", device=self.device, answer=said.strip()[:200])
+        except LinkError as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+            said = f"nobody answers within {timeout_s:.0f} s"
+        _log.info("the adb server has tried to connect", device=self.device, answer=said[:200])
         if "authenticate" in said:
             raise self._unreachable("unauthorized", ())
         if not said.startswith(("connected to", "already connected")):
+            if not stale:
+                self._disconnect()
             raise LinkError(
-                f"no adb daemon can be reached at {self._address}: {said.strip()[:200]}.",
+                f"no adb daemon can be reached at {self._address}: {said[:200]}.",
                 "Check that the device is on, in this network, and has adb over TCP enabled (adb tcpip).",
                 device=self.device,
             )
+
+    def _disconnect(self) -> None:
+        """Have the server forget the address."""
+        try:
+            self._server.ask(f"host:disconnect:{self._address}")
+        except (RefusalError, DeviceError) as error:
+            _log.debug("nothing to disconnect", device=self.device, cause=error.what)
 
     def _unreachable(self, state: str, listed: tuple[Listed, ...]) -> DeviceError:
         """Why a device in that state cannot be used, and what to do."""

@@ -3,7 +3,8 @@
 adb takes one text for ``sh -c``. So the argv is quoted, and a few lines around it see to what adb lacks: they
 say how the command ended (``status_of``), feed it nothing unless it has input, and end what it left in its
 group. Every command's group is that of its ``sh``: adbd starts each in a session of its own. What is used is
-built into mksh and POSIX shells alike: a phone before Android 6 has little else.
+built into mksh and POSIX shells alike: Android 6 (API 23), the oldest that is
+supported, has little else.
 
 A status line is ``MARK KIND NUMBER``: kind ``e`` exited, ``s`` killed by a signal (the number is 128 more),
 ``m`` missing, ``p`` not permitted. The two first look alike to ``$?``; but of a child killed by a signal a
@@ -69,7 +70,8 @@ def new_mark() -> str:
 def command_script(
     argv: Sequence[str], env: Mapping[str, str], mark: str, *, stdin: str | None, merged: bool
 ) -> bytes:
-    """The text for ``sh -c``. ``stdin``: the file to read input from; empty: what the shell has; None: none.
+    """The text for ``sh -c``. ``stdin``: the file to read input from, removed once it is open; empty: what
+    the shell has; None: none.
 
     ``merged``: the connection carries one stream: standard output, the status line, then standard error,
     which waits in a file until then. Raises: ValueError (a name or text that no command can have).
@@ -80,7 +82,8 @@ def command_script(
     if not argv or any("\0" in text for text in (*argv, *env.values())):
         raise ValueError("an argument has a zero byte" if argv else "there is no argument")
     exports = "".join(f";{name}={shlex.quote(value)};export {name}" for name, value in env.items())
-    source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{shlex.quote(stdin)}"
+    file = shlex.quote(stdin or "")
+    source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{file};rm -f {file}"
     text = (
         _BEGIN.format(mark=mark, argv=" ".join(map(shlex.quote, argv)))
         + LOOK_UP

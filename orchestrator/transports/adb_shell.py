@@ -1,8 +1,8 @@
 """Commands on a device over adb: run to the end, with both outputs, input, a limit and no process left.
 
 Over shell protocol 2 (Android 7 and later) the streams come in packets: a byte of kind, four of length.
-Older daemons (from Android 5 on) have the service ``exec:``, one raw stream; there the outputs come
-one after the other, and input is sent to a file first.
+Older daemons (Android 6, API 23, is the oldest that is supported) have the service ``exec:``, one raw stream;
+there the outputs come one after the other, and input is sent to a file first.
 
 Source: AOSP packages/modules/adb, shell_protocol.h, docs/dev/services.md.
 """

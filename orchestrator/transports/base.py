@@ -86,12 +86,21 @@ class Transport(Protocol):
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
         """Run a command to its end; ``env`` is added to the device's environment, ``stdin`` is its input
-        (None: empty), taken block by block as the link and the command keep up.
+        (None: empty), taken block by block as the link and the command keep up. Where input cannot be
+        streamed it is a file of the device first: ``stdin_file``, else a temporary one. It is removed.
 
         Raises: CommandTimeoutError, TransientError, StableError (no such command); what ``stdin`` raises,
         after the command was killed.
+        """
+
+    def streams_input(self) -> bool:
+        """Whether a command gets its input while the link brings it. Where it gets all of it afterwards, an
+        interruption loses all of it: what is long is better given in pieces.
+
+        Raises: TransientError, StableError.
         """
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:

@@ -44,6 +44,7 @@ class FakeTransport:
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
         """Ask the handler; its outputs are cut to the cap. Input is kept in ``inputs``, beside its argv."""
         with self._lock:
@@ -59,6 +60,10 @@ class FakeTransport:
             answer.stderr[:output_cap_bytes],
             cut or answer.truncated,
         )
+
+    def streams_input(self) -> bool:
+        """Always."""
+        return True
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
         """Copy into the folder."""

@@ -67,6 +67,7 @@ class LocalTransport:
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
         """Run a command in a session of its own; see ``Transport.run``."""
         try:
@@ -105,6 +106,10 @@ class LocalTransport:
             raise feed.error
         stdout, stderr = (output.data() for output in outputs)
         return Completed(tuple(argv), process.returncode, stdout, stderr, any(o.truncated for o in outputs))
+
+    def streams_input(self) -> bool:
+        """Always."""
+        return True
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
         """Copy a file; see ``Transport.push``."""

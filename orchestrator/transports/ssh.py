@@ -177,11 +177,16 @@ class SshTransport:
         env: Mapping[str, str] | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
         stdin: Iterable[bytes] | None = None,
+        stdin_file: str | None = None,
     ) -> Completed:
         """Run a command; see ``Transport.run``. The time counts from when there is a connection."""
         return self._connected().execute(
             argv, timeout_s=timeout_s, env=env, output_cap_bytes=output_cap_bytes, stdin=stdin
         )
+
+    def streams_input(self) -> bool:
+        """Always."""
+        return True
 
     def push(self, source: Path, destination: str, *, progress: Progress | None = None) -> None:
         """Copy a file; see ``Transport.push``. After a lost link it goes on where it was."""

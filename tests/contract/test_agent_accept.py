@@ -29,8 +29,10 @@ class Arrival:
         return self.agent.call(*words, "--spool", self.spool.root, **options)
 
     def missing(self) -> list[int]:
+        self.spool.pack.write_bytes(b"left by a killed host")
         code, report = self.call("missing", self.bundle / MANIFEST_NAME)
         assert code == 0, report
+        assert not self.spool.pack.exists()
         wanted: list[int] = report["missing"]
         return wanted
 

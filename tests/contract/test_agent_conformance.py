@@ -36,7 +36,7 @@ from sti_runtime.messages import (
 from sti_runtime.metrics import mean_cross_entropy
 from sti_runtime.records import canonical_json, sha256_hex
 from sti_runtime.storage import direct_io_works
-from tests.agent_data import make_pack, manifest_of, probes
+from tests.agent_data import make_pack, manifest_of, probes, task_piece
 from tests.agents import Agent
 from tests.android_root import PIXEL, android_root
 from tests.contract.agent_world import (
@@ -270,13 +270,17 @@ def test_a_bundle_and_rows_arrive_and_are_verified(agent: Agent, content: Conten
     assert not spool.bundle(digest).exists()
 
     rows = content.folder / "tasks" / f"{content.task_digest}.safetensors"
-    partial = spool.tasks / f"{content.task_digest}.partial"
-    partial.write_bytes(rows.read_bytes()[:-1])
-    assert agent.call("accept-task", content.task_digest, "--spool", spool.root)[0] == 1
-    partial.write_bytes(rows.read_bytes())
-    assert agent.call("has", content.task_digest, "--spool", spool.root)[1]["tasks"] == []
-    assert call("accept-task", content.task_digest)["state"] == "accepted"
-    assert call("accept-task", content.task_digest)["state"] == "already"
+    data, task = rows.read_bytes(), content.task_digest
+    damaged = task_piece(spool, 0, data[:-1] + bytes([data[-1] ^ 1]), len(data))
+    assert agent.call("accept-task", task, "--spool", spool.root, stdin=damaged)[0] == 1
+    half = task_piece(spool, 0, data[:500], len(data))
+    assert call("accept-task", task, stdin=half) == {"bytes": 500, "digest": task, "state": "incoming"}
+    held = agent.call("has", task, "--spool", spool.root)[1]
+    assert (held["partial"], held["tasks"]) == ({task: 500}, [])
+    rest = task_piece(spool, 500, data[500:], len(data))
+    assert call("accept-task", task, stdin=rest)["state"] == "accepted"
+    assert call("accept-task", task, stdin=rest)["state"] == "already"
+    assert spool.task(task).read_bytes() == data
     removed = call("collect", "--keep", digest)["removed"]
     assert removed["tasks"] == [content.task_digest]
 

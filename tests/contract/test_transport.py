@@ -132,6 +132,19 @@ def test_run_feeds_its_input_block_by_block(transport: Transport) -> None:
     assert counted.stdout.split() == [b"first", str((1 << 20) + 4).encode()]
 
 
+def test_a_file_of_input_is_gone_once_the_command_has_it(
+    world: World, transport: Transport, there: PurePosixPath
+) -> None:
+    file = str(there / "in put")
+    done = transport.run(
+        ["sh", "-c", 'cat; ls "$1"', "sh", str(there)], timeout_s=300, stdin=[b"x"], stdin_file=file
+    )
+    assert done.stdout == b"x"
+    with pytest.raises(StableError):
+        transport.run(["/no/such/program"], timeout_s=300, stdin=[b"x"], stdin_file=file)
+    assert list(world.seen(there).iterdir()) == []
+
+
 def test_a_command_without_input_sees_its_end(transport: Transport) -> None:
     assert transport.run(["cat"], timeout_s=300).stdout == b""
     assert transport.run(["cat"], timeout_s=300, stdin=[]).stdout == b""

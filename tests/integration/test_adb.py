@@ -19,6 +19,7 @@ import pytest
 from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
+from orchestrator.transports.adb_link import AdbLink
 from orchestrator.transports.base import Transport
 from tests.adb_side import Daemon, Server, free_port, require_adb
 
@@ -159,6 +160,30 @@ def test_an_address_where_no_daemon_is(shared_server: Server) -> None:
     transport = opened(f'address: "127.0.0.1:{free_port()}", adb_server: "{shared_server.address}"')
     with pytest.raises(LinkError, match="under-test: no adb daemon can be reached"):
         transport.run(["true"], timeout_s=60)
+
+
+def test_an_address_where_nobody_answers_is_given_up_and_forgotten(shared_server: Server) -> None:
+    server = shared_server.asked()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, nobody speaks
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        link = AdbLink("under-test", server, serial=None, address=address, connect_s=1.0)
+        with pytest.raises(LinkError, match=f"no adb daemon can be reached at {address}"):
+            link.features()
+        assert address not in {each.serial for each in server.devices()}
+
+
+def test_an_address_that_others_have_connected_stays(shared_server: Server) -> None:
+    server = shared_server.asked()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        theirs = pool.submit(server.ask, f"host:connect:{address}", 60)
+        wait_for(lambda: address in {each.serial for each in server.devices()})
+        link = AdbLink("under-test", server, serial=None, address=address, connect_s=1.0)
+        with pytest.raises(LinkError, match="under-test"):
+            link.features()
+        assert address in {each.serial for each in server.devices()}
+        server.ask(f"host:disconnect:{address}")
+        theirs.result()
 
 
 @contextmanager

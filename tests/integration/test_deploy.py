@@ -18,8 +18,9 @@ import pytest
 from agent.chunks import missing
 from agent.spool import Spool
 from orchestrator.chunk_stream import pack_blocks, read_ahead
-from orchestrator.deploy import deploy_bundle, deploy_task_data
+from orchestrator.deploy import deploy_bundle
 from orchestrator.errors import AgentError, DeviceFullError, StableError, TransientError
+from orchestrator.task_push import deploy_task_data
 from orchestrator.transports.base import Completed, Progress
 from orchestrator.transports.fake import FakeTransport
 from orchestrator.transports.local import LocalTransport

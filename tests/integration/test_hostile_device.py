@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import stat
 import struct
@@ -13,14 +15,18 @@ import pytest
 import zstandard
 from paramiko.channel import Channel
 
-from orchestrator.errors import CommandTimeoutError, DeviceError, StableError, TransientError
+from orchestrator.errors import (
+    CommandTimeoutError,
+    DeviceError,
+    MissingFileError,
+    StableError,
+    TransientError,
+)
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
-from tests.hostile_adb import FEATURES, Serve, endless, hostile_adb, says, sync
+from tests.hostile_adb import FEATURES, SHELL, Serve, endless, exactly, hostile_adb, says, sync
 from tests.hostile_ssh import SIZE, announce, hostile_ssh
-
-SHELL = b"shell,v2,raw:"
 
 
 @contextmanager
@@ -111,6 +117,30 @@ def test_little_that_stands_for_much_over_adb(tmp_path: Path) -> None:
     ):
         transport.pull("/there", tmp_path / "here")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOENT])
+def test_a_file_service_that_may_not_see_processes_is_asked_once(code: int) -> None:
+    asked: list[bytes] = []
+
+    def refusing(client: socket.socket) -> None:
+        while True:
+            exactly(client, 4)
+            asked.append(exactly(client, int.from_bytes(exactly(client, 4), "little")))
+            client.sendall(struct.pack("<4sIQQIIIIQqqq", b"STA2", code, *[0] * 10))
+
+    own = f"/proc/{os.getpid()}/stat"
+    with (
+        hostile_adb({b"sync:": refusing}, executes=True) as address,
+        reached(f'transport: adb, serial: A, adb_server: "{address}"') as transport,
+    ):
+        for _ in range(3):
+            assert transport.read_from(own, 0, 20).startswith(b"%d (" % os.getpid())
+        with pytest.raises(MissingFileError):
+            transport.read_from("/proc/999999999/stat", 0, 20)
+        assert asked == [own.encode()]
+        transport.read_from("/proc/sys/kernel/random/boot_id", 0, 40)
+        assert len(asked) == 2  # what is no process's may be open to it
 
 
 def test_a_read_over_adb_takes_no_more_than_was_asked_for() -> None:

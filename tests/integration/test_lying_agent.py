@@ -41,7 +41,7 @@ class Liar:
             "identity": "1" * 16,
         }
         self.says("version", {})
-        self.says("has", {"bundles": [], "incoming": [], "tasks": []})
+        self.says("has", {"bundles": [], "incoming": [], "partial": {}, "tasks": []})
         self._install(agent)
 
     def _install(self, agent: AgentFile) -> None:
@@ -142,7 +142,7 @@ def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
     for held in holdings:
         liar.says("has", held)
         require_refused("does not say what the device holds")
-    liar.says("has", {"bundles": [], "incoming": [], "tasks": []})
+    liar.says("has", {"bundles": [], "incoming": [], "partial": {}, "tasks": []})
     for missing in (
         [-1],
         [10**9],

@@ -165,6 +165,16 @@ def test_a_refused_job_ends_with_its_reason(worker: HostWorker, tmp_path: Path) 
     assert "this is" in end.refused
 
 
+def test_a_job_file_torn_by_a_power_cut_is_sent_again(worker: HostWorker, tmp_path: Path) -> None:
+    job = a_job(worker, tmp_path)
+    path = Path(worker.spool("desk")) / "jobs" / job.id / "1/job.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(job.to_json()[:100])
+    assert worker.start_job("desk", job)
+    assert path.read_bytes() == job.to_json()
+    assert follow(worker, job)[1] == "ended"
+
+
 def test_another_job_under_the_same_attempt_is_refused(worker: HostWorker, tmp_path: Path) -> None:
     worker.start_job("desk", a_job(worker, tmp_path))
     with pytest.raises(StableError, match=r"desk: attempt 1 of job job-1 .*higher attempt number"):

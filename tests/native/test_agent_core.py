@@ -96,7 +96,9 @@ def test_the_usage_text_names_every_verb(agent: Agent) -> None:
     done = agent.start("--help")
     text = done.communicate(timeout=300)[0].decode()
     assert done.returncode == 0
-    contract = "version facts run status stop forget missing accept commit verify has accept-task collect"
+    contract = (
+        "version facts run status stop forget missing accept commit verify has accept-task accept-job collect"
+    )
     for verb in f"{contract} restore clean fit plan profile infer score session".split():
         assert f"\n  {verb}" in text
         one = agent.start(verb, "--help")

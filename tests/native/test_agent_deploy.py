@@ -33,12 +33,15 @@ from agent.spool import Spool
 from sti_runtime.messages import Lease
 from sti_runtime.records import canonical_json, sha256_hex
 from tests.agent_data import (
+    accept_held,
     accept_pack,
+    last_piece,
     make_job,
     make_pack,
     manifest_of,
     probes,
     push_job,
+    task_piece,
     tiny_bundle,
 )
 from tests.agents import Agent, agent_called
@@ -307,7 +310,7 @@ def test_links_in_the_spool_lead_nowhere(agent: Agent, spool: Spool, bundle: Pat
     assert call(agent, spool, "accept", bundle.name, stdin=make_pack(spool, bundle, wanted))[0] == 2
     digest = sha256_hex(b"mine")
     spool.task_partial(digest).symlink_to(victim)
-    assert call(agent, spool, "accept-task", digest)[0] == 2
+    assert call(agent, spool, "accept-task", digest, stdin=task_piece(spool, 0, b"mine", 4))[0] == 2
     inside = spool.bundles / "link"
     inside.symlink_to(tmp_path)
     assert call(agent, spool, "collect")[0] == 0
@@ -605,7 +608,7 @@ def test_task_data_is_verified_before_it_is_visible(agent: Agent, tmp_path: Path
     digest = sha256_hex(b"rows" * 1_000_000)
 
     def ask() -> Any:
-        kinds = ("bundles", "incoming", "tasks")
+        kinds = ("bundles", "incoming", "partial", "tasks")
         code, answer = call(agent, spools[0], "has", digest)
         twin = housekeeping.has(spools[1], [digest])
         assert (code, answer.keys()) == (0, twin.keys())
@@ -614,16 +617,18 @@ def test_task_data_is_verified_before_it_is_visible(agent: Agent, tmp_path: Path
         return answer["tasks"]
 
     def take() -> dict[str, Any]:
-        return both(("accept-task", digest), lambda s: housekeeping.accept_task(s, digest))
+        piece = last_piece(spools[0], digest)
+        return both(("accept-task", digest), lambda s: accept_held(s, digest), stdin=piece)
 
     assert ask() == []
-    assert take()["error"]["type"] == "InputError"
+    assert take()["error"]["type"] == "DigestError"
     for spool in spools:
         spool.task_partial(digest).write_bytes(b"rows" * 999_999)
     assert take()["error"]["type"] == "DigestError"
     assert not spools[0].task_partial(digest).exists()
     for spool in spools:
         spool.task_partial(digest).write_bytes(b"rows" * 1_000_000)
+    assert ask() == []
     assert take()["state"] == "accepted"
     for spool in spools:
         spool.task_partial(digest).write_bytes(b"late")

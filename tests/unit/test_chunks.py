@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from agent.chunks import commit, missing, verify
 from agent.errors import BusyError
-from agent.housekeeping import accept_task, clean, collect, forget, has
+from agent.housekeeping import clean, collect, forget, has
 from agent.identity import device_identity, mark_emulated
 from agent.locks import hold
 from agent.spool import Spool
 from sti_runtime.errors import DigestError, FormatError, InputError, ResourceError
 from sti_runtime.manifest import MANIFEST_CAP_BYTES
 from sti_runtime.records import canonical_json, sha256_hex
-from tests.agent_data import accept_pack, make_job, make_pack, manifest_of, push_job, tiny_bundle
+from tests.agent_data import accept_held, accept_pack, make_job, make_pack, manifest_of, push_job, tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -327,19 +327,18 @@ def push_task(spool: Spool, content: bytes = b"rows") -> str:
 def test_task_data_is_verified_before_it_is_visible(spool: Spool) -> None:
     digest = push_task(spool)
     assert has(spool, [digest])["tasks"] == []
-    assert accept_task(spool, digest)["state"] == "accepted"
+    assert accept_held(spool, digest)["state"] == "accepted"
     assert spool.task(digest).read_bytes() == b"rows"
-    assert accept_task(spool, digest)["state"] == "already"
+    assert accept_held(spool, digest)["state"] == "already"
     assert has(spool, [digest, digest])["tasks"] == [digest]
 
 
 def test_damaged_task_data_is_removed(spool: Spool) -> None:
     digest = push_task(spool)
     spool.task_partial(digest).write_bytes(b"rowz")
-    with pytest.raises(DigestError, match="Push the task data again"):
-        accept_task(spool, digest)
-    with pytest.raises(InputError, match="no such file"):
-        accept_task(spool, digest)
+    with pytest.raises(DigestError, match="what came has digest"):
+        accept_held(spool, digest)
+    assert not spool.task_partial(digest).exists()
 
 
 def test_collect_removes_what_is_not_kept(spool: Spool, bundle: Path, tmp_path: Path) -> None:
@@ -351,7 +350,7 @@ def test_collect_removes_what_is_not_kept(spool: Spool, bundle: Path, tmp_path: 
     missing(spool, half / "manifest.json")
     old, kept = push_task(spool, b"old"), push_task(spool, b"kept")
     for digest in (old, kept):
-        accept_task(spool, digest)
+        accept_held(spool, digest)
     (spool.incoming / "stray.pack").write_bytes(b"x")
     assert collect(spool, [bundle.name, kept])["removed"] == {
         "bundles": [other.name], "incoming": [half.name], "tasks": [old],
@@ -368,7 +367,7 @@ def test_collect_spares_what_a_running_job_needs(spool: Spool, bundle: Path, tmp
         send(spool, each)
         commit(spool, each.name)
     task = push_task(spool)
-    accept_task(spool, task)
+    accept_held(spool, task)
     push_job(spool, make_job(spool, bundle=bundle.name, task_data=task))
     with hold(spool.run_lock, wait_s=0, what="test", label="probe/1"):
         assert collect(spool, [])["removed"] == {"bundles": [other.name], "incoming": [], "tasks": []}
@@ -404,7 +403,7 @@ def test_what_is_here_is_told_by_digest(spool: Spool, bundle: Path, tmp_path: Pa
     missing(spool, other / "manifest.json")
     send(spool, bundle)
     task = push_task(spool)
-    accept_task(spool, task)
+    accept_held(spool, task)
 
     def here(*digests: str) -> tuple[list[str], list[str], list[str]]:
         answer = has(spool, digests)
