@@ -1,0 +1,171 @@
+"""How the devices of one lab host are reached: connections, work folders, agents, and patience.
+
+``Reach`` keeps nothing that a restart would miss. What several verbs of a worker need of a device at once
+is serialised by the device's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import structlog
+
+from orchestrator.agent_push import AgentFile, PushedAgent, agent_file, bring_agent, device_architecture
+from orchestrator.deploy import Underway
+from orchestrator.errors import LinkError, StableError, TransientError
+from orchestrator.inventory import Device
+from orchestrator.settings import Settings
+from orchestrator.transports import connect
+from orchestrator.transports.base import Progress, Transport
+
+REACH_LIMIT_S = 120.0
+"""So long is a device waited for that was reached before and is now gone, as for a reboot; one that was never
+reached is tried _TRIES times."""
+
+_FIRST_REACH_S = 8.0
+"""A device that was never reached is not tried again after so long: nobody answers where it should be."""
+
+_TRIES = 3
+_RETRY_PAUSE_S = 0.5
+_RETRY_PAUSE_MOST_S = 5.0
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class Reach:
+    """The devices of one lab host, by name. Methods raise DeviceError and its kinds."""
+
+    def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
+        self._settings = settings
+        self.devices = {device.name: device for device in devices}
+        self.locks = {device.name: threading.RLock() for device in devices}
+        self._transports: dict[str, Transport] = {}
+        self._transports_lock = threading.Lock()
+        self._have_agent: set[str] = set()
+        self._agent_files: dict[str, AgentFile] = {}
+        self._workdirs: dict[str, str] = {}
+        self._reached: set[str] = set()
+        self._progress: dict[str, tuple[int, int]] = {}
+        self._waits: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Give connections back; agents go on."""
+        with self._transports_lock:
+            for transport in self._transports.values():
+                transport.close()
+            self._transports.clear()
+
+    def spool(self, name: str) -> str:
+        """The device's work folder; a local one may be relative to the inventory."""
+        device = self.devices[name]
+        if device.transport == "local":
+            given = self._settings.inventory.parent / (device.workdir or "")
+            return str(given if device.workdir else self._settings.spool(name))
+        if device.workdir is not None:
+            return device.workdir
+        with self.locks[name]:
+            if name not in self._workdirs:
+                transport = self.transport(name)
+                self._workdirs[name] = self.retried(name, transport.default_workdir)
+            return self._workdirs[name]
+
+    def transport(self, name: str) -> Transport:
+        """The way to a device; nothing is sent over it."""
+        with self._transports_lock:
+            if name not in self._transports:
+                self._transports[name] = connect(self.devices[name])
+            return self._transports[name]
+
+    def device(self, name: str, *, check: bool = False) -> tuple[Device, Transport]:
+        """A device and its transport, with the native agent on it where its engine is native.
+
+        ``check``: look again whether it is there and whole, and mend it.
+        """
+        device, transport = self.devices[name], self.transport(name)
+        if device.native and (check or name not in self._have_agent):
+            with self.locks[name]:
+                try:
+                    self.retried(name, lambda: self.bring(name, transport, ("version",)))
+                finally:
+                    self.transferred(name)
+        return device, transport
+
+    def bring(self, name: str, transport: Transport, asking: Sequence[str]) -> PushedAgent:
+        """Have the native agent on a device by asking it. Which one that is, is found out once: an executable
+        of another architecture would not run there and be replaced."""
+        if name not in self._agent_files:
+            self._agent_files[name] = agent_file(device_architecture(transport), name)
+        file, forward = self._agent_files[name], self.forward(name)
+        try:
+            agent = bring_agent(transport, self.spool(name), forward, file=file, asking=asking)
+        except StableError:
+            del self._agent_files[name]  # it may be another machine by now
+            raise
+        transport.agent_argv = (agent.path,)
+        self._have_agent.add(name)
+        return agent
+
+    def underway(self, name: str) -> Underway:
+        """How far the deploy to a device is, and what the call under way waits for; asks nothing of it."""
+        return Underway(*self._progress.get(name, (0, 0)), self._waits.get(name, ""))
+
+    def forward(self, name: str) -> Progress:
+        """What a transfer to a device tells its progress to; see ``underway``."""
+
+        def forward(done: int, total: int) -> None:
+            self._progress[name] = (done, total)
+
+        return forward
+
+    def transferred(self, name: str) -> None:
+        """Nothing is on its way to the device any more."""
+        self._progress.pop(name, None)
+
+    def agent_left(self, name: str) -> None:
+        """The device's agent has removed itself."""
+        self._have_agent.discard(name)
+        self._agent_files.pop(name, None)
+
+    @contextlib.contextmanager
+    def waiting_for(self, name: str) -> Iterator[Callable[[str], None]]:
+        """For a wait within the block: a function that says what is waited for."""
+        try:
+            yield lambda what: self._waits.update({name: what})
+        finally:
+            self._waits.pop(name, None)
+
+    def retried(self, name: str, action: Callable[[], _T]) -> _T:
+        """Repeat an idempotent action while its errors are transient: a few times, but for a device that
+        was there before and is out of reach REACH_LIMIT_S long. ``underway`` says so meanwhile."""
+        try:
+            return self._until_it_works(name, action)
+        finally:
+            self._waits.pop(name, None)
+
+    def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
+        began = time.monotonic()
+        pause_s, tries = _RETRY_PAUSE_S, 0
+        while True:
+            try:
+                done = action()
+            except TransientError as error:
+                out_of_reach, waited_s = isinstance(error, LinkError), time.monotonic() - began
+                waited_for = out_of_reach and name in self._reached
+                tries += not waited_for
+                if waited_s > REACH_LIMIT_S if waited_for else tries >= _TRIES:
+                    raise
+                if out_of_reach and not waited_for and waited_s > _FIRST_REACH_S:
+                    raise
+                _log.warning("trying again", device=error.device, cause=error.what)
+                cause = error.what.removeprefix(f"{name}: ").rstrip(".")
+                self._waits[name] = f"out of reach ({cause})" if waited_for else f"trying again ({cause})"
+            else:
+                self._reached.add(name)
+                return done
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_PAUSE_MOST_S)
