@@ -92,7 +92,8 @@ class Held:
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=device,
             )
-        return cls(identity, *(frozenset(kind or ()) for kind in kinds), partial or {})
+        bundles, incoming, tasks = (frozenset(kind or ()) for kind in kinds)
+        return cls(identity, bundles, incoming, tasks, partial or {})
 
 
 def ask_held(transport: Transport, spool: str, digests: Sequence[str]) -> Held:

@@ -98,6 +98,8 @@ class _Sender:
             )
 
     def _send_piece(self, begin: int, length: int) -> str:
+        done = begin
+
         def handed_over(count: int) -> None:
             nonlocal done
             done += count
@@ -105,7 +107,6 @@ class _Sender:
             if self._progress is not None:
                 self._progress(done, self._size)
 
-        done = begin
         answer = call_agent(
             self._transport,
             self._spool,

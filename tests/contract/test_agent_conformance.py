@@ -270,17 +270,17 @@ def test_a_bundle_and_rows_arrive_and_are_verified(agent: Agent, content: Conten
     assert not spool.bundle(digest).exists()
 
     rows = content.folder / "tasks" / f"{content.task_digest}.safetensors"
-    data, task = rows.read_bytes(), content.task_digest
-    damaged = task_piece(spool, 0, data[:-1] + bytes([data[-1] ^ 1]), len(data))
+    whole, task = rows.read_bytes(), content.task_digest
+    damaged = task_piece(spool, 0, whole[:-1] + bytes([whole[-1] ^ 1]), len(whole))
     assert agent.call("accept-task", task, "--spool", spool.root, stdin=damaged)[0] == 1
-    half = task_piece(spool, 0, data[:500], len(data))
+    half = task_piece(spool, 0, whole[:500], len(whole))
     assert call("accept-task", task, stdin=half) == {"bytes": 500, "digest": task, "state": "incoming"}
     held = agent.call("has", task, "--spool", spool.root)[1]
     assert (held["partial"], held["tasks"]) == ({task: 500}, [])
-    rest = task_piece(spool, 500, data[500:], len(data))
+    rest = task_piece(spool, 500, whole[500:], len(whole))
     assert call("accept-task", task, stdin=rest)["state"] == "accepted"
     assert call("accept-task", task, stdin=rest)["state"] == "already"
-    assert spool.task(task).read_bytes() == data
+    assert spool.task(task).read_bytes() == whole
     removed = call("collect", "--keep", digest)["removed"]
     assert removed["tasks"] == [content.task_digest]
 
