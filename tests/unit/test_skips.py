@@ -22,19 +22,9 @@ def test_passes(): pass
 
 def test_what_can_be_installed_is_no_reason_to_skip(tmp_path: Path) -> None:
     (tmp_path / "test_these.py").write_text(TESTS)
-    options = [
-        "-q",
-        "-c",
-        os.devnull,
-        "-p",
-        "tests.conftest",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        tmp_path,
-    ]
+    options = ["-q", "-c", os.devnull, "-p", "tests.conftest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(tmp_path), str(tmp_path)],
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path)],
         env={**os.environ, COMPLETE: "1", "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
