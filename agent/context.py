@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from agent.errors import EngineImportError
 from agent.spool import Spool
 from agent.throttle import throttle_for
 from sti_runtime.bundle import Bundle
 from sti_runtime.embedding_rows import Request
 from sti_runtime.errors import InputError
-from sti_runtime.messages import Job
+from sti_runtime.messages import Job, ProbeUnit, Unit
 from sti_runtime.pipeline import Executor
 from sti_runtime.task_data import TaskData, load_task_data
-from sti_runtime.torch_engine import TorchEngine, best_device
+
+if TYPE_CHECKING:
+    from sti_runtime.torch_engine import TorchEngine
+
+_ENGINE = "sti_runtime.torch_engine"
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +49,25 @@ class Context:
             raise InputError(f"Job {self.job.id} names no task data, but a unit needs rows.")
         return load_task_data(Spool(self.spool).task(self.job.task_data))
 
+    def prepare(self, unit: Unit) -> None:
+        """Import the engine, which takes seconds, before the unit holds the machine; a probe needs none.
+
+        Raises: as ``bundle``, which is opened first; EngineImportError.
+        """
+        if isinstance(unit, ProbeUnit) or _ENGINE in sys.modules:
+            return
+        log.info("Importing the engine for bundle %s", self.bundle.digest)
+        try:
+            import_module(_ENGINE)
+        except ImportError as error:
+            log.exception("The engine cannot be imported")
+            raise EngineImportError(f"the engine cannot be imported: {error}") from error
+
     @cached_property
     def engine(self) -> TorchEngine:
         """The engine, with the bundle's resident parameters loaded."""
+        from sti_runtime.torch_engine import TorchEngine, best_device
+
         device = best_device()
         log.info("The torch engine computes on %s", device)
         return TorchEngine(self.bundle, threads=self.job.threads, device=device)

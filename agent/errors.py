@@ -2,6 +2,7 @@
 
 StifarmError
 ├── RefusedError    the job must not run here: stale lease, other device, newer version (exit code 3)
+│   └── EngineImportError   so does one whose engine is not there, at the first unit that needs it
 ├── StorageFullError (ResourceError)  no space for the journal; resumes when there is (exit code 4)
 ├── BusyError       another agent process holds the device (exit code 5)
 └── GateError       a gate stayed shut for the whole wait limit; the unit did not run
@@ -16,6 +17,10 @@ class RefusedError(StifarmError):
     """The agent must not do this here; a retry of the same request is refused again."""
 
     exit_code = 3
+
+
+class EngineImportError(RefusedError):
+    """The engine that a unit needs cannot be imported: the job ends."""
 
 
 class StorageFullError(ResourceError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import android, fence, identity, waiting
-from agent.errors import BusyError, RefusedError
+from agent.errors import BusyError, EngineImportError, RefusedError
 from agent.gates import POLL_S, check_gates, gate_error, shut
 from agent.journal import Journal
 from agent.locks import hold, hold_machine
@@ -241,10 +241,12 @@ def _run_units(job: Job, spool: Spool, journal: Journal, note: UnitNote, stop: S
     try:
         context = _context(job, spool)
     except ImportError as error:
-        log.exception("The engine cannot be imported")
+        log.exception("The engine's libraries cannot be imported")
         return f"the engine cannot be imported: {error}"
     try:
         return _run_remaining(remaining, job, spool, context, journal, note, stop)
+    except EngineImportError as error:
+        return error.what
     finally:
         # After a signal the process ends at once: an abandoned unit's thread may still be reading.
         if not stop():
@@ -292,7 +294,10 @@ def _failure(unit: Unit, error: str, what: str, remedy: str) -> FailureRecord:
 def _attempt_unit(
     unit: Unit, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest
 ) -> ResultRecord | FailureRecord | None:
-    """One unit's record; None when a signal came first. Raises: what the note's storage refuses."""
+    """One unit's record; None when a signal came first.
+
+    Raises: what the note's storage refuses; EngineImportError.
+    """
     try:
         killed = note.verdict(unit)
         if killed is not None:
@@ -300,6 +305,8 @@ def _attempt_unit(
         result = _gated(unit, job, spool, context, note, stop)
     except NoteError as error:
         raise error.cause from error
+    except EngineImportError:
+        raise
     except AbandonUnitError:
         log.warning("Unit %d abandoned at the second signal; it runs again on resume", unit.number)
         return None
@@ -323,10 +330,12 @@ def _gated(
 ) -> UnitResult | None:
     """Hold the machine, check the gates, run. The machine is not held while waiting for a gate.
 
-    Raises: GateError when a gate stayed shut for the wait limit; NoteError; whatever the unit raises.
+    Raises: GateError when a gate stayed shut for the wait limit; NoteError; EngineImportError; whatever the
+    unit raises.
     """
     from agent.measure import run_unit
 
+    context.prepare(unit)
     timed = unit.kind in TIMED_KINDS
     machine = None if job.machine_lock is None else Path(job.machine_lock)
     previous, waited_s = None, 0.0
@@ -378,7 +387,7 @@ def _sleep(duration_s: float, stop: StopRequest) -> float:
 
 
 def _context(job: Job, spool: Spool) -> Context:
-    """What units run in; imports the engine."""
+    """What units run in; imports all but the engine itself."""
     from agent.measure import Context
 
     return Context(job=job, spool=spool.root)

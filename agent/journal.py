@@ -101,7 +101,7 @@ def _check_torn(data: mmap.mmap, start: int, where: str) -> None:
             f"{where}: {len(torn)} bytes that are no record, more than one append can leave.",
             "The journal is damaged; start a new attempt of the job.",
         )
-    for line in torn.split(b"\n")[1:]:
+    for line in filter(None, torn.split(b"\n")[1:]):  # there may be four million empty ones
         try:
             checked_body(line, source=where)
         except FormatError:

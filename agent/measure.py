@@ -32,7 +32,6 @@ from sti_runtime.messages import (
 )
 from sti_runtime.metrics import UNKNOWN_LABEL, count_correct, mean_cross_entropy
 from sti_runtime.pipeline import RequestOutcome, require_bundle
-from sti_runtime.torch_engine import gpu_memory_errors
 
 __all__ = ["Context", "run_unit"]
 
@@ -42,14 +41,18 @@ def run_unit(unit: Unit, context: Context) -> UnitResult:
 
     Raises: StifarmError naming what cannot be done.
     """
+    if isinstance(unit, ProbeUnit):
+        return probe(unit, context)
+    from sti_runtime.torch_engine import gpu_memory_errors
+
     with gpu_memory_errors():
         return _run(unit, context)
 
 
-def _run(unit: Unit, context: Context) -> UnitResult:
+def _run(
+    unit: IoProfileUnit | ComputeProfileUnit | FixedProfileUnit | ExecuteUnit | EvaluateUnit, context: Context
+) -> UnitResult:
     match unit:
-        case ProbeUnit():
-            return probe(unit, context)
         case IoProfileUnit():
             return profile_io(unit, context)
         case ComputeProfileUnit():

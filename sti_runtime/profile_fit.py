@@ -140,19 +140,20 @@ def _fit_io(rows: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
     round weighs by 1 / y². Neither figure is negative: one that would be is set to 0 and the other
     fitted alone. Rows that are all of one size per version cannot tell the two apart: alpha is 0.
     """
+    points = [(float(versions), float(bytes_), float(max(ns, 1))) for versions, bytes_, ns in rows]
     alpha, slope = 0.0, 0.0
     for round_ in range(FIT_ROUNDS):
         vv, vb, bb, vy, by = 0.0, 0.0, 0.0, 0.0, 0.0
-        for versions, bytes_, duration_ns in rows:
-            v, b, y = float(versions), float(bytes_), float(max(duration_ns, 1))
+        for v, b, y in points:
             if round_ == 0:
                 weight = 1.0 / (y * y)
             else:
                 fit = alpha * v
                 fit = fit + slope * b
-                scale = max(fit, 1.0)
+                scale = fit if fit > 1.0 else 1.0  # a call of max would take most of the time
                 residual = abs(y - fit) / scale
-                weight = 1.0 / ((scale * scale) * max(residual, RESIDUAL_FLOOR))
+                floored = residual if residual > RESIDUAL_FLOOR else RESIDUAL_FLOOR
+                weight = 1.0 / ((scale * scale) * floored)
             wv, wb = weight * v, weight * b
             vv = vv + wv * v
             vb = vb + wv * b

@@ -15,7 +15,7 @@ from sti_runtime.manifest import Manifest
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels, tensor_shapes
 from sti_runtime.plan import Plan, PlannedShard, Prediction
 from sti_runtime.plan_build import Fidelity
-from sti_runtime.shard import F32
+from sti_runtime.shard import F32, FIDELITIES
 
 HEAD = HeadConfig(pooling="cls", activation="tanh", labels=("negative", "positive"))
 
@@ -52,7 +52,11 @@ def random_tensors(config: ModelConfig, seed: int = 1) -> dict[str, F32]:
 
 
 def make_bundle(
-    config: ModelConfig, folder: Path, seed: int = 1, submodels: tuple[Submodel, ...] = ()
+    config: ModelConfig,
+    folder: Path,
+    seed: int = 1,
+    submodels: tuple[Submodel, ...] = (),
+    fidelities: tuple[int, ...] = FIDELITIES,
 ) -> tuple[Bundle, dict[str, F32]]:
     """Build a bundle of random weights and open it; ``submodels`` are offered besides all n × m."""
     tensors = random_tensors(config, seed)
@@ -63,6 +67,7 @@ def make_bundle(
         submodels=all_submodels(config.layers, config.heads) + submodels,
         untrained=True,
         out_root=folder,
+        fidelities=fidelities,
     )
     return Bundle.open(path), tensors
 

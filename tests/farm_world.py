@@ -36,7 +36,6 @@ from orchestrator.library import (
     tokenize_splits,
 )
 from orchestrator.measure import Work
-from orchestrator.scoring import score_importance
 from orchestrator.settings import load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.journal_format import parse_lines
@@ -159,6 +158,8 @@ def require_storage(root: Path) -> None:
 
 def score(farm: Farm, bundle: KnownBundle) -> int:
     """The importance profile of the bundle on the task; how many shards were scored now."""
+    from orchestrator.scoring import score_importance  # with PyTorch, which a controller need not wait for
+
     return score_importance(farm, InProcess(), bundle, TASK.name, rows=ROWS, workers=1).scored
 
 

@@ -353,7 +353,7 @@ def test_a_memory_limit_is_a_failure_of_the_unit(agent: Agent, spool: Spool, con
     if agent.emulated or not agent.native:
         pytest.skip("an address-space limit would hit the emulator or PyTorch's libraries, not the agent")
     big = config("bert", "cls", "tanh", vocab=200, hidden=768, ffn=3072, heads=12, layers=1)
-    bundle, _ = make_bundle(big, spool.bundles)
+    bundle, _ = make_bundle(big, spool.bundles, fidelities=(32,))
     plan = hand_plan(
         bundle.manifest, Submodel(kept=(0,), width=12), lambda _l, _s: 32, tokens=TOKENS, preloaded=[(0, 0)]
     )

@@ -245,7 +245,7 @@ def limit(agent: Agent) -> Iterator[MemoryLimit]:
 def test_a_memory_limit_that_kills(agent: Agent, spool: Spool, content: Content, limit: MemoryLimit) -> None:
     """A layer of 28 MB under a limit of 16 MB: the kernel kills the agent, and says so afterwards."""
     big = config("bert", "cls", "tanh", vocab=200, hidden=768, ffn=3072, heads=12, layers=1)
-    bundle, _ = make_bundle(big, spool.bundles)
+    bundle, _ = make_bundle(big, spool.bundles, fidelities=(32,))
     plan = hand_plan(
         bundle.manifest, Submodel(kept=(0,), width=12), lambda _l, _s: 32, tokens=TOKENS, preloaded=[(0, 0)]
     )

@@ -57,7 +57,7 @@ def units(content: Content) -> dict[str, tuple[Unit, int, int]]:
     plan = content.plan()
     return {
         "execute": (execute(0, plan, rows=rows, warmups=1), ROWS, 0),
-        "spawn-cold": (execute(0, plan, rows=rows, request_kind="spawn-cold"), ROWS, 0),
+        "spawn-cold": (execute(0, plan, rows=rows[:DROP], request_kind="spawn-cold"), DROP, 0),
         "profile-io": (
             IoProfileUnit(number=0, kind="profile-io", widths=(2,), fidelities=(4,), repeats=3, seed=1),
             2 * 3,

@@ -99,6 +99,11 @@ SAMPLES: tuple[type[Base], ...] = (
 )
 EXPECTED_ROWS = (5, 3, 2, 1, 1, 12, 1)
 
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes fork off one that has imported this module: importing takes longer than what they do."""
+
+PROCESSES.set_forkserver_preload([__name__])
+
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Iterator[str]:
@@ -238,9 +243,8 @@ def _upgrade_and_report(url: str, out: multiprocessing.Queue[str]) -> None:
 
 
 def test_stores_created_by_several_processes_at_once_are_one(fresh_url: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    out = spawn.Queue()
-    processes = [spawn.Process(target=_upgrade_and_report, args=(fresh_url, out)) for _ in range(3)]
+    out = PROCESSES.Queue()
+    processes = [PROCESSES.Process(target=_upgrade_and_report, args=(fresh_url, out)) for _ in range(3)]
     for process in processes:
         process.start()
     ids = {out.get(timeout=300) for _ in processes}
@@ -340,9 +344,8 @@ def test_two_processes_at_once_make_no_doubles(url: str, store: Store) -> None:
     made = make(store)
     records = world.journal(made.job, made.plan)
     pieces = [[records[i], records[min(i + 1, 7)]] for i in range(8)]
-    spawn = multiprocessing.get_context("spawn")
     processes = [
-        spawn.Process(target=_ingest_in_pieces, args=(url, made, given))
+        PROCESSES.Process(target=_ingest_in_pieces, args=(url, made, given))
         for given in (pieces, list(reversed(pieces)))
     ]
     for process in processes:
@@ -382,9 +385,8 @@ def _ingest_and_hang(url: str, made: world.World, records: list[JournalRecord], 
 def test_controller_killed_in_the_middle_of_a_batch(url: str, store: Store) -> None:
     made = make(store)
     records = world.journal(made.job, made.plan)
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    process = spawn.Process(target=_ingest_and_hang, args=(url, made, records, ready))
+    ready = PROCESSES.Event()
+    process = PROCESSES.Process(target=_ingest_and_hang, args=(url, made, records, ready))
     process.start()
     assert ready.wait(300)
     process.kill()
@@ -598,9 +600,8 @@ def _take_counters(url: str, device_id: int, out: multiprocessing.Queue[list[int
 
 def test_fencing_counters_are_never_given_twice(url: str, store: Store) -> None:
     made = make(store)
-    spawn = multiprocessing.get_context("spawn")
-    out = spawn.Queue()
-    processes = [spawn.Process(target=_take_counters, args=(url, made.device_id, out)) for _ in range(2)]
+    out = PROCESSES.Queue()
+    processes = [PROCESSES.Process(target=_take_counters, args=(url, made.device_id, out)) for _ in range(2)]
     for process in processes:
         process.start()
     taken = [out.get(timeout=300) for _ in processes]

@@ -12,7 +12,21 @@ from pathlib import Path
 import pytest
 
 from agent.spool import Spool
-from tests.agent_data import REPO, call_agent, make_pack, manifest_of, start_agent, tiny_bundle
+from sti_runtime.journal_format import read_records
+from sti_runtime.messages import EndRecord, ExecuteUnit, ProbeUnit
+from sti_runtime.model import Submodel
+from tests.agent_data import (
+    REPO,
+    call_agent,
+    make_job,
+    make_pack,
+    manifest_of,
+    probes,
+    push_job,
+    start_agent,
+    tiny_bundle,
+)
+from tests.bundles import hand_plan
 
 
 @pytest.fixture
@@ -73,3 +87,44 @@ def test_only_run_imports_an_engine(tmp_path: Path, arguments: tuple[str, ...]) 
         cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_an_engine_that_cannot_be_imported_ends_the_job_at_the_first_unit_that_needs_it(
+    spool: Spool, tmp_path: Path
+) -> None:
+    """A probe needs none. The units before it count, and the next attempt may run on a repaired device."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('libtorch.so is gone')\n")
+    bundle = tiny_bundle(spool.bundles)
+    manifest = manifest_of(bundle)
+    plan = hand_plan(manifest, Submodel(kept=(0,), width=1), lambda _layer, _slice: 2)
+    units = (
+        ProbeUnit(number=0, kind="probe"),
+        ExecuteUnit(
+            number=1, kind="execute", plan=plan, request_kind="cold", io_mode="direct", warmups=0, rows=(0,)
+        ),
+        ProbeUnit(number=2, kind="probe"),
+    )
+    job = make_job(spool, bundle=bundle.name, units=units)
+    path = push_job(spool, job)
+    environment = {**os.environ, "PYTHONPATH": str(broken)}
+    code, report = call_agent("run", path, "--spool", spool.root, env=environment)
+    assert (code, report) == (3, {"state": "refused", "done": 1, "failed": 0})
+    end = read_records(path.with_name("journal.log"), 0).records[-1].payload
+    assert isinstance(end, EndRecord)
+    assert end.refused == "the engine cannot be imported: libtorch.so is gone"
+
+
+def test_a_job_of_probes_imports_no_engine(spool: Spool, tmp_path: Path) -> None:
+    path = push_job(spool, make_job(spool, units=probes(2)))
+    script = (
+        "import sys; from agent.__main__ import main; code = main(sys.argv[1:]);"
+        "sys.exit('imported torch' if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", str(path), "--spool", str(spool.root)],
+        cwd=REPO, capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert b'"done":2' in done.stdout

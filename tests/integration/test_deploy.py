@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from agent.chunks import missing
 from agent.spool import Spool
+from orchestrator.agent_push import MACHINES
 from orchestrator.chunk_stream import pack_blocks, read_ahead
 from orchestrator.deploy import deploy_bundle
 from orchestrator.errors import AgentError, DeviceFullError, StableError, TransientError
@@ -30,13 +32,15 @@ from sti_runtime.manifest import MANIFEST_NAME
 from sti_runtime.messages import Lease
 from sti_runtime.records import sha256_hex
 from tests.agent_data import accept_pack, make_pack, manifest_of, tiny_bundle
+from tests.agents import agent_called
 
 
 class Counting(LocalTransport):
-    """The local transport; counts what passes, and can damage what is sent (a bad link)."""
+    """Local, to the native agent; counts what passes, and can damage what is sent (a bad link)."""
 
     def __init__(self, damage: int = 0) -> None:
         super().__init__("under-test")
+        self.agent_argv = agent_called(MACHINES.get(platform.machine(), "x86_64")).argv
         self.commands: list[str] = []
         self.sent_bytes = 0
         self.damage = damage

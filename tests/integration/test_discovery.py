@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.inventory import load_inventory
 from orchestrator.lab import phone
 from orchestrator.lab.phone import PhoneSpec, RunningPhone
@@ -36,31 +36,53 @@ def virt(tmp_path: Path) -> Iterator[RunningPhone]:
     phone.stop(tmp_path / "virt")
 
 
-class Desk:
-    """The command line with an inventory and an adb server of the test's own."""
+@dataclass(frozen=True)
+class Said:
+    """How a command ended and what it wrote."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Desk:
+    """The command line, in this process, with an inventory and an adb server of the test's own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.inventory = folder / "inventory.yaml"
         self.inventory.write_text(EMPTY)
-        self._folder = folder
-        self._environment = {
-            **os.environ,
-            "ANDROID_ADB_SERVER_PORT": str(port),
-            "XDG_STATE_HOME": str(folder / "state"),
-        }
+        self._capsys = capsys
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str) -> Said:
         """A command with its output."""
-        argv = [sys.executable, "-c", "from orchestrator.cli import main; main()", *words]
-        return subprocess.run(
-            argv, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=300
-        )
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        code, said = ended.value.code, self._capsys.readouterr()
+        return Said(code if isinstance(code, int) else 0, said.out, said.err)
 
     def documents(self, *words: str) -> Any:
         """What a command says with --json."""
         done = self.run(*words, "--json")
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
+
+
+@pytest.fixture
+def desk_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[int], Desk]]:
+    """Makes the desk of the adb server at a port; logging is afterwards as it was."""
+    handlers = list(logging.getLogger().handlers)
+
+    def make(port: int) -> Desk:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        return Desk(tmp_path, capsys)
+
+    yield make
+    logging.getLogger().handlers[:] = handlers
 
 
 def wait_for(server: Server, state: str, limit_s: float = 120) -> None:
@@ -71,9 +93,9 @@ def wait_for(server: Server, state: str, limit_s: float = 120) -> None:
 
 
 def test_a_phone_from_plugging_it_in_to_its_inventory_entry(
-    server: Server, virt: RunningPhone, tmp_path: Path
+    server: Server, virt: RunningPhone, desk_at: Callable[[int], Desk]
 ) -> None:
-    desk = Desk(tmp_path, server.port)
+    desk = desk_at(server.port)
     serial = f"{virt.address}:{virt.port}"
     server.asked().ask(f"host:connect:{serial}", 60)
     wait_for(server, "unauthorized")
@@ -119,16 +141,16 @@ def about_phones(desk: Desk) -> list[dict[str, str]]:
     return [finding for finding in desk.documents("doctor") if finding["subject"] not in of_host]
 
 
-def test_without_a_phone_it_says_what_to_check(server: Server, tmp_path: Path) -> None:
-    done = Desk(tmp_path, server.port).run("devices", "discover")
-    assert (done.returncode, done.stdout) == (0, "")
+def test_without_a_phone_it_says_what_to_check(server: Server, desk_at: Callable[[int], Desk]) -> None:
+    done = desk_at(server.port).run("devices", "discover")
+    assert (done.code, done.stdout) == (0, "")
     for word in ("Developer options", "cable", "udev", "transport: ssh"):
         assert word in done.stderr
 
 
-def test_doctor_starts_no_server(tmp_path: Path) -> None:
+def test_doctor_starts_no_server(tmp_path: Path, desk_at: Callable[[int], Desk]) -> None:
     port = free_port()
-    desk = Desk(tmp_path, port)
+    desk = desk_at(port)
     desk.inventory.write_text(EMPTY + "  - {name: mine, transport: adb, serial: A1}\n")
     (adb,) = (finding for finding in desk.documents("doctor") if finding["subject"] == "adb")
     assert (adb["state"], adb["text"]) == (

@@ -134,9 +134,10 @@ def test_an_adb_server_of_another_version_keeps_all_that_its_user_has(
     )
     pid = server.pid
     stifarm(tmp_path, "doctor")
-    assert stifarm(tmp_path, "devices", "probe") == 0
     bundle = tiny_bundle(tmp_path / "bundles")
     worker = started(stack, tmp_path)
+    worker.look("phone")
+    worker.facts("phone")
     assert worker.deploy("phone", bundle)[0].chunks_sent > 0
     worker.clean("phone")
     assert server.running()
@@ -175,10 +176,11 @@ def test_a_users_session_on_a_board_stays_open(stack: ExitStack, tmp_path: Path)
 
     assert answers(b"before\n")
     write_inventory(tmp_path, f"{{name: board, {server.fields()}, threads: 1, workdir: {tmp_path}/there}}")
-    assert stifarm(tmp_path, "devices", "probe") == 0
     worker = started(stack, tmp_path)
+    worker.look("board")
+    worker.facts("board")
     assert worker.deploy("board", tiny_bundle(tmp_path / "bundles"))[0].chunks_sent > 0
     assert answers(b"between\n")
+    worker.clean("board")
     worker.close()
-    assert stifarm(tmp_path, "devices", "clean", "--devices", "board") == 0
     assert answers(b"after\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -46,22 +46,27 @@ def build_sanitized(sanitizer: Sanitizer, *programs: Path, runtime: Sequence[Pat
         folders = {RUNTIME} if source.parent == RUNTIME else set(SOURCE_FOLDERS)
         headers = b"".join(path.read_bytes() for part in sorted(folders) for path in sorted(part.glob("*.h")))
         key = hashlib.sha256(repr((version, flags, str(source))).encode() + headers + source.read_bytes())
-        path = folder / f"{key.hexdigest()}.o"
-        if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            _run(compiler, *flags, "-c", source, "-o", partial)
-            partial.replace(path)
-        return path
+        return _made_once(
+            folder / f"{key.hexdigest()}.o", lambda to: (compiler, *flags, "-c", source, "-o", to)
+        )
 
     sources = (*programs, *(sorted(RUNTIME.glob("*.c")) if runtime is None else runtime))
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(build_object, sources))
     name = hashlib.sha256(repr(objects).encode()).hexdigest()
-    path = folder / name
-    if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        _run(compiler, *mode, "-pthread", *objects, "-lm", "-o", partial)
-        partial.replace(path)
+    return _made_once(folder / name, lambda to: (compiler, *mode, "-pthread", *objects, "-lm", "-o", to))
+
+
+def _made_once(path: Path, command: Callable[[Path], Sequence[str | Path]]) -> Path:
+    """``path``, made by the command unless it is there; of several processes that want it one makes it."""
+    if path.exists():
+        return path
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            _run(*command(partial))
+            partial.replace(path)
     return path
 
 

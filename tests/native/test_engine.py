@@ -38,6 +38,7 @@ INT8_COSINE = 0.999
 """Least cosine of int8's hidden states to those of fp32 with the same weights."""
 
 NO_SUCH_ISA = 3
+FEW_TOKENS = 24
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -117,6 +118,16 @@ class Case:
     bundle: Bundle
     passes: tuple[Pass, ...]
     expected: tuple[Result, ...]
+
+    def short(self) -> Case:
+        """Its passes of few tokens, batches among them."""
+        chosen = [number for number, each in enumerate(self.passes) if each.ids.size <= FEW_TOKENS]
+        assert {len(self.passes[number].ids) for number in chosen} > {1}
+        return Case(
+            self.bundle,
+            tuple(self.passes[number] for number in chosen),
+            tuple(self.expected[number] for number in chosen),
+        )
 
 
 # ------------------------------------------------------------------ cases
@@ -346,7 +357,8 @@ def test_every_submodel_and_fidelity_agrees_with_torch(cases: dict[str, Case], n
 @pytest.mark.parametrize(("architecture", "cpu", "isa"), ARM)
 def test_arm_agrees_with_torch(cases: dict[str, Case], architecture: str, cpu: str, isa: str) -> None:
     command = emulated(architecture, cpu)
-    for name, case in cases.items():
+    for name, each in cases.items():
+        case = each.short() if name == "wide" else each  # an emulator takes 10 s for the long ones
         first = None if name == "bert" and isa != "portable" else 9
         assert worst(run_probe(command, case, isa, first=first), case.expected) <= TOLERANCE, name
 
