@@ -150,7 +150,7 @@ def deploy_bundle(
         transport.push(manifest_path, announced)
     sender = _Sender(transport, spool, bundle_path, digest, manifest.all_chunks(), progress, fence)
     for attempt in range(_TRIES):
-        answer = call_agent(transport, spool, "missing", announced, *fence)
+        answer = call_agent(transport, spool, "missing", announced, *fence, timeout_s=COMMIT_TIMEOUT_S)
         try:
             if answer.get("complete") is not True:
                 sender.send(_indices(answer, "missing", len(sender.table), transport.device))
@@ -239,14 +239,15 @@ class _Sender:
             if blocks.error is not None:
                 raise blocks.error from error
             raise
-        rejected = _indices(answer, "rejected", len(self.table), self._transport.device)
+        named = _indices(answer, "rejected", len(self.table), self._transport.device)
+        rejected = [index for index in named if index in pack]
         if last and not rejected and answer.get("state") != "committed":
             raise StableError(
                 f"the agent took every chunk and still lacks {str(answer.get('remaining'))[:20]}.",
                 "Update stifarm on the device: agent and host must be of one version.",
                 device=self._transport.device,
             )
-        return [index for index in rejected if index in pack]
+        return rejected
 
     def _handed_over(self, length: int) -> None:
         self._sent_bytes += length

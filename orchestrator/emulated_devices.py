@@ -56,12 +56,15 @@ class EmulatedDevices:
 
     def __init__(self, settings: Settings, reach: Reach, jobs: Jobs) -> None:
         self._settings, self._reach, self._jobs = settings, reach, jobs
-        self._leaving: list[threading.Thread] = []
+        self._entered: dict[str, int] = {}
+        """How often a job entered a device's groups."""
+
+        self._leaving: dict[str, tuple[int, threading.Thread]] = {}
         self._hierarchies: Hierarchies = system_hierarchies()
 
     def close(self) -> None:
         """Finish what goes on in the background."""
-        for thread in self._leaving:
+        for _, thread in list(self._leaving.values()):
             thread.join(_LEAVE_LIMIT_S)
 
     def resolve(
@@ -87,6 +90,7 @@ class EmulatedDevices:
 
     def enter(self, device: Device, emulation: Emulation | None) -> tuple[str, ...]:
         """What to put before a command so that it runs under the device's limits."""
+        self._entered[device.name] = self._entered.get(device.name, 0) + 1
         try:
             return self._site(device).enter(emulation)
         except CgroupUnavailableError as error:
@@ -105,19 +109,30 @@ class EmulatedDevices:
         device = self._reach.devices[name]
         if device.emulate is None or device.transport != "local":
             return
+        entered = self._entered.get(name, 0)
+        before = self._leaving.get(name)
+        if before is not None and before[0] == entered and before[1].is_alive():
+            return
+        thread = threading.Thread(
+            target=self._leave, args=(device, entered), name=f"leave-{name}", daemon=True
+        )
+        self._leaving[name] = (entered, thread)
+        thread.start()
 
-        def until_gone() -> None:
-            deadline = time.monotonic() + _LEAVE_LIMIT_S
-            while time.monotonic() < deadline:
-                with self._reach.locks[name]:
+    def _leave(self, device: Device, entered: int) -> None:
+        deadline = time.monotonic() + _LEAVE_LIMIT_S
+        while time.monotonic() < deadline:
+            with self._reach.locks[device.name]:
+                if self._entered.get(device.name, 0) != entered:
+                    return  # by a next job: its end removes them
+                try:
                     if self._site(device).remove():
                         return
-                time.sleep(_LEAVE_PAUSE_S)
-            _log.warning("control groups stay: a process is still in them", device=name)
-
-        thread = threading.Thread(target=until_gone, name=f"leave-{name}", daemon=True)
-        thread.start()
-        self._leaving.append(thread)
+                except CgroupUnavailableError as error:
+                    _log.warning("control groups stay", device=device.name, cause=str(error))
+                    return
+            time.sleep(_LEAVE_PAUSE_S)
+        _log.warning("control groups stay: a process is still in them", device=device.name)
 
     def forget(self, name: str) -> None:
         """Verify the device anew at its next use; its control groups are removed."""
@@ -204,6 +219,12 @@ class EmulatedDevices:
         listed = self._reach.retried(
             device.name, lambda: transport.run(["sh", "-c", script, "sh", folder], timeout_s=60)
         )
+        if not listed.ok:
+            raise StableError(
+                f"{folder} cannot be listed: {listed.error_text() or listed.exit_code}.",
+                "Check that its user may read there.",
+                device=device.name,
+            )
         for attempt in parse_attempts(listed.stdout):
             call_agent(transport, spool, "stop", EMULATION_JOB, str(attempt))
             self._forget_ended(transport, device, attempt)

@@ -44,8 +44,8 @@ def remove_everything(transport: Transport, spool: str, lease: Lease | None) -> 
     _require_ours(transport, spool, lease)
     _require_idle(transport, spool)
     script = 'cd -- "$1" || exit 0; shift; for each; do test ! -e "$each" || echo "$each"; done'
-    listed = transport.run(["sh", "-c", script, "sh", spool, *OWNED], timeout_s=_LIST_TIMEOUT_S)
-    there = tuple(name for name in OWNED if name in listed.stdout.decode(errors="replace").split())
+    listed = _listed(transport, script, spool, *OWNED)
+    there = tuple(name for name in OWNED if name in listed)
     if SETTINGS in there:
         raise DeviceFullError(
             f"settings of it are to be put back ({spool}/{SETTINGS}), and there is no room for an agent to.",
@@ -59,8 +59,7 @@ def remove_everything(transport: Transport, spool: str, lease: Lease | None) -> 
 def agents_there(transport: Transport, spool: str) -> list[str]:
     """Paths of the agents that were pushed before, of whatever version."""
     script = 'for each in "$1"/stifarm-agent-*; do test ! -x "$each" || echo "$each"; done'
-    listed = transport.run(["sh", "-c", script, "sh", f"{spool}/bin"], timeout_s=_LIST_TIMEOUT_S)
-    paths = listed.stdout.decode(errors="replace").splitlines()
+    paths = _listed(transport, script, f"{spool}/bin")
     return [path for path in paths if _AGENT.fullmatch(path.removeprefix(f"{spool}/bin/"))]
 
 
@@ -95,11 +94,23 @@ def _require_ours(transport: Transport, spool: str, lease: Lease | None) -> None
 def _require_idle(transport: Transport, spool: str) -> None:
     """Raises: TransientError while an agent runs a job."""
     script = 'for each in "$1"/jobs/*/*/pid; do test ! -e "$each" || echo "${each%/pid}"; done'
-    listed = transport.run(["sh", "-c", script, "sh", spool], timeout_s=_LIST_TIMEOUT_S)
-    for folder in listed.stdout.decode(errors="replace").splitlines():
+    for folder in _listed(transport, script, spool):
         if agent_runs(transport, folder):
             job = folder.removeprefix(f"{spool}/jobs/")[:80]
             raise TransientError(f"job {job} runs there.", "Stop it first.", device=transport.device)
+
+
+def _listed(transport: Transport, script: str, *arguments: str) -> list[str]:
+    """The lines that a listing script prints. Raises: StableError when it fails: nothing must not be read
+    out of that."""
+    listed = transport.run(["sh", "-c", script, "sh", *arguments], timeout_s=_LIST_TIMEOUT_S)
+    if not listed.ok or listed.truncated:
+        raise StableError(
+            f"{arguments[0]} cannot be listed: {listed.error_text() or listed.exit_code}.",
+            "Check that its user may read there, and the load of the device.",
+            device=transport.device,
+        )
+    return listed.stdout.decode(errors="replace").splitlines()
 
 
 def _remove(transport: Transport, spool: str, names: Sequence[str]) -> None:

@@ -68,6 +68,8 @@ class Reach:
             return str(given if device.workdir else self._settings.spool(name))
         if device.workdir is not None:
             return device.workdir
+        if (known := self._workdirs.get(name)) is not None:
+            return known  # without the lock: a poll does not wait for a deploy
         with self.locks[name]:
             if name not in self._workdirs:
                 transport = self.transport(name)

@@ -160,6 +160,7 @@ def test_deploys(worker: HostWorker, liar: Liar, tmp_path: Path) -> None:
     liar.says("missing", {"missing": [0], "complete": False})
     outcomes: list[dict[str, Any]] = [
         {"rejected": [0]}, {"rejected": [10**9]}, {"rejected": []}, {"state": "committed"}, {},
+        {"rejected": [1], "state": "incoming", "remaining": 9},
     ]  # fmt: skip
     for accepted in outcomes:
         liar.says("accept", accepted)
