@@ -52,6 +52,7 @@ class PlanAnswer:
     accuracy: Accuracy | None
     profiles: tuple[ProfileRef, ...]
     stale: tuple[str, ...]
+    borrowed: bool
     emulated: bool
     mechanisms: tuple[str, ...]
     planned_wall_ns: int
@@ -104,6 +105,7 @@ def ensure_plan(session: Session, plan: Plan, *, device_id: int, task: str) -> i
             "predicted_median_latency_ns": plan.predicted.median_latency_ns,
             "predicted_stall_ns": plan.predicted.stall_ns,
             "within_target": plan.within_target,
+            "borrowed": profile is not None and profile.device_id != device_id,
             "emulated": device.emulated or (profile is not None and profile.emulated),
             "plan_json": document(plan),
             "created_wall_ns": now,
@@ -208,6 +210,7 @@ def _answer(
         accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
         profiles=_references(session, row, profile),
         stale=stale_reasons(session, row, device, profile),
+        borrowed=row.borrowed,
         emulated=emulated,
         mechanisms=measured.mechanisms if measured is not None else (),
         planned_wall_ns=row.planned_wall_ns,

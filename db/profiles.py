@@ -158,6 +158,7 @@ def save_device_profile(
         {
             "digest": digest,
             "device_id": device_id,
+            "job_id": job_id,
             "bundle_digest": profile.bundle,
             "engine": profile.engine,
             "sequence_length": profile.sequence_length,

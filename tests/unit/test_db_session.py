@@ -61,7 +61,7 @@ def test_schema_states(tmp_path: Path) -> None:
 def test_store_without_schema_names_the_verb() -> None:
     for state, what in (("older", "an older stifarm"), ("empty", "no schema yet")):
         with pytest.raises(StoreVersionError, match=what) as caught:
-            db.session._require_current(state, "here")
+            db.session.require_current(state, "here")
         assert "stifarm db upgrade" in str(caught.value)
 
 
