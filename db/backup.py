@@ -120,7 +120,9 @@ def _copy_pages(source: Connection, partial: Path) -> Contents:
         driver.backup(copy)
         said = copy.execute("PRAGMA integrity_check").fetchone()[0]
     if said != "ok":
-        raise StoreError(f"The copy of the store is damaged: {said}.", "Check the disk (dmesg), then try again.")
+        raise StoreError(
+            f"The copy of the store is damaged: {said}.", "Check the disk (dmesg), then try again."
+        )
     return found
 
 
@@ -213,7 +215,11 @@ def _take_over(target: Connection, path: Path) -> None:
     )
     if target.dialect.name == "postgresql":
         for table in Base.metadata.sorted_tables:
-            if "id" in table.columns and table.columns["id"].autoincrement and table.columns["id"].primary_key:
+            if (
+                "id" in table.columns
+                and table.columns["id"].autoincrement
+                and table.columns["id"].primary_key
+            ):
                 _number_on(target, table)
     what = f"This store was restored from {path.name}; leases were freed, their counters raised by {COUNTER_STEP}."
     row = {"wall_ns": now_wall_ns(), "level": "warning", "kind": "store-restored", "what": what}

@@ -211,6 +211,14 @@ def latest_profile(
     return next((row for row in newest if rates is None or _has_rates(row, rates)), None)
 
 
+def profile_of_job(session: Session, device_id: int, job_id: str) -> DeviceProfile | None:
+    """The newest fit of a job's samples, which may have been compacted since; None when there is none."""
+    table = DeviceProfileRow
+    query = select(table).where(table.device_id == device_id, table.job_id == job_id)
+    row = session.scalars(query.order_by(table.id.desc()).limit(1)).one_or_none()
+    return None if row is None else device_profile(row)
+
+
 def profile_by_digest(session: Session, digest: str) -> DeviceProfile:
     """A device profile by its digest. Raises: InputError when the store does not hold it."""
     table = DeviceProfileRow

@@ -11,7 +11,7 @@ from db import importance as importance_queries
 from db import plans as plan_queries
 from db.devices import device_by_name
 from db.plans import PlanAnswer
-from db.profiles import device_profile, latest_profile, profile_samples, save_device_profile
+from db.profiles import device_profile, latest_profile, profile_of_job, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
 from orchestrator import jobs
 from orchestrator.dispatch import Advance, Outcome, Request, Worker, next_repetition, run_job
@@ -99,6 +99,9 @@ def fit(farm: Farm, ready: ReadyDevice, work: Work, job_id: str) -> DeviceProfil
             engine=ready.target.engine,
             job_id=job_id,
         )
+        fitted = None if samples is not None else profile_of_job(session, ready.device_id, job_id)
+        if fitted is not None:
+            return fitted  # its samples have been compacted
         if samples is None:
             raise InputError(
                 f"Job {job_id} left no valid samples of {ready.name}.",

@@ -45,7 +45,9 @@ def stored(revision: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def rows_of(connection: Connection, tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+def rows_of(
+    connection: Connection, tables: dict[str, list[dict[str, Any]]]
+) -> dict[str, list[dict[str, Any]]]:
     """The same tables and columns as they are in the database now."""
     now = MetaData()
     now.reflect(connection)
@@ -54,7 +56,9 @@ def rows_of(connection: Connection, tables: dict[str, list[dict[str, Any]]]) -> 
         table = now.tables[name]
         query = select(table).order_by(*table.primary_key.columns)
         columns = list(rows[0]) if rows else []
-        found[name] = [{column: row[column] for column in columns} for row in connection.execute(query).mappings()]
+        found[name] = [
+            {column: row[column] for column in columns} for row in connection.execute(query).mappings()
+        ]
     return found
 
 

@@ -76,9 +76,7 @@ def upgrade() -> None:
     op.create_index("ix_sample_summaries_journal_id", "sample_summaries", ["journal_id"], unique=False)
     op.create_index(op.f("ix_sample_summaries_device_id"), "sample_summaries", ["device_id"], unique=False)
     op.add_column("journal_records", sa.Column("compacted_wall_ns", INT64, nullable=True))
-    op.add_column(
-        "plans", sa.Column("borrowed", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
+    op.add_column("plans", sa.Column("borrowed", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_index("ix_plans_question", "plans", list(QUESTION), unique=False)
     # As text: SQLite takes a reference with a new column only, and only in the column itself.
     name = "CONSTRAINT fk_device_profiles_job_id " if op.get_bind().dialect.name == "postgresql" else ""
