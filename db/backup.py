@@ -47,8 +47,8 @@ Contents = Mapping[str, TableDigest]
 def backup(url: str, path: Path) -> Contents:
     """Copy a store, in use or not, to the new file ``path``, which appears when it is complete and verified.
 
-    All of it is of one moment. Raises: InputError when ``path`` exists or there is no store; StoreVersionError
-    when its schema is not this program's; StoreError when it fails.
+    All of it is of one moment. Raises: InputError when ``path`` exists or there is no store;
+    StoreVersionError when its schema is not this program's; StoreError when it fails.
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)
@@ -221,7 +221,7 @@ def _take_over(target: Connection, path: Path) -> None:
                 and table.columns["id"].primary_key
             ):
                 _number_on(target, table)
-    what = f"This store was restored from {path.name}; leases were freed, their counters raised by {COUNTER_STEP}."
+    what = f"Restored from {path.name}; leases were freed, their counters raised by {COUNTER_STEP}."
     row = {"wall_ns": now_wall_ns(), "level": "warning", "kind": "store-restored", "what": what}
     target.execute(insert(EventRow), row)
 

@@ -94,8 +94,8 @@ def compact(
         advance(done.records)
     if done.records and not dry_run:
         what = (
-            f"{done.samples} samples of {done.records} records were compacted into {done.summaries} summaries;"
-            f" kept: {retention.days} days, {retention.profiles} profiles, {retention.runs} runs of each plan."
+            f"{done.samples} samples of {done.records} records are now {done.summaries} summaries; kept were"
+            f" {retention.days} days, {retention.profiles} fits a setting, {retention.runs} runs a plan."
         )
         with store.session() as session:
             record_event(session, "info", "samples-compacted", what)

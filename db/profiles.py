@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from db.devices import latest_facts
 from db.documents import document, now_wall_ns
+from db.grounds import profile_record
 from db.jobs import get_job, job_record
 from db.models import (
     AttemptRow,
@@ -216,7 +217,7 @@ def profile_of_job(session: Session, device_id: int, job_id: str) -> DeviceProfi
     table = DeviceProfileRow
     query = select(table).where(table.device_id == device_id, table.job_id == job_id)
     row = session.scalars(query.order_by(table.id.desc()).limit(1)).one_or_none()
-    return None if row is None else device_profile(row)
+    return None if row is None else profile_record(row)
 
 
 def profile_by_digest(session: Session, digest: str) -> DeviceProfile:
@@ -225,12 +226,7 @@ def profile_by_digest(session: Session, digest: str) -> DeviceProfile:
     row = session.scalars(select(table).where(table.digest == digest).limit(1)).one_or_none()
     if row is None:
         raise InputError(f"There is no device profile {digest[:12]}.", "Make one with `stifarm profile`.")
-    return device_profile(row)
-
-
-def device_profile(row: DeviceProfileRow) -> DeviceProfile:
-    """The profile of a row."""
-    return DeviceProfile.from_json(row.profile_json.encode(), source=f"device profile {row.digest[:12]}")
+    return profile_record(row)
 
 
 def _has_rates(row: DeviceProfileRow, rates: tuple[int | None, int | None]) -> bool:

@@ -194,7 +194,8 @@ def _migrate(connection: Connection, place: str, revision: str = "head") -> None
 def make_engine(url: URL) -> Engine:
     """An engine whose transactions are as the store wants them. Raises: InputError without the driver."""
     try:
-        engine = create_engine(url)
+        # A server that restarted has closed what the pool holds: it is asked first (SQLite: a local file).
+        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
     except (ImportError, NoSuchModuleError) as error:
         raise InputError(
             f"No driver for {url.drivername!r} is installed.", "Install stifarm[postgres]."

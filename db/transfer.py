@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, FromClause, Text, column, select, table
+from sqlalchemy import BigInteger, Boolean, FromClause, Table, Text, column, select, table
 from sqlalchemy.orm import Session
 
 from db.models import Base
@@ -48,9 +48,8 @@ def export_table(session: Session, name: str, path: Path, format: str, *, force:
     if path.is_dir() or (path.exists() and not force):
         raise InputError(f"{path} exists already.", "Name another file, or replace that one with --force.")
     query = select(source).execution_options(yield_per=_ROWS_AT_ONCE)
-    keys = source.primary_key.columns
-    if keys:
-        query = query.order_by(*keys)
+    if isinstance(source, Table):
+        query = query.order_by(*source.primary_key.columns)
     types = {c.name: c.type.python_type for c in source.columns}
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

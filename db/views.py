@@ -56,9 +56,9 @@ _COUNTED = "r.valid AND NOT r.warmup"
 
 _LATEST_PLANS = View(
     "v_latest_plans",
-    """plan_id plan_digest:text device_id device:text task:text policy:text target_ns preload_bytes working_bytes
-    bundle_digest:text bundle:text depth width mean_fidelity_milli preloaded_bytes streamed_bytes
-    predicted_latency_ns predicted_median_latency_ns predicted_stall_ns within_target:boolean
+    """plan_id plan_digest:text device_id device:text task:text policy:text target_ns preload_bytes
+    working_bytes bundle_digest:text bundle:text depth width mean_fidelity_milli preloaded_bytes
+    streamed_bytes predicted_latency_ns predicted_median_latency_ns predicted_stall_ns within_target:boolean
     device_profile_digest:text profile_measured_wall_ns unfit:boolean borrowed:boolean emulated:boolean
     planned_wall_ns""",
     """

@@ -68,7 +68,7 @@ def backup(context: typer.Context, path: Annotated[Path, typer.Argument(help="Ne
 
 @db_app.command("restore")
 def restore(context: typer.Context, path: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
-    """Fill an empty store, of either kind, with a backup. The store that was backed up must not be used any more.
+    """Fill an empty store, of either kind, with a backup; the one backed up must not be used any more.
 
     Example: stifarm --db-url postgresql://farm@db/stifarm db restore store-backup.sqlite
     """

@@ -62,7 +62,7 @@ def rows(store: Store) -> tuple[int, ...]:
 
 
 def test_what_a_latest_plan_or_a_kept_fit_rests_on_stays(store: Store) -> None:
-    made, _ = fill(store)
+    fill(store)
     for retention in (Retention(), Retention(0, 1, 1), Retention(1, 0, 0)):
         assert compact(store, retention) == Compaction(0, 0, 0, 0)
     # Without fits kept, those samples go which no fit is known to rest on; the latest plan's requests stay.

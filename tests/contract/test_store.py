@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, func, inspect, select, text, update
-from sqlalchemy.engine import make_url
+from sqlalchemy import create_engine, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import leases
@@ -81,12 +74,6 @@ from sti_runtime.messages import (
     Verdict,
 )
 from tests.contract import store_world as world
-from tests.contract.postgres_server import (
-    UNAVAILABLE,
-    private_server,
-    server_binaries,
-    unprivileged_user,
-)
 
 SAMPLES: tuple[type[Base], ...] = (
     IoSampleRow,
