@@ -37,7 +37,7 @@ $(RUN): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): $(RUN)
-	$(PIP) install -q -c $(LOCK) -e '.[dev,postgres]'
+	$(PIP) install -q -c $(LOCK) -e '.[dev,parquet,postgres]'
 	@touch $@
 
 setup: $(RUN)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from db.compact import COUNTED
 from db.documents import untrusted_document
 from db.models import (
     ComputeSampleRow,
@@ -17,6 +19,7 @@ from db.models import (
     ProbeRow,
     RequestRow,
     RunRow,
+    SampleSummaryRow,
 )
 from sti_runtime.messages import (
     ComputeProfileResult,
@@ -112,6 +115,23 @@ def _expected(result: UnitResult) -> Mapping[InstrumentedAttribute[int], int]:
     return {}
 
 
+_KINDS: Mapping[type[Any], str] = {
+    IoSampleRow: "io", ComputeSampleRow: "compute", FixedSampleRow: "fixed", RequestRow: "request",
+}  # fmt: skip
+"""Kinds of summaries by the table that their samples stood in."""
+
+
+def _compacted(session: Session, journal_id: int, table: type[Any]) -> int:
+    """How many samples of a record are summaries now."""
+    kind, summary = _KINDS.get(table), SampleSummaryRow
+    if kind is None:
+        return 0
+    query = select(func.coalesce(func.sum(summary.count), 0)).where(
+        summary.journal_id == journal_id, summary.kind == kind, summary.quantity == COUNTED[kind]
+    )
+    return int(session.execute(query).scalar_one())
+
+
 def _count_samples(session: Session, journal_id: int, result: UnitResult) -> tuple[int, list[str]]:
     counted, wrong = 0, []
 
@@ -121,14 +141,14 @@ def _count_samples(session: Session, journal_id: int, result: UnitResult) -> tup
 
     for column, wanted in _expected(result).items():
         rows = select(func.count()).select_from(column.class_).where(column == journal_id)
-        found = session.execute(rows).scalar_one()
+        found = session.execute(rows).scalar_one() + _compacted(session, journal_id, column.class_)
         counted += found
         check(str(column.class_.__tablename__), found, wanted)
     if isinstance(result, ExecuteResult):
         of_run = select(RunRow.id).where(RunRow.journal_id == journal_id)
         found = session.execute(
             select(func.count()).select_from(RequestRow).where(RequestRow.run_id.in_(of_run))
-        ).scalar_one()
+        ).scalar_one() + _compacted(session, journal_id, RequestRow)
         counted += found
         check(RequestRow.__tablename__, found, len(result.requests))
     return counted, wrong

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import time
+import zlib
 from typing import Any
 
 from sti_runtime.records import Record, canonical_json
@@ -29,6 +31,24 @@ def untrusted_document(record: Record) -> str:
 def parse(text: str) -> Any:
     """The plain data of a stored document."""
     return json.loads(text)
+
+
+_PACKED = "zlib:"
+"""Begins a packed document; JSON of a record begins with a brace."""
+
+
+def pack(text: str) -> str:
+    """A document in less space; one that is packed stays."""
+    if text.startswith(_PACKED):
+        return text
+    return _PACKED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unpack(text: str) -> str:
+    """A document as it was before ``pack``; one that is not packed stays."""
+    if not text.startswith(_PACKED):
+        return text
+    return zlib.decompress(base64.b64decode(text[len(_PACKED) :])).decode()
 
 
 def storable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 StifarmError
 └── StoreError               the database cannot be reached, read or written
+    ├── StoreUnreachableError  nobody answers, or the connection was lost: it may come back
     ├── StoreVersionError    its schema is older or newer than this program
     └── LeaseHeldError       another controller holds the device
 """
@@ -13,6 +14,11 @@ from sti_runtime.errors import StifarmError
 
 class StoreError(StifarmError):
     """The database cannot be reached, opened, read or written, or lacks a row that was named."""
+
+
+class StoreUnreachableError(StoreError):
+    """The database does not answer or the connection to it was lost; whether the last commit was made is not
+    known. Trying again may help."""
 
 
 class StoreVersionError(StoreError):

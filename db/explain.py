@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from db.errors import StoreError
+from db.errors import StoreError, StoreUnreachableError
 from sti_runtime.errors import ResourceError, StifarmError
 
 BUSY_TIMEOUT_S = 30
@@ -66,6 +66,14 @@ _SQLITE_CAUSES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_AWAY = ("08", "57P0")
+"""SQLSTATE classes of a connection that failed and of a server that stops, crashed or starts."""
+
+_REFUSED = ("28", "3D")
+_REFUSED_WORDS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+"""A wrong user, password or database: no use to try again. (No SQLSTATE comes with a connection refused.)"""
+
+
 def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | None:
     # SQLAlchemy passes through what SQLite says while a connection is being set up.
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -80,7 +88,8 @@ def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | No
             if name.startswith(prefix):
                 return StoreError(f"The store {place} {what} ({cause}).", remedy)
         return None
-    if not isinstance(error, OperationalError):
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if not isinstance(error, OperationalError) and not lost:
         return None
     state = getattr(cause, "sqlstate", None) or ""
     first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
@@ -89,7 +98,10 @@ def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | No
             f"The store {place} cannot grow: the server's disk is full ({first}).",
             "Free some space on the database server and run the same command again.",
         )
-    return StoreError(
+    refused = state.startswith(_REFUSED) or any(word in str(cause) for word in _REFUSED_WORDS)
+    away = lost or state.startswith(_AWAY) or not state
+    kind = StoreUnreachableError if away and not refused else StoreError
+    return kind(
         f"The store {place} cannot be reached or failed: {first}.",
         "Check that the PostgreSQL server runs, that host, database, user and password are right, "
         "then run the same command again.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from db.documents import document, now_wall_ns
+from db.documents import document, now_wall_ns, unpack
 from db.errors import StoreError
 from db.models import AttemptRow, JobRow, JournalRecordRow, TaskDataRow
 from db.plans import ensure_plan
@@ -213,6 +213,6 @@ def _accepted(session: Session, job_id: str, kind: str) -> list[JournalRecord]:
         table.job_id == job_id, table.type == kind, table.rejected.is_(None)
     )
     return [
-        JournalRecord.from_json(text.encode(), source=f"journal of job {job_id}")
+        JournalRecord.from_json(unpack(text).encode(), source=f"journal of job {job_id}")
         for text in session.scalars(query.order_by(table.attempt, table.seq))
     ]

@@ -5,35 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from db.artifacts import newest_task_data
 from db.devices import device_labels
 from db.documents import document, now_wall_ns
 from db.errors import StoreError
-from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
+from db.grounds import ProfileRef, predicted_interval, profile_record, references
+from db.models import BundleRow, DeviceProfileRow, DeviceRow, PlanRow
 from db.runs import SEEN_SPLITS, Accuracy, Measured, accuracy_on, measured_of
 from db.staleness import stale_reasons
+from db.statistics import Interval
 from db.upsert import save_new
 from sti_runtime.errors import InputError
 from sti_runtime.plan import PLAN_CAP_BYTES, Plan
 
 
 @dataclass(frozen=True)
-class ProfileRef:
-    """A profile an answer rests on. ``kind``: "device" or "importance"; ``age_ns`` since it was measured."""
-
-    kind: str
-    digest: str
-    age_ns: int | None
-    unfit: bool
-
-
-@dataclass(frozen=True)
 class PlanAnswer:
     """Everything known of one plan on one device.
 
+    ``predicted_interval``: where a warm request is expected (``db.grounds``); None without its profile.
+    ``borrowed``: its device profile is another device's, of the same chip.
     ``measured``: None until the plan ran there. ``accuracy``: None until its content was evaluated.
     ``stale``: why the plan or its profile may no longer hold, in the words of ``db.staleness``; empty when
     nothing is known to have changed.
@@ -48,10 +42,12 @@ class PlanAnswer:
     task: str
     predicted_latency_ns: int
     predicted_median_latency_ns: int
+    predicted_interval: Interval | None
     measured: Measured | None
     accuracy: Accuracy | None
     profiles: tuple[ProfileRef, ...]
     stale: tuple[str, ...]
+    borrowed: bool
     emulated: bool
     mechanisms: tuple[str, ...]
     planned_wall_ns: int
@@ -104,6 +100,7 @@ def ensure_plan(session: Session, plan: Plan, *, device_id: int, task: str) -> i
             "predicted_median_latency_ns": plan.predicted.median_latency_ns,
             "predicted_stall_ns": plan.predicted.stall_ns,
             "within_target": plan.within_target,
+            "borrowed": profile is not None and profile.device_id != device_id,
             "emulated": device.emulated or (profile is not None and profile.emulated),
             "plan_json": document(plan),
             "created_wall_ns": now,
@@ -149,12 +146,22 @@ def latest_plans(
     evaluation on a split that is neither trained nor planned on. Of a split only the task's newest data
     count (those that the bundle's model can read): accuracy on data replaced since is no answer.
     """
+    table = PlanRow
+    question = (
+        table.device_id,
+        table.task,
+        table.policy,
+        table.target_ns,
+        table.preload_bytes,
+        table.working_bytes,
+    )
+    newest = func.row_number().over(
+        partition_by=question, order_by=(table.planned_wall_ns.desc(), table.id.desc())
+    )
     query = (
-        select(PlanRow, DeviceRow)
-        .join(DeviceRow, DeviceRow.id == PlanRow.device_id)
+        select(table.id, newest.label("place"))
+        .join(DeviceRow, DeviceRow.id == table.device_id)
         .where(DeviceRow.retired_wall_ns.is_(None))
-        .order_by(DeviceRow.name, PlanRow.task, PlanRow.policy, PlanRow.target_ns, PlanRow.preload_bytes)
-        .order_by(PlanRow.working_bytes, PlanRow.planned_wall_ns.desc(), PlanRow.id.desc())
     )
     conditions = (
         (device, DeviceRow.name),
@@ -168,14 +175,20 @@ def latest_plans(
             query = query.where(column == wanted)
     if device is None and not include_emulated:
         query = query.where(PlanRow.emulated.is_(False), DeviceRow.emulated.is_(False))
-    seen: set[tuple[object, ...]] = set()
+    placed = query.subquery()
+    found = (
+        select(table, DeviceRow)
+        .join(placed, placed.c.id == table.id)
+        .join(DeviceRow, DeviceRow.id == table.device_id)
+        .where(placed.c.place == 1)
+        .order_by(DeviceRow.name, table.task, table.policy, table.target_ns, table.preload_bytes)
+        .order_by(table.working_bytes)
+    )
     current: dict[tuple[str, str], Mapping[str, str]] = {}
     answers = []
-    for row, owner in session.execute(query):
-        question = (owner.id, row.task, row.policy, row.target_ns, row.preload_bytes, row.working_bytes)
-        if question in seen or (label and device_labels(owner).get(label[0]) != label[1]):
+    for row, owner in session.execute(found):
+        if label and device_labels(owner).get(label[0]) != label[1]:
             continue
-        seen.add(question)
         rows_of = (row.task, row.bundle_digest)
         if rows_of not in current:
             current[rows_of] = newest_task_data(session, *rows_of)
@@ -191,9 +204,10 @@ def latest_plans(
 def _answer(
     session: Session, row: PlanRow, device: DeviceRow, request_kind: str, data: Collection[str]
 ) -> PlanAnswer:
-    profile = session.get(DeviceProfileRow, row.device_profile_id) if row.device_profile_id else None
+    stored = session.get(DeviceProfileRow, row.device_profile_id) if row.device_profile_id else None
+    profile = None if stored is None else profile_record(stored)
     emulated = row.emulated or device.emulated
-    engine = device.engine if profile is None else profile.engine
+    engine = device.engine if stored is None else stored.engine
     measured = measured_of(session, row.id, request_kind=request_kind, emulated=emulated)
     return PlanAnswer(
         plan=_plan(row),
@@ -204,25 +218,16 @@ def _answer(
         task=row.task,
         predicted_latency_ns=row.predicted_latency_ns,
         predicted_median_latency_ns=row.predicted_median_latency_ns,
+        predicted_interval=predicted_interval(row, profile),
         measured=measured,
         accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
-        profiles=_references(session, row, profile),
-        stale=stale_reasons(session, row, device, profile),
+        profiles=references(session, row, stored, profile),
+        stale=stale_reasons(session, row, device, stored),
+        borrowed=row.borrowed,
         emulated=emulated,
         mechanisms=measured.mechanisms if measured is not None else (),
         planned_wall_ns=row.planned_wall_ns,
     )
-
-
-def _references(session: Session, row: PlanRow, profile: DeviceProfileRow | None) -> tuple[ProfileRef, ...]:
-    now = now_wall_ns()
-    age = None if profile is None else max(0, now - profile.measured_wall_ns)
-    found = [ProfileRef("device", row.device_profile_digest, age, profile is not None and profile.unfit)]
-    if row.importance_digest is not None:
-        importance = session.get(ImportanceProfileRow, row.importance_digest)
-        age = None if importance is None else max(0, now - importance.created_wall_ns)
-        found.append(ProfileRef("importance", row.importance_digest, age, unfit=False))
-    return tuple(found)
 
 
 def _profile_of(session: Session, device_id: int, digest: str) -> DeviceProfileRow | None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from db.devices import latest_facts
 from db.documents import document, now_wall_ns
+from db.grounds import profile_record
 from db.jobs import get_job, job_record
 from db.models import (
     AttemptRow,
@@ -158,6 +159,7 @@ def save_device_profile(
         {
             "digest": digest,
             "device_id": device_id,
+            "job_id": job_id,
             "bundle_digest": profile.bundle,
             "engine": profile.engine,
             "sequence_length": profile.sequence_length,
@@ -210,18 +212,21 @@ def latest_profile(
     return next((row for row in newest if rates is None or _has_rates(row, rates)), None)
 
 
+def profile_of_job(session: Session, device_id: int, job_id: str) -> DeviceProfile | None:
+    """The newest fit of a job's samples, which may have been compacted since; None when there is none."""
+    table = DeviceProfileRow
+    query = select(table).where(table.device_id == device_id, table.job_id == job_id)
+    row = session.scalars(query.order_by(table.id.desc()).limit(1)).one_or_none()
+    return None if row is None else profile_record(row)
+
+
 def profile_by_digest(session: Session, digest: str) -> DeviceProfile:
     """A device profile by its digest. Raises: InputError when the store does not hold it."""
     table = DeviceProfileRow
     row = session.scalars(select(table).where(table.digest == digest).limit(1)).one_or_none()
     if row is None:
         raise InputError(f"There is no device profile {digest[:12]}.", "Make one with `stifarm profile`.")
-    return device_profile(row)
-
-
-def device_profile(row: DeviceProfileRow) -> DeviceProfile:
-    """The profile of a row."""
-    return DeviceProfile.from_json(row.profile_json.encode(), source=f"device profile {row.digest[:12]}")
+    return profile_record(row)
 
 
 def _has_rates(row: DeviceProfileRow, rates: tuple[int | None, int | None]) -> bool:

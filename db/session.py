@@ -23,12 +23,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from db.errors import StoreError, StoreVersionError
 from db.explain import BUSY_TIMEOUT_S, explained
 from db.models import StoreMetaRow
+from db.views import drop_views, make_views
 from sti_runtime.errors import InputError
 
-KNOWN_REVISIONS = ("0001",)
+KNOWN_REVISIONS = ("0001", "0002")
 """Schema revisions in order, as in migrations/versions; this program works with the last."""
 
-_READ_ONLY = "stifarm_read_only"
+READ_ONLY = "stifarm_read_only"
+"""Execution option of connections that only read."""
+
 _MIGRATION_LOCK = 0x5371_F0A2
 _UPGRADE = "Run `stifarm db upgrade`."
 
@@ -54,7 +57,7 @@ class Store:
     @contextmanager
     def reader(self) -> Iterator[Session]:
         """A read-only look at one moment; takes no write lock. Raises: as ``session``."""
-        engine = self.engine.execution_options(**{_READ_ONLY: True})
+        engine = self.engine.execution_options(**{READ_ONLY: True})
         with explained(self.url), Session(engine, expire_on_commit=False) as session:
             yield session
 
@@ -79,10 +82,10 @@ def open_store(url: str) -> Store:
     shown = parsed.render_as_string(hide_password=True)
     if _is_new_file(parsed):
         upgrade(url)
-    engine = _make_engine(parsed)
+    engine = make_engine(parsed)
     try:
-        with explained(shown), engine.execution_options(**{_READ_ONLY: True}).connect() as connection:
-            _require_current(schema_state(connection), shown)
+        with explained(shown), engine.execution_options(**{READ_ONLY: True}).connect() as connection:
+            require_current(schema_state(connection), shown)
             store_id = connection.execute(select(StoreMetaRow.store_id)).scalar_one()
     except BaseException:
         engine.dispose()
@@ -99,7 +102,7 @@ def upgrade(url: str) -> str:
     shown = parsed.render_as_string(hide_password=True)
     if parsed.get_backend_name() == "sqlite":
         _make_parent(Path(parsed.database or ""))
-    engine = _make_engine(parsed)
+    engine = make_engine(parsed)
     try:
         with explained(shown):
             if engine.dialect.name == "sqlite":
@@ -145,7 +148,8 @@ def sqlite_url(path: Path) -> str:
     return URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
 
 
-def _require_current(state: str, place: str) -> None:
+def require_current(state: str, place: str) -> None:
+    """Refuse a schema that is not this program's. Raises: StoreVersionError, StoreError."""
     if state == "current":
         return
     if state == "foreign":
@@ -163,7 +167,7 @@ def _require_current(state: str, place: str) -> None:
     raise StoreVersionError(f"The store {place} {what}.", _UPGRADE)
 
 
-def _migrate(connection: Connection, place: str) -> None:
+def _migrate(connection: Connection, place: str, revision: str = "head") -> None:
     # Alembic is slow to import and needed by this one verb only.
     from alembic import command
     from alembic.config import Config
@@ -172,11 +176,14 @@ def _migrate(connection: Connection, place: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     state = schema_state(connection)
     if state in ("foreign", "newer"):
-        _require_current(state, place)
+        require_current(state, place)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    drop_views(connection)
+    command.upgrade(config, revision)
+    if revision in ("head", KNOWN_REVISIONS[-1]):
+        make_views(connection)
     if connection.execute(select(StoreMetaRow.id)).first() is None:
         connection.execute(
             StoreMetaRow.__table__.insert(),  # type: ignore[attr-defined]
@@ -184,9 +191,11 @@ def _migrate(connection: Connection, place: str) -> None:
         )
 
 
-def _make_engine(url: URL) -> Engine:
+def make_engine(url: URL) -> Engine:
+    """An engine whose transactions are as the store wants them. Raises: InputError without the driver."""
     try:
-        engine = create_engine(url)
+        # A server that restarted has closed what the pool holds: it is asked first (SQLite: a local file).
+        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
     except (ImportError, NoSuchModuleError) as error:
         raise InputError(
             f"No driver for {url.drivername!r} is installed.", "Install stifarm[postgres]."
@@ -209,7 +218,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
@@ -244,11 +253,11 @@ def _is_new_file(url: URL) -> bool:
             f"The store {path} cannot be looked at: {error.strerror}.",
             "Check that this user may enter its folder, or set another store URL.",
         ) from error
-    engine = _make_engine(url)
+    engine = make_engine(url)
     try:
         with (
             explained(str(path)),
-            engine.execution_options(**{_READ_ONLY: True}).connect() as connection,
+            engine.execution_options(**{READ_ONLY: True}).connect() as connection,
         ):
             return schema_state(connection) == "empty"
     finally:

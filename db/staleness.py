@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.devices import latest_facts
+from db.documents import parse
 from db.models import BundleRow, DeviceFactsRow, DeviceProfileRow, DeviceRow, PlanRow
 
 BUNDLE_REBUILT = "bundle rebuilt since"
@@ -13,9 +14,18 @@ NEWER_PROFILE = "newer profile"
 AGENT_CHANGED = "agent changed since"
 OS_CHANGED = "OS changed since"
 KERNEL_CHANGED = "kernel changed since"
+CLOCKS_CHANGED = "clocks changed since"
 PROFILE_UNKNOWN = "its profile is not in this store"
 
-REASONS = (BUNDLE_REBUILT, NEWER_PROFILE, AGENT_CHANGED, OS_CHANGED, KERNEL_CHANGED, PROFILE_UNKNOWN)
+REASONS = (
+    BUNDLE_REBUILT,
+    NEWER_PROFILE,
+    AGENT_CHANGED,
+    OS_CHANGED,
+    KERNEL_CHANGED,
+    CLOCKS_CHANGED,
+    PROFILE_UNKNOWN,
+)
 """All there are, in the order in which they are given."""
 
 
@@ -78,4 +88,15 @@ def _changes(session: Session, device: DeviceRow, profile: DeviceProfileRow) -> 
             found.add(OS_CHANGED)
         if then.kernel != now.kernel:
             found.add(KERNEL_CHANGED)
+        if then.digest != now.digest and _clocks_differ(then, now):
+            found.add(CLOCKS_CHANGED)
     return found
+
+
+def _clocks_differ(then: DeviceFactsRow, now: DeviceFactsRow) -> bool:
+    """Whether governors or the bounds of the clocks differ, as far as both are known."""
+    before, after = parse(then.facts_json), parse(now.facts_json)
+    return any(
+        before.get(name) and after.get(name) and before[name] != after[name]
+        for name in ("min_khz", "max_khz", "governors")
+    )

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,10 @@ from sqlalchemy.orm import Session
 
 from db import jobs as job_queries
 from db.devices import list_devices
-from db.ingest import ingest
+from db.errors import StoreUnreachableError
+from db.ingest import IngestReport, ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
+from db.models import AttemptRow
 from db.session import Store
 from orchestrator.agent_verbs import take_over_remedy
 from orchestrator.deploy import DeployReport, Underway
@@ -28,11 +31,12 @@ from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
 from orchestrator.jobs import DeviceTarget, job_key, make_job
+from orchestrator.patience import patiently
 from orchestrator.prepare import tell_settings
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
-from sti_runtime.messages import FailureRecord, Job, Lease, Unit, UnitResult
+from sti_runtime.messages import FailureRecord, Job, JournalRecord, Lease, Unit, UnitResult
 
 LEASE_TTL_NS = 120 * 10**9
 LINK_LIMIT_S = 600
@@ -162,24 +166,24 @@ def run_job(
     """Drive one job to its end. A done job is not repeated, an interrupted one goes on; one that ended
     with failures begins a new attempt, of which only the newest result of each unit counts.
 
-    A lost link is waited for up to LINK_LIMIT_S; the agent goes on meanwhile. After KeyboardInterrupt, or
+    A lost link is waited for up to LINK_LIMIT_S and a store that is away up to STORE_LIMIT_S; the agent goes
+    on meanwhile. After KeyboardInterrupt, or
     when ``stop`` is set (which then raises it), the agent is asked to stop behind its present unit; the
     same request resumes. Raises: DeviceError, StoreError.
     """
-    fresh, key = _find_or_create(store, request)
+    fresh, key = patiently(lambda: _find_or_create(store, request), stop=stop)
     if not fresh:
         return _outcome(store, request, _job_id(request, key), ran=False)
-    _drain_given_up(store, worker, request, key)
-    job, grant = _open_attempt(store, owner, request, key)
+    _drain_given_up(store, worker, request, key, stop)
+    job, grant = patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
     try:
         _drive(store, worker, request, job, grant, advance, stop)
     except KeyboardInterrupt:
         _ask_to_stop(worker, request, job)
         raise
     finally:
-        with store.session() as session:
-            release_lease(session, grant)
-    return _outcome(store, request, job.id, ran=True)
+        _give_back(store, grant)
+    return patiently(lambda: _outcome(store, request, job.id, ran=True), stop=stop)
 
 
 def next_repetition(store: Store, request: Request) -> Request:
@@ -267,26 +271,53 @@ def _ask_to_stop(worker: Worker, request: Request, job: Job) -> None:
         )
 
 
-def _drain_given_up(store: Store, worker: Worker, request: Request, key: str) -> None:
+def _give_back(store: Store, grant: LeaseGrant) -> None:
+    """Release a lease; one that cannot be, because the store is away, expires by itself."""
+    try:
+        with store.session() as session:
+            release_lease(session, grant)
+    except StoreUnreachableError as error:
+        structlog.get_logger(__name__).warning(
+            "the store is away: a lease is not given back, it will expire",
+            lease=grant.counter,
+            cause=error.what,
+        )
+
+
+def _renew(store: Store, grant: LeaseGrant) -> LeaseGrant:
+    with store.session() as session:
+        return renew_lease(session, grant, LEASE_TTL_NS)
+
+
+def _take_in(
+    store: Store, request: Request, job_id: str, attempt: int, records: Sequence[JournalRecord]
+) -> tuple[IngestReport, job_queries.Progress]:
+    """Ingest a batch, which may have come before; what it did, and how far the attempt has come."""
+    with store.session() as session:
+        report = ingest(session, device_id=request.device_id, job_id=job_id, attempt=attempt, records=records)
+        return report, job_queries.progress(session, job_id, attempt)
+
+
+def _drain_given_up(
+    store: Store, worker: Worker, request: Request, key: str, stop: threading.Event | None
+) -> None:
     """Bring in what an attempt that was given up had journalled before a new one takes its place."""
     job_id = _job_id(request, key)
-    with store.reader() as session:
-        last = job_queries.latest_attempt(session, job_id)
+
+    def newest() -> AttemptRow | None:
+        with store.reader() as session:
+            return job_queries.latest_attempt(session, job_id)
+
+    last = patiently(newest, stop=stop)
     if last is None or last.state != "lost":
         return
-    offset = 0
+    number, offset = last.number, 0
     while True:
-        polled = worker.poll(request.device, job_id, last.number, offset, 0)
+        polled = worker.poll(request.device, job_id, number, offset, 0)
         if not polled.records:
             return
-        with store.session() as session:
-            ingest(
-                session,
-                device_id=request.device_id,
-                job_id=job_id,
-                attempt=last.number,
-                records=polled.records,
-            )
+        take = partial(_take_in, store, request, job_id, number, polled.records)
+        patiently(take, stop=stop)
         offset = polled.next_offset
 
 
@@ -308,8 +339,7 @@ def _drive(
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
-            with store.session() as session:
-                grant = renew_lease(session, grant, LEASE_TTL_NS)
+            grant = patiently(partial(_renew, store, grant), stop=stop)
             renewed = time.monotonic()
         try:
             if start:
@@ -321,21 +351,14 @@ def _drive(
             continue
         link.there()
         if polled.records:
-            with store.session() as session:
-                report = ingest(
-                    session,
-                    device_id=request.device_id,
-                    job_id=job.id,
-                    attempt=job.attempt,
-                    records=polled.records,
-                )
-                done = job_queries.progress(session, job.id, job.attempt)
+            take = partial(_take_in, store, request, job.id, job.attempt, polled.records)
+            report, done = patiently(take, stop=stop)
             tell_settings(name, polled.records)
             if done.results + done.failures > finished:
                 finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
             shown.done(finished)
             if report.conflicts:
-                _lose(store, job)
+                patiently(lambda: _lose(store, job), stop=stop)
                 raise StableError(
                     f"the journal of job {job.id} was rewritten from record {min(report.conflicts)} on:"
                     " the device lost records that it had already sent, as after a power cut.",
@@ -352,14 +375,14 @@ def _drive(
         if polled.state == "ended":
             return
         if polled.state == "damaged":
-            _lose(store, job)
+            patiently(lambda: _lose(store, job), stop=stop)
             raise StableError(
                 f"the journal of job {job.id} is damaged: {polled.detail}",
                 "What came before the damage is kept. Run the command again; a new attempt begins.",
                 device=name,
             )
         if restarts == _RESTARTS:
-            _lose(store, job)
+            patiently(lambda: _lose(store, job), stop=stop)
             raise StableError(
                 f"the agent of job {job.id} ended {restarts + 1} times before its work was done:"
                 f" {polled.detail or 'it said nothing'}",

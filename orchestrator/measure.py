@@ -9,9 +9,11 @@ import structlog
 
 from db import importance as importance_queries
 from db import plans as plan_queries
+from db.borrowing import borrowed_profile
 from db.devices import device_by_name
+from db.grounds import profile_record
 from db.plans import PlanAnswer
-from db.profiles import device_profile, latest_profile, profile_samples, save_device_profile
+from db.profiles import latest_profile, profile_of_job, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
 from orchestrator import jobs
 from orchestrator.dispatch import Advance, Outcome, Request, Worker, next_repetition, run_job
@@ -99,6 +101,9 @@ def fit(farm: Farm, ready: ReadyDevice, work: Work, job_id: str) -> DeviceProfil
             engine=ready.target.engine,
             job_id=job_id,
         )
+        fitted = None if samples is not None else profile_of_job(session, ready.device_id, job_id)
+        if fitted is not None:
+            return fitted  # its samples have been compacted
         if samples is None:
             raise InputError(
                 f"Job {job_id} left no valid samples of {ready.name}.",
@@ -165,9 +170,10 @@ def importance_of(farm: Farm, bundle: KnownBundle, task: str) -> ImportanceProfi
     return profile
 
 
-def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceProfile]:
+def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceProfile, bool]:
     """(device row, newest profile) of a device as the inventory now has it: threads and stated rates too.
 
+    A device that has none borrows that of another of the same chip; third: whether it did.
     Raises: StoreError, InputError.
     """
     spec = device.emulate
@@ -183,12 +189,26 @@ def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceP
             queue_depth=QUEUE_DEPTH,
             rates=(None, None) if spec is None else (spec.read_bytes_per_s, spec.cpu_share_milli),
         )
+        lent = None
+        if found is None and spec is None:
+            lent = borrowed_profile(
+                session,
+                device_id=row.id,
+                bundle_digest=work.bundle.digest,
+                engine=device.engine,
+                sequence_length=work.tokens,
+                threads=device.threads or len(device.cpus) or None,
+                queue_depth=QUEUE_DEPTH,
+            )
+    if lent is not None:
+        owner, found = lent
+        _log.warning("has no profile; borrows one of the same chip", device=device.name, of=owner.name)
     if found is None:
         raise InputError(
             f"{device.name}: there is no profile for bundle {work.bundle.name}, as the inventory now has it.",
             f"Measure it: stifarm profile --devices {device.name}.",
         )
-    return row.id, device_profile(found)
+    return row.id, profile_record(found), lent is not None
 
 
 def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Question]) -> list[Answer]:
@@ -197,7 +217,7 @@ def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Quest
     Raises: InputError, StoreError when a profile is missing; ResourceError when W is too small for any T.
     """
     name = device.name
-    device_id, profile = stored_profile(farm, device, work)
+    device_id, profile, borrowed = stored_profile(farm, device, work)
     importance = importance_of(farm, work.bundle, work.task)
     answers = []
     for question in questions:
@@ -216,6 +236,8 @@ def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Quest
         except InfeasiblePlanError as error:
             answers.append(Answer(name, question, None, error))
             continue
+        if borrowed:
+            plan = plan.model_copy(update={"flags": (*plan.flags, "borrowed-profile")})
         with farm.store.session() as session:
             plan_queries.save_plan(session, plan, device_id=device_id, task=work.task)
         answers.append(Answer(name, question, plan, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from db.plans import PlanAnswer
@@ -158,6 +158,9 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
         "plan": answer.plan.model_dump(mode="json"),
         "predicted_latency_ns": answer.predicted_latency_ns,
         "predicted_median_latency_ns": answer.predicted_median_latency_ns,
+        "predicted_interval_ns": None
+        if answer.predicted_interval is None
+        else [answer.predicted_interval.low, answer.predicted_interval.high],
         "measured": None
         if measured is None
         else {
@@ -196,15 +199,54 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
             "interval_ppm": [accuracy.correct.low_ppm, accuracy.correct.high_ppm],
             "split": accuracy.split,
         },
-        "profiles": [
-            {"kind": ref.kind, "digest": ref.digest, "age_ns": ref.age_ns, "unfit": ref.unfit}
-            for ref in answer.profiles
-        ],
+        "profiles": [asdict(ref) for ref in answer.profiles],
         "stale": list(answer.stale),
+        "borrowed": answer.borrowed,
         "emulated": answer.emulated,
         "mechanisms": list(answer.mechanisms),
         "planned_wall_ns": answer.planned_wall_ns,
     }
+
+
+# ------------------------------------------------------------------ what plans rest on
+
+GROUNDS_COLUMNS = (
+    "device", ">T", "policy", ">predicted", ">[interval]", "device profile", ">age", ">samples", "importance",
+    ">age", ">rows", "stale",
+)  # fmt: skip
+GROUNDS_CAPTION = (
+    "interval: from median to p95 figures, each moved outwards by the fit's residual; twice as far where the "
+    "profile is borrowed.\nsamples: of reads, reads beside compute, compute, fixed parts."
+)
+
+
+def grounds_row(answer: PlanAnswer) -> list[str]:
+    """One answer under ``GROUNDS_COLUMNS``."""
+    refs = {ref.kind: ref for ref in answer.profiles}
+    bounds, device, importance = answer.predicted_interval, refs["device"], refs.get("importance")
+    counts = device.samples
+    borrowed = f" borrowed from {device.device}" if answer.borrowed else ""
+    return [
+        answer.device,
+        format_ns(answer.plan.target_ns),
+        answer.plan.policy,
+        format_ns(answer.predicted_latency_ns),
+        NONE if bounds is None else f"[{_ms(bounds.low)}–{_ms(bounds.high)}]",
+        f"{device.digest[:12]}{borrowed}",
+        _age(device.age_ns),
+        NONE if counts is None else f"{counts.io}+{counts.beside}+{counts.compute}+{counts.fixed}",
+        NONE if importance is None else importance.digest[:12],
+        NONE if importance is None else _age(importance.age_ns),
+        NONE if importance is None or importance.rows is None else str(importance.rows),
+        ", ".join(answer.stale) or "no",
+    ]
+
+
+def _age(age_ns: int | None) -> str:
+    if age_ns is None:
+        return NONE
+    hours = age_ns // 3_600_000_000_000
+    return format_ns(age_ns) if hours < 1 else f"{hours} h" if hours < 48 else f"{hours // 24} d"
 
 
 # ------------------------------------------------------------------ profiles

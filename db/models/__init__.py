@@ -7,6 +7,7 @@ from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
 from db.models.plans import DeviceProfileRow, PlanRow
 from db.models.runs import EvaluationRow, RequestRow, RunRow
 from db.models.samples import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
+from db.models.summaries import SampleSummaryRow
 from db.models.work import AttemptRow, EventRow, JobRow, JournalRecordRow
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ProbeRow",
     "RequestRow",
     "RunRow",
+    "SampleSummaryRow",
     "StoreMetaRow",
     "TaskDataRow",
     "TaskRow",

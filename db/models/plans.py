@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, DeviceId, Id, Sha, Word
@@ -11,6 +11,7 @@ from db.models.base import Base, DeviceId, Id, Sha, Word
 class DeviceProfileRow(Base):
     """A fit for one device × bundle × engine. ``facts_id``: the device as it was when measured.
 
+    ``job_id``: the job whose samples it is fitted from; NULL where that is not known.
     ``unfit``: the fit misses its stated bounds (reasons inside ``profile_json``).
     ``emulation_json``: how its job was slowed, nominally; NULL when it was not.
     ``measured_wall_ns``: when its newest sample was taken, as far as the caller knew.
@@ -22,6 +23,7 @@ class DeviceProfileRow(Base):
     id: Mapped[Id]
     digest: Mapped[Sha] = mapped_column(index=True)
     device_id: Mapped[DeviceId]
+    job_id: Mapped[str | None] = mapped_column(String(64), ForeignKey("jobs.id"), index=True)
     bundle_digest: Mapped[Sha] = mapped_column(ForeignKey("bundles.digest"), index=True)
     engine: Mapped[Word]
     sequence_length: Mapped[int]
@@ -42,10 +44,23 @@ class PlanRow(Base):
 
     ``content_digest`` names what determines the logits; accuracy is keyed by it.
     ``device_profile_id`` is NULL when the profile the plan names is not in this store.
+    ``borrowed``: that profile was measured on another device of the same chip.
     """
 
     __tablename__ = "plans"
-    __table_args__ = (UniqueConstraint("device_id", "task", "digest"),)
+    __table_args__ = (
+        UniqueConstraint("device_id", "task", "digest"),
+        Index(
+            "ix_plans_question",
+            "device_id",
+            "task",
+            "policy",
+            "target_ns",
+            "preload_bytes",
+            "working_bytes",
+            "planned_wall_ns",
+        ),
+    )
 
     id: Mapped[Id]
     digest: Mapped[Sha] = mapped_column(index=True)
@@ -71,6 +86,7 @@ class PlanRow(Base):
     predicted_median_latency_ns: Mapped[int]
     predicted_stall_ns: Mapped[int]
     within_target: Mapped[bool]
+    borrowed: Mapped[bool] = mapped_column(server_default=false())
     emulated: Mapped[bool]
     plan_json: Mapped[str]
     created_wall_ns: Mapped[int]

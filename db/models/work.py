@@ -69,7 +69,8 @@ class JournalRecordRow(Base):
     """One journal record as received; its unique key is what makes ingestion exactly-once.
 
     ``wall_ns`` is the device's clock, ``ingested_wall_ns`` the host's. ``rejected``: why no samples were
-    made of it (the device sent something impossible); NULL when accepted.
+    made of it (the device sent something impossible); NULL when accepted. ``compacted_wall_ns``: since when
+    its samples are summaries and ``record_json`` is packed (``db.compact``); NULL: they are rows.
     """
 
     __tablename__ = "journal_records"
@@ -91,6 +92,7 @@ class JournalRecordRow(Base):
     wall_ns: Mapped[int]
     ingested_wall_ns: Mapped[int]
     rejected: Mapped[str | None]
+    compacted_wall_ns: Mapped[int | None]
 
 
 class EventRow(Base):

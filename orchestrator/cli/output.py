@@ -78,6 +78,12 @@ def heading(text: str) -> None:
     out.print(_text(text, "bold"), "", sep="\n", soft_wrap=True)
 
 
+def lines(texts: Iterable[str]) -> None:
+    """Lines of a result, on stdout."""
+    for text in texts:
+        out.print(_text(text), soft_wrap=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
     """A table on stdout; a column whose name starts with ">" is right-aligned.
 

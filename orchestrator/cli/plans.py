@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, get_args
 
 import typer
 
 from db.devices import list_devices
+from db.plans import PlanAnswer
+from db.reasons import Reasons, in_words, reasons_of
 from orchestrator import measure, report
 from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets
-from orchestrator.cli.output import emit_json
+from orchestrator.cli.output import emit_json, heading, lines, note, table
 from orchestrator.cli.plan import show_plans
 from orchestrator.errors import near
 from orchestrator.farm import Farm
@@ -18,6 +21,7 @@ from orchestrator.library import only_task
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.messages import RequestKind
 from sti_runtime.policies import POLICIES
+from sti_runtime.units import format_bytes, format_ns
 
 KINDS: tuple[str, ...] = get_args(RequestKind)
 
@@ -45,6 +49,7 @@ def query(
     emulated: Annotated[
         bool, typer.Option("--emulated/--no-emulated", help="Emulated devices too, when none is named.")
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Why these submodels and fidelities.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Per-device plans with what was predicted, what was measured, and what they rest on.
@@ -75,15 +80,56 @@ def query(
                 request_kind=kind,
             )
         ]
+        with farm.store.reader() as session:
+            whys = [reasons_of(session, a.plan_id, a.plan) if explain else None for a in answers]
     if json:
         context.obj.owes_json = False
-        emit_json([report.plan_json(answer) for answer in answers])
+        documents = [report.plan_json(answer) for answer in answers]
+        for shown, why in zip(documents, whys, strict=True):
+            if explain:
+                shown["explanation"] = None if why is None else asdict(why)
+        emit_json(documents)
     elif answers:
         show_plans(f"Plans ({kind} requests)", answers)
+        table(
+            "What they rest on",
+            report.GROUNDS_COLUMNS,
+            [report.grounds_row(answer) for answer in answers],
+            caption=report.GROUNDS_CAPTION,
+        )
+        if explain:
+            _show_reasons(answers, whys)
     if not answers:
         raise NoPlanError(
             "The store holds no plan that answers this.",
             "Make one with stifarm plan; emulated devices answer by name or with --emulated only.",
+        )
+
+
+def _show_reasons(answers: Sequence[PlanAnswer], whys: Sequence[Reasons | None]) -> None:
+    for answer, why in zip(answers, whys, strict=True):
+        plan = answer.plan
+        heading(f"{answer.device}, {answer.task}, {plan.policy}, T = {format_ns(plan.target_ns)}")
+        if why is None:
+            note(f"Its device profile {plan.device_profile[:12]} is not in this store.")
+            continue
+        lines(in_words(why, plan))
+        table(
+            "Layers",
+            ("layer", "of bundle", "bits (* preloaded)", ">streamed", ">IO budget left"),
+            [
+                (
+                    str(layer.layer),
+                    str(layer.source_layer),
+                    " ".join(
+                        f"{bits}{'*' if there else ''}"
+                        for bits, there in zip(layer.fidelities, layer.preloaded, strict=True)
+                    ),
+                    format_bytes(layer.streamed_bytes),
+                    f"{'−' if layer.budget_ns < 0 else ''}{format_ns(abs(layer.budget_ns))}",
+                )
+                for layer in why.layers
+            ],
         )
 
 

@@ -1,4 +1,4 @@
-"""Verbs about the store: upgrade, export, backup, audit."""
+"""Verbs about the store: upgrade, export, backup, restore, compact, audit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
+from db.backup import Contents
+from db.backup import backup as backup_store
+from db.backup import restore as restore_store
+from db.compact import Retention
+from db.compact import compact as compact_store
+from db.compact import vacuum as vacuum_store
 from db.devices import list_devices
 from db.session import upgrade as upgrade_store
-from db.transfer import backup as backup_store
-from db.transfer import export_table, tables
+from db.transfer import export_table, formats
 from orchestrator.audit import DeviceAudit, audit_device
 from orchestrator.cli.context import DevicesOption, JsonOption, Options, driving, farm_of
-from orchestrator.cli.output import emit_json, fail, success, table, warn
+from orchestrator.cli.output import emit_json, fail, steps, success, table, warn
 from orchestrator.cli.over_devices import finish
 from orchestrator.inventory import Device
 from orchestrator.side_by_side import side_by_side
 from sti_runtime.errors import InputError, StifarmError
+from sti_runtime.units import format_bytes
 
 db_app = typer.Typer(no_args_is_help=True, help="The SQL store.")
 
@@ -30,38 +36,86 @@ def upgrade(context: typer.Context) -> None:
 
     Example: stifarm --db-url postgresql://farm@db/stifarm db upgrade
     """
-    options = context.obj
-    assert isinstance(options, Options)
-    settings = options.settings()
-    success(f"the store has schema {upgrade_store(settings.db_url)}")
+    success(f"the store has schema {upgrade_store(_url(context))}")
 
 
 @db_app.command("export")
 def export(
     context: typer.Context,
-    table: Annotated[str, typer.Argument(help=f"One of: {', '.join(tables())}.")],
+    table: Annotated[str, typer.Argument(help="Table or view: see docs/schema.md.")],
     path: Annotated[Path, typer.Argument(help="File to write.")],
-    format_: Annotated[str, typer.Option("--format", help="csv or json.")] = "csv",
+    format_: Annotated[str, typer.Option("--format", help=f"{', '.join(formats())}.")] = "csv",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write one table to a file.
+    """Write one table or view to a file.
 
-    Example: stifarm db export requests requests.csv
+    Example: stifarm db export v_run_summary runs.parquet --format parquet
     """
     with farm_of(context) as farm, farm.store.reader() as session:
-        count = export_table(session, table, path, format_)
+        count = export_table(session, table, path, format_, force=force)
     success(f"{count} rows of {table} in {path}")
 
 
 @db_app.command("backup")
 def backup(context: typer.Context, path: Annotated[Path, typer.Argument(help="New file to write.")]) -> None:
-    """Copy a SQLite store while it is in use.
+    """Copy the store, of either kind, while it is in use.
 
     Example: stifarm db backup store-backup.sqlite
     """
+    contents = backup_store(_url(context), path)
+    success(f"the store is backed up in {path}: {_in_words(contents)}")
+
+
+@db_app.command("restore")
+def restore(context: typer.Context, path: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
+    """Fill an empty store, of either kind, with a backup; the one backed up must not be used any more.
+
+    Example: stifarm --db-url postgresql://farm@db/stifarm db restore store-backup.sqlite
+    """
+    contents = restore_store(_url(context), path)
+    success(f"the store is restored from {path}: {_in_words(contents)}")
+
+
+@db_app.command("compact")
+def compact(
+    context: typer.Context,
+    days: Annotated[int, typer.Option(min=0, help="Keep samples younger than so many days.")] = 90,
+    profiles: Annotated[int, typer.Option(min=0, help="Keep those of the newest fits of a device.")] = 3,
+    runs: Annotated[int, typer.Option(min=0, help="Keep those of the newest runs of a plan.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    vacuum: Annotated[bool, typer.Option("--vacuum", help="Give the space back to the disk.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Replace old raw samples by summaries; what plans rest on is kept (docs/schema.md, Retention).
+
+    Example: stifarm db compact --days 30 --dry-run
+    """
+    with farm_of(context) as farm:
+        with steps(quiet=json) as bars, bars.step("compact samples") as bar:
+            done = compact_store(
+                farm.store, Retention(days, profiles, runs), dry_run=dry_run, advance=lambda n: bar(n, n)
+            )
+        if vacuum and not dry_run:
+            vacuum_store(farm.store)
+    if json:
+        emit_json({**asdict(done), "dry_run": dry_run})
+    else:
+        verb = "would become" if dry_run else "are now"
+        success(
+            f"{done.samples} samples of {done.records} records {verb} {done.summaries} summaries;"
+            f" their records take {format_bytes(done.bytes_saved)} less"
+        )
+
+
+def _url(context: typer.Context) -> str:
     options = context.obj
     assert isinstance(options, Options)
-    backup_store(options.settings().db_url, path)
-    success(f"the store is backed up in {path}")
+    return options.settings().db_url
+
+
+def _in_words(contents: Contents) -> str:
+    rows = sum(content.rows for content in contents.values())
+    return f"{rows} rows in {len(contents)} tables, all read again and found the same"
 
 
 MOST_SHOWN = 20

@@ -1,4 +1,4 @@
-"""The agents that the contract binds, and what is on their device."""
+"""The agents that the contract binds, what is on their device, and the stores."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from tests.contract.agent_world import (
     make_content,
     spool_with,
 )
+from tests.contract.stores import (
+    fresh_url,
+    migrated_postgres,
+    migrated_sqlite,
+    postgres_template,
+    store,
+    url,
+)
+
+__all__ = ["fresh_url", "migrated_postgres", "migrated_sqlite", "postgres_template", "store", "url"]
 
 
 @pytest.fixture(scope="session")

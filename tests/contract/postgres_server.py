@@ -8,8 +8,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 UNAVAILABLE = (
@@ -35,9 +36,25 @@ def unprivileged_user() -> str | None:
     return next((name for name in ("postgres", "nobody") if name in names), None)
 
 
+@dataclass
+class Server:
+    """A running server. ``template``: its URL with "{database}" where the database's name goes."""
+
+    template: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def private_server(binaries: Path, user: str) -> Iterator[str]:
     """Run a server on a unix socket in a temporary folder; its URL without a database name."""
+    with restartable_server(binaries, user) as server:
+        yield server.template
+
+
+@contextmanager
+def restartable_server(binaries: Path, user: str) -> Iterator[Server]:
+    """The same, which may be stopped, as by a crash, and started again."""
     # Not tmp_path: pytest's folders are closed to other users, and socket paths must be short.
     home = Path(tempfile.mkdtemp(prefix="stifarm-pg-"))
     data, log = home / "data", home / "log"
@@ -59,13 +76,20 @@ def private_server(binaries: Path, user: str) -> Iterator[str]:
         if done.returncode:
             raise RuntimeError(f"{argv[0]} failed: {done.stdout}{done.stderr}")
 
-    try:
-        run(binaries / "initdb", "--auth=trust", "--username=stifarm", "--encoding=UTF8", "--no-sync", data)
+    def start() -> None:
         options = f"-c listen_addresses='' -c unix_socket_directories='{home}' -c fsync=off"
         run(binaries / "pg_ctl", "start", "-w", "-t", "300", "-D", data, "-l", log, "-o", options)
+
+    def stop() -> None:
+        run(binaries / "pg_ctl", "stop", "-m", "immediate", "-D", data)
+
+    try:
+        run(binaries / "initdb", "--auth=trust", "--username=stifarm", "--encoding=UTF8", "--no-sync", data)
+        start()
         try:
-            yield f"postgresql://stifarm@/{{database}}?host={home}"
+            yield Server(f"postgresql://stifarm@/{{database}}?host={home}", stop, start)
         finally:
-            run(binaries / "pg_ctl", "stop", "-m", "immediate", "-D", data)
+            if (data / "postmaster.pid").exists():
+                stop()
     finally:
         shutil.rmtree(home)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, func, inspect, select, text, update
-from sqlalchemy.engine import make_url
+from sqlalchemy import create_engine, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import leases
@@ -62,7 +55,7 @@ from db.models import (
 from db.plans import latest_plans, plan_by_digest, save_plan
 from db.profiles import latest_profile, profile_by_digest, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
-from db.session import Store, open_store, parse_url, sqlite_url, upgrade
+from db.session import KNOWN_REVISIONS, Store, open_store, parse_url, upgrade
 from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import Score
 from sti_runtime.messages import (
@@ -81,12 +74,6 @@ from sti_runtime.messages import (
     Verdict,
 )
 from tests.contract import store_world as world
-from tests.contract.postgres_server import (
-    UNAVAILABLE,
-    private_server,
-    server_binaries,
-    unprivileged_user,
-)
 
 SAMPLES: tuple[type[Base], ...] = (
     IoSampleRow,
@@ -103,91 +90,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 """Processes fork off one that has imported this module: importing takes longer than what they do."""
 
 PROCESSES.set_forkserver_preload([__name__])
-
-
-@pytest.fixture(scope="session")
-def postgres_template() -> Iterator[str]:
-    """URL of a server with "{database}" where the database's name goes."""
-    given = os.environ.get("STIFARM_TEST_POSTGRES_URL")
-    if given:
-        parsed = make_url(given)
-        yield (
-            parsed.set(database="XXdatabaseXX")
-            .render_as_string(hide_password=False)
-            .replace("XXdatabaseXX", "{database}")
-        )
-        return
-    binaries, user = server_binaries(), unprivileged_user()
-    if binaries is None or user is None:
-        pytest.skip(UNAVAILABLE)
-    with private_server(binaries, user) as template:
-        yield template
-
-
-@contextmanager
-def _administrator(template: str) -> Iterator[Connection]:
-    url = parse_url(template.format(database="postgres"))
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
-
-
-@contextmanager
-def _database(template: str, copy_of: str = "template0") -> Iterator[str]:
-    name = f"stifarm_{uuid.uuid4().hex[:12]}"
-    with _administrator(template) as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {copy_of}"))
-    yield name
-    with _administrator(template) as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@pytest.fixture(scope="session")
-def migrated_postgres(postgres_template: str) -> Iterator[str]:
-    """Name of a database with the current schema, to be copied (migrating one per test takes long)."""
-    with _database(postgres_template) as name:
-        upgrade(postgres_template.format(database=name))
-        yield name
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the current schema, to be copied."""
-    path = tmp_path_factory.mktemp("store") / "migrated.sqlite"
-    upgrade(sqlite_url(path))
-    return path
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a database that holds nothing yet."""
-    if request.param == "sqlite":
-        yield sqlite_url(tmp_path / "store.sqlite")
-        return
-    template: str = request.getfixturevalue("postgres_template")
-    with _database(template) as name:
-        yield template.format(database=name)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a store with the current schema."""
-    if request.param == "sqlite":
-        path = tmp_path / "store.sqlite"
-        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
-        yield sqlite_url(path)
-        return
-    template: str = request.getfixturevalue("postgres_template")
-    with _database(template, request.getfixturevalue("migrated_postgres")) as name:
-        yield template.format(database=name)
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    """An open store."""
-    with open_store(url) as opened:
-        yield opened
 
 
 def counts(store: Store) -> tuple[int, ...]:
@@ -208,29 +110,10 @@ def make(store: Store, **options: object) -> world.World:
 # ------------------------------------------------------------------ schema
 
 
-def test_migrated_schema_is_the_models_schema(url: str, tmp_path: Path) -> None:
-    migrated = create_engine(parse_url(url))
-    with migrated.connect() as connection:
-        context = MigrationContext.configure(connection)
-        assert compare_metadata(context, Base.metadata) == []
-    # Autogenerate does not compare CHECKs and names of keys: compare those with a schema made afresh.
-    fresh = create_engine(f"sqlite:///{tmp_path}/fresh.sqlite")
-    Base.metadata.create_all(fresh)
-    seen, wanted = inspect(migrated), inspect(fresh)
-    for table in Base.metadata.tables:
-        for read in ("get_check_constraints", "get_unique_constraints", "get_foreign_keys"):
-            assert {c["name"] for c in getattr(seen, read)(table)} == {
-                c["name"] for c in getattr(wanted, read)(table)
-            }, (table, read)
-        assert seen.get_pk_constraint(table)["name"] == wanted.get_pk_constraint(table)["name"]
-    migrated.dispose()
-    fresh.dispose()
-
-
 def test_upgrade_twice_keeps_store_id(url: str) -> None:
     with open_store(url) as first:
         store_id = first.store_id
-    assert upgrade(url) == "0001"
+    assert upgrade(url) == KNOWN_REVISIONS[-1]
     with open_store(url) as again:
         assert again.store_id == store_id
         assert uuid.UUID(store_id)

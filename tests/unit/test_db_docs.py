@@ -13,13 +13,15 @@ from db import staleness
 from db.models import Base
 from db.models.runs import GATE_VERDICTS, REQUEST_KINDS
 from db.models.samples import IO_MODES, PROVEN_MODES
+from db.models.summaries import QUANTITIES, SAMPLE_KINDS
 from db.models.work import ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES
 from db.session import open_store, sqlite_url
+from db.views import VIEWS, View
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
 ENUMERATIONS = (
     GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS, IO_MODES,
-    ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES,
+    ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES, QUANTITIES, SAMPLE_KINDS,
 )  # fmt: skip
 
 
@@ -37,6 +39,12 @@ def test_every_column_is_described(table: str) -> None:
     section = _section(table)
     missing = [c.name for c in Base.metadata.tables[table].columns if f"`{c.name}`" not in section]
     assert missing == []
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_every_column_of_a_view_is_described(view: View) -> None:
+    section = _section(view.name)
+    assert [name for name in view.types if f"`{name}`" not in section] == []
 
 
 def test_every_enumerated_value_is_described() -> None:

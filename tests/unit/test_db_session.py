@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import db.session
-from db.errors import StoreError, StoreVersionError
+from db.errors import StoreError, StoreUnreachableError, StoreVersionError
 from db.events import record_event
 from db.session import KNOWN_REVISIONS, open_store, parse_url, schema_state, sqlite_url, upgrade
 from sti_runtime.errors import InputError, ResourceError
@@ -54,14 +54,14 @@ def test_schema_states(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "s.sqlite")
     with open_store(url) as store, store.engine.connect() as connection:
         assert schema_state(connection) == "current"
-        assert schema_state(connection, ("0001", "0002")) == "older"
+        assert schema_state(connection, (*KNOWN_REVISIONS, "9999")) == "older"
         assert schema_state(connection, ("0000",)) == "newer"
 
 
 def test_store_without_schema_names_the_verb() -> None:
     for state, what in (("older", "an older stifarm"), ("empty", "no schema yet")):
         with pytest.raises(StoreVersionError, match=what) as caught:
-            db.session._require_current(state, "here")
+            db.session.require_current(state, "here")
         assert "stifarm db upgrade" in str(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_urls_that_are_not_a_store(url: str) -> None:
 def test_postgres_urls_mean_psycopg_and_hide_the_password() -> None:
     assert parse_url("postgresql://u:secret@h/d").drivername == "postgresql+psycopg"
     unreachable = f"postgresql://u:secret@127.0.0.1:{9}/d?connect_timeout=2"
-    with pytest.raises(StoreError, match="cannot be reached") as caught:
+    with pytest.raises(StoreUnreachableError, match="cannot be reached") as caught:
         open_store(unreachable)
     assert "secret" not in str(caught.value)
     assert "PostgreSQL server runs" in caught.value.remedy

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from db.plans import PlanAnswer, ProfileRef
+from db.grounds import ProfileRef, SampleCounts
+from db.plans import PlanAnswer
 from db.runs import Accuracy, Measured, PeakMemory
 from db.statistics import Interval, Summary, wilson
 from orchestrator import report
@@ -81,10 +82,12 @@ def answer(plan: Plan) -> PlanAnswer:
         task="demo",
         predicted_latency_ns=48 * MS,
         predicted_median_latency_ns=40 * MS,
+        predicted_interval=Interval(39 * MS, 50 * MS),
         measured=MEASURED,
         accuracy=ACCURACY,
         profiles=(ProfileRef("device", "e" * 64, 5, unfit=False),),
         stale=(),
+        borrowed=False,
         emulated=False,
         mechanisms=(),
         planned_wall_ns=7,
@@ -221,3 +224,25 @@ def test_the_document_for_machines_has_the_raw_figures(answer: PlanAnswer) -> No
 def test_shares_are_shown_in_per_cent() -> None:
     assert report.percent(123_456) == "12.3 %"
     assert report.percent(0, 2) == "0.00 %"
+
+
+def test_grounds_say_what_a_plan_rests_on(answer: PlanAnswer) -> None:
+    hour_ns = 3600 * 10**9
+    found = replace(
+        answer,
+        borrowed=True,
+        stale=("OS changed since", "clocks changed since"),
+        profiles=(
+            ProfileRef("device", "e" * 64, 3 * hour_ns, False, "twin", "job-1", SampleCounts(90, 30, 60, 20)),
+            ProfileRef("importance", "f" * 64, 72 * hour_ns, False, rows=500),
+        ),
+    )
+    row = report.grounds_row(found)
+    assert row[4:8] == ["[39–50]", f"{'e' * 12} borrowed from twin", "3 h", "90+30+60+20"]
+    assert row[-3:] == ["3 d", "500", "OS changed since, clocks changed since"]
+    unknown = replace(
+        answer, predicted_interval=None, profiles=(ProfileRef("device", "e" * 64, None, False),)
+    )
+    assert report.grounds_row(unknown)[4:] == ["–", "e" * 12, "–", "–", "–", "–", "–", "no"]
+    assert report.plan_json(found)["profiles"][0]["samples"]["io"] == 90
+    assert report.plan_json(found)["borrowed"] is True

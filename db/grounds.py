@@ -1,0 +1,100 @@
+"""What a plan rests on: profiles with their samples and age, and the interval of its prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.documents import now_wall_ns
+from db.models import DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
+from db.statistics import Interval
+from sti_runtime.profile import PPM, DeviceProfile
+
+BORROWED_FACTOR = 2
+"""How much wider the interval is, each way, of what a borrowed profile predicts (docs/planner.md)."""
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many samples a device profile is fitted from, by kind; those beside are reads beside compute."""
+
+    io: int
+    beside: int
+    compute: int
+    fixed: int
+
+
+@dataclass(frozen=True)
+class ProfileRef:
+    """A profile an answer rests on. ``kind``: "device" or "importance"; ``age_ns`` since it was measured.
+
+    Of a device profile: ``device`` it was measured on (another one's name: borrowed), ``samples`` and the
+    job that took them. ``rows``: labelled rows an importance profile was scored on. None: not known.
+    """
+
+    kind: str
+    digest: str
+    age_ns: int | None
+    unfit: bool
+    device: str | None = None
+    job_id: str | None = None
+    samples: SampleCounts | None = None
+    rows: int | None = None
+
+
+def profile_record(row: DeviceProfileRow) -> DeviceProfile:
+    """The profile of a row."""
+    return DeviceProfile.from_json(row.profile_json.encode(), source=f"device profile {row.digest[:12]}")
+
+
+def references(
+    session: Session, row: PlanRow, stored: DeviceProfileRow | None, profile: DeviceProfile | None
+) -> tuple[ProfileRef, ...]:
+    """The profiles of a plan, whose device profile is given as stored (None: not in this store)."""
+    now = now_wall_ns()
+    if stored is None or profile is None:
+        found = [ProfileRef("device", row.device_profile_digest, None, unfit=False)]
+    else:
+        name = session.scalars(select(DeviceRow.name).where(DeviceRow.id == stored.device_id)).one()
+        found = [
+            ProfileRef(
+                "device",
+                stored.digest,
+                max(0, now - stored.measured_wall_ns),
+                unfit=stored.unfit,
+                device=name,
+                job_id=stored.job_id,
+                samples=_counts(profile),
+            )
+        ]
+    if row.importance_digest is not None:
+        importance = session.get(ImportanceProfileRow, row.importance_digest)
+        age = None if importance is None else max(0, now - importance.created_wall_ns)
+        rows = None if importance is None else importance.rows
+        found.append(ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows))
+    return tuple(found)
+
+
+def predicted_interval(row: PlanRow, profile: DeviceProfile | None) -> Interval | None:
+    """Where a warm request is expected; None when the plan's profile is not known.
+
+    From the prediction at median figures to that at p95 figures, each moved outwards by the fit's median
+    residual; of a borrowed profile ``BORROWED_FACTOR`` further.
+    """
+    if profile is None:
+        return None
+    error_ppm = min(profile.io.error_ppm, PPM)
+    low = row.predicted_median_latency_ns * (PPM - error_ppm) // PPM
+    high = -(-row.predicted_latency_ns * (PPM + error_ppm) // PPM)
+    return Interval(low // BORROWED_FACTOR, high * BORROWED_FACTOR) if row.borrowed else Interval(low, high)
+
+
+def _counts(profile: DeviceProfile) -> SampleCounts:
+    return SampleCounts(
+        io=profile.io.samples,
+        beside=profile.io.beside_samples,
+        compute=sum(width.samples for width in profile.compute),
+        fixed=profile.fixed_median.samples,
+    )

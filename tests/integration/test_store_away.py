@@ -1,0 +1,95 @@
+"""The database stops in the middle of a job and comes back: the job goes on, nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from db.errors import StoreUnreachableError
+from db.session import open_store, upgrade
+from orchestrator.dispatch import Outcome, run_job
+from orchestrator.farm import Farm, open_farm
+from orchestrator.patience import patiently
+from orchestrator.settings import load_settings
+from orchestrator.worker import HostWorker
+from tests.contract.postgres_server import (
+    UNAVAILABLE,
+    Server,
+    restartable_server,
+    server_binaries,
+    unprivileged_user,
+)
+from tests.farm_world import (
+    DESK,
+    attempts_of,
+    job_folders,
+    journal,
+    journal_lines,
+    machine_of,
+    probe_request,
+    stored_records,
+    wait_for,
+    write_inventory,
+)
+
+UNITS = 30
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    binaries, user = server_binaries(), unprivileged_user()
+    if binaries is None or user is None:
+        pytest.skip(UNAVAILABLE)
+    with restartable_server(binaries, user) as started:
+        yield started
+
+
+@pytest.fixture
+def farm(server: Server, tmp_path: Path) -> Iterator[Farm]:
+    write_inventory(tmp_path, DESK)
+    url = server.template.format(database="postgres")
+    upgrade(url)
+    with open_farm(load_settings(environ={}, cwd=tmp_path, db_url=url)) as opened:
+        yield opened
+
+
+def test_a_job_outlives_its_database(server: Server, farm: Farm, worker: HostWorker, tmp_path: Path) -> None:
+    url = server.template.format(database="postgres")
+    request = probe_request(farm, worker, UNITS)
+    outcomes: list[Outcome] = []
+    driving = threading.Thread(
+        target=lambda: outcomes.append(run_job(farm.store, worker, farm.owner, request))
+    )
+    with machine_of(tmp_path) as machine:
+        driving.start()
+        wait_for(lambda: bool(job_folders(tmp_path, "desk", "probe")), "the job's folder")
+        (folder,) = job_folders(tmp_path, "desk", "probe")
+        machine.let_through(lambda: journal_lines(folder) > 5, "some units")
+        server.stop()
+    # The device goes on by itself, to its end.
+    wait_for(lambda: b'"type":"end"' in (folder / "journal.log").read_bytes(), "the end of the journal")
+    with pytest.raises(StoreUnreachableError, match="cannot be reached") as caught:
+        open_store(url)
+    assert "PostgreSQL server runs" in caught.value.remedy
+    server.start()
+    driving.join(300)
+    (outcome,) = outcomes
+    assert outcome.complete
+    assert stored_records(farm, outcome.job_id, 1) == journal(folder)
+    assert attempts_of(farm, outcome.job_id) == [(1, "done")]
+
+
+def test_patience_has_a_limit_and_can_be_interrupted() -> None:
+    def away() -> None:
+        raise StoreUnreachableError("The store is away.", "Start it.")
+
+    with pytest.raises(StoreUnreachableError, match="waited for 0 s") as caught:
+        patiently(away, limit_s=0)
+    assert "nothing is lost" in caught.value.remedy
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        patiently(away, stop=stop)
