@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from orchestrator.agent_verbs import take_over_remedy
 from orchestrator.deploy import DeployReport, Underway
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
-from orchestrator.errors import CommandTimeoutError, LinkError, StableError, TransientError
+from orchestrator.errors import CommandTimeoutError, LinkError, StableError
+from orchestrator.following import Advance, Link, Shown
 from orchestrator.jobs import DeviceTarget, job_key, make_job
 from orchestrator.patience import patiently
 from orchestrator.prepare import tell_settings
@@ -39,11 +40,6 @@ from sti_runtime.errors import StifarmError
 from sti_runtime.messages import FailureRecord, Job, JournalRecord, Lease, Unit, UnitResult
 
 LEASE_TTL_NS = 120 * 10**9
-LINK_LIMIT_S = 600
-"""So long is a device waited for that is lost while its job is under way: a reboot, a cable."""
-
-_LINK_PAUSE_S = 0.5
-_LINK_PAUSE_MOST_S = 5.0
 _POLL_WAIT_S = 2.0
 _RESTARTS = 3
 """So often is an agent started again that finishes no unit: more often than it may be killed in one before it
@@ -74,10 +70,6 @@ class Worker(Protocol):
     def clean(self, name: str, lease: Lease | None = None) -> dict[str, object]: ...
     def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, object]: ...
     def verify(self, name: str, bundle: str) -> None: ...
-
-
-Advance = Callable[[int, int, str], None]
-"""Called with (units done, units in all, what the job waits for or "")."""
 
 
 @dataclass(frozen=True)
@@ -331,9 +323,9 @@ def _drive(
     stop: threading.Event | None,
 ) -> None:
     name, offset, restarts, finished = request.device, 0, 0, 0
-    shown = _Shown(name, len(job.units), advance)
+    shown = Shown(name, len(job.units), advance)
     renewed = time.monotonic()
-    link = _Link(name, shown)
+    link = Link(name, shown)
     start = True
     while True:
         if stop is not None and stop.is_set():
@@ -396,63 +388,6 @@ def _drive(
         # From the start: after a reboot the journal may be shorter than what was read of it.
         offset = 0
         start = True
-
-
-class _Shown:
-    """What whoever started a job is told of it: units done, and what it waits for."""
-
-    def __init__(self, device: str, total: int, advance: Advance | None) -> None:
-        self._device, self._total, self._advance = device, total, advance
-        self._done, self._waits = 0, ""
-
-    def done(self, units: int) -> None:
-        """So many units are done; a job that gets on waits for nothing."""
-        self._done, self._waits = units, ""
-        self._tell()
-
-    def waits(self, cause: str) -> None:
-        """Gates that are shut or a link that is lost; empty: neither."""
-        if cause == self._waits:
-            return
-        if not (cause and self._waits):
-            structlog.get_logger(__name__).info("waits", device=self._device, cause=cause or "no more")
-        self._waits = cause
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._advance is not None:
-            self._advance(self._done, self._total, self._waits)
-
-
-class _Link:
-    """How long a device has been out of reach while its job is under way."""
-
-    def __init__(self, device: str, shown: _Shown) -> None:
-        self._device, self._shown = device, shown
-        self._since: float | None = None
-        self._pause_s = _LINK_PAUSE_S
-
-    def there(self) -> None:
-        """The device has answered."""
-        if self._since is not None:
-            self._shown.waits("")
-        self._since, self._pause_s = None, _LINK_PAUSE_S
-
-    def lost(self, error: TransientError) -> None:
-        """Wait a moment after a call that failed. Raises: LinkError when the limit is used up."""
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        cause = error.what.removeprefix(f"{self._device}: ").rstrip(".")
-        self._shown.waits(f"out of reach, its job goes on there ({cause})")
-        if now - self._since > LINK_LIMIT_S:
-            raise LinkError(
-                f"it could not be reached for {LINK_LIMIT_S} s ({error.what})",
-                f"{error.remedy} Its job goes on there, and nothing measured is lost: run the same command"
-                " again when it can be reached.",
-                device=self._device,
-            ) from error
-        time.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _LINK_PAUSE_MOST_S)
 
 
 def _lose(store: Store, job: Job) -> None:

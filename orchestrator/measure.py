@@ -16,9 +16,10 @@ from db.plans import PlanAnswer
 from db.profiles import latest_profile, profile_of_job, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
 from orchestrator import jobs
-from orchestrator.dispatch import Advance, Outcome, Request, Worker, next_repetition, run_job
+from orchestrator.dispatch import Outcome, Request, Worker, next_repetition, run_job
 from orchestrator.farm import Farm
 from orchestrator.fleet import QUEUE_DEPTH, ReadyDevice
+from orchestrator.following import Advance
 from orchestrator.inventory import Device
 from orchestrator.library import DEV_SPLIT, KnownBundle, model_of, task_rows
 from sti_runtime.errors import InfeasiblePlanError, InputError
