@@ -177,16 +177,17 @@ def latest_plans(
         query = query.where(PlanRow.emulated.is_(False), DeviceRow.emulated.is_(False))
     placed = query.subquery()
     found = (
-        select(table, DeviceRow)
+        select(table, DeviceRow, DeviceProfileRow)
         .join(placed, placed.c.id == table.id)
         .join(DeviceRow, DeviceRow.id == table.device_id)
+        .outerjoin(DeviceProfileRow, DeviceProfileRow.id == table.device_profile_id)
         .where(placed.c.place == 1)
         .order_by(DeviceRow.name, table.task, table.policy, table.target_ns, table.preload_bytes)
         .order_by(table.working_bytes)
     )
     current: dict[tuple[str, str], Mapping[str, str]] = {}
     answers = []
-    for row, owner in session.execute(found):
+    for row, owner, stored in session.execute(found):
         if label and device_labels(owner).get(label[0]) != label[1]:
             continue
         rows_of = (row.task, row.bundle_digest)
@@ -197,14 +198,18 @@ def latest_plans(
             for name, digest in current[rows_of].items()
             if (name not in SEEN_SPLITS if split is None else name == split)
         ]
-        answers.append(_answer(session, row, owner, request_kind, data))
+        answers.append(_answer(session, row, owner, stored, request_kind, data))
     return answers
 
 
 def _answer(
-    session: Session, row: PlanRow, device: DeviceRow, request_kind: str, data: Collection[str]
+    session: Session,
+    row: PlanRow,
+    device: DeviceRow,
+    stored: DeviceProfileRow | None,
+    request_kind: str,
+    data: Collection[str],
 ) -> PlanAnswer:
-    stored = session.get(DeviceProfileRow, row.device_profile_id) if row.device_profile_id else None
     profile = None if stored is None else profile_record(stored)
     emulated = row.emulated or device.emulated
     engine = device.engine if stored is None else stored.engine
@@ -221,7 +226,7 @@ def _answer(
         predicted_interval=predicted_interval(row, profile),
         measured=measured,
         accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
-        profiles=references(session, row, stored, profile),
+        profiles=references(session, row, device, stored, profile),
         stale=stale_reasons(session, row, device, stored),
         borrowed=row.borrowed,
         emulated=emulated,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
@@ -92,7 +93,8 @@ def measured_of(
 
     A unit that several attempts of a job ran counts once: as the newest of them ran it.
     """
-    newest = _newest_attempts(runs_of(session, plan_id, request_kind=request_kind))
+    query = select(*_RUN_COLUMNS).where(RunRow.plan_id == plan_id, RunRow.request_kind == request_kind)
+    newest = _newest_attempts(session.execute(query.order_by(RunRow.id.desc())).all())
     runs = [run for run in newest if run.emulated == emulated]
     if not runs:
         return None
@@ -107,8 +109,8 @@ def measured_of(
         table.mode_asked,
         table.mode_proven,
     )
-    query = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
-    everything = session.execute(query).all()
+    counted = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
+    everything = session.execute(counted).all()
     valid = [row for row in everything if row.valid]
     summary = summarise([row.latency_ns for row in valid])
     if summary is None:
@@ -132,6 +134,31 @@ def measured_of(
         gate_verdict=_worst(run.gate_verdict for run in same),
         mechanisms=_mechanisms(same[0]),
     )
+
+
+_RUN_COLUMNS = (
+    RunRow.id,
+    RunRow.job_id,
+    RunRow.unit,
+    RunRow.attempt,
+    RunRow.emulated,
+    RunRow.agent_digest,
+    RunRow.engine,
+    RunRow.threads,
+    RunRow.os_build,
+    RunRow.kernel,
+    RunRow.io_mechanism,
+    RunRow.cpu_mechanism,
+    RunRow.emulation_json,
+    RunRow.io_mode_proven,
+    RunRow.gate_verdict,
+    RunRow.resident_bytes,
+    RunRow.preload_bytes,
+    RunRow.working_bytes,
+    RunRow.activations_bytes,
+    RunRow.process_peak_bytes,
+)
+"""What ``measured_of`` needs of a run; the rest is large."""
 
 
 def accuracy_of(
@@ -208,7 +235,7 @@ def _newest_accuracy(
     return Accuracy(wilson(row.correct, row.rows), row.loss_nano, row.task_data_digest, split, row.wall_ns)
 
 
-def _newest_attempts(runs: Sequence[RunRow]) -> list[RunRow]:
+def _newest_attempts(runs: Sequence[Any]) -> list[Any]:
     """Of each unit of a job only the run of its newest attempt. Runs exist of accepted results only."""
     newest: dict[tuple[str, int], int] = {}
     for run in runs:
@@ -217,7 +244,7 @@ def _newest_attempts(runs: Sequence[RunRow]) -> list[RunRow]:
     return [run for run in runs if run.attempt == newest[run.job_id, run.unit]]
 
 
-def _provenance(run: RunRow) -> tuple[object, ...]:
+def _provenance(run: Any) -> tuple[object, ...]:
     return (
         run.agent_digest,
         run.engine,
@@ -230,7 +257,7 @@ def _provenance(run: RunRow) -> tuple[object, ...]:
     )
 
 
-def _peaks(runs: Sequence[RunRow]) -> PeakMemory:
+def _peaks(runs: Sequence[Any]) -> PeakMemory:
     processes = [run.process_peak_bytes for run in runs if run.process_peak_bytes is not None]
     return PeakMemory(
         resident_bytes=max(run.resident_bytes for run in runs),
@@ -246,6 +273,6 @@ def _worst(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=order.index)
 
 
-def _mechanisms(run: RunRow) -> tuple[str, ...]:
+def _mechanisms(run: Any) -> tuple[str, ...]:
     named = (("io", run.io_mechanism), ("cpu", run.cpu_mechanism))
     return tuple(f"{what}: {mechanism}" for what, mechanism in named if mechanism is not None)
