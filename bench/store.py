@@ -42,6 +42,7 @@ from sti_runtime.messages import (
     JournalRecord,
     ResultRecord,
     StartRecord,
+    UnitResult,
 )
 from sti_runtime.plan import Plan
 from sti_runtime.planner import plan_paper
@@ -168,7 +169,7 @@ def records_of(job: Job, plan: Plan) -> list[JournalRecord]:
     requests = tuple(
         request.model_copy(update={"row": row, "warmup": row < 2, "trace": trace}) for row in range(REQUESTS)
     )
-    results = (
+    results: tuple[UnitResult, ...] = (
         io.model_copy(update={"samples": (read,) * READS}),
         compute.model_copy(update={"samples": (layer,) * LAYERS, "reads": (read,) * LAYERS}),
         world.execute_result(plan, requests),
@@ -179,9 +180,10 @@ def records_of(job: Job, plan: Plan) -> list[JournalRecord]:
     )
 
 
-def taken_in_per_s(store: Store, filled: Filled, rounds: int, jobs: int = 8) -> list[int]:
-    """Samples a second in each round of so many jobs, of different devices in turn."""
-    rates = []
+def taken_in_per_s(store: Store, filled: Filled, rounds: int, jobs: int = 8) -> tuple[list[int], list[int]]:
+    """Samples a second, and a second of this process's CPU, in each round of so many jobs, of different
+    devices in turn."""
+    rates, by_cpu = [], []
     for turn in range(rounds):
         work = []
         with store.session() as session:
@@ -191,14 +193,15 @@ def taken_in_per_s(store: Store, filled: Filled, rounds: int, jobs: int = 8) -> 
                 begin_attempt(session, job.id, lease_counter=turn + 1)
                 work.append((device, job, records_of(job, filled.plans[turn % len(filled.plans)])))
         samples = jobs * (READS + 2 * LAYERS + REQUESTS)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         for device, job, records in work:
             with store.session() as session:
                 report = ingest(session, device_id=device, job_id=job.id, attempt=1, records=records)
             if report.rejected or report.inserted != len(records):
                 raise SystemExit(f"not all was taken in: {report}")
         rates.append(round(samples / (time.perf_counter() - began)))
-    return rates
+        by_cpu.append(round(samples / (time.process_time() - cpu_began)))
+    return rates, by_cpu
 
 
 # ------------------------------------------------------------------ filling
@@ -297,13 +300,13 @@ def _copy_reads(connection: Connection, job_id: str, records: int) -> None:
 # ------------------------------------------------------------------ asking
 
 
-def ask(store: Store, filled: Filled, queries: int, seed: int) -> list[int]:
-    """How long each of so many random plan queries takes, in ns."""
+def ask(store: Store, filled: Filled, queries: int, seed: int) -> tuple[list[int], list[int]]:
+    """How long each of so many random plan queries takes, and its CPU time in this process, in ns."""
     chance = random.Random(seed)
-    took = []
+    took, cpu = [], []
     for turn in range(queries + 20):
         device, plan = chance.choice(filled.devices), chance.choice(filled.plans)
-        began = time.perf_counter_ns()
+        began, cpu_began = time.perf_counter_ns(), time.process_time_ns()
         with store.reader() as session:
             answers = latest_plans(
                 session,
@@ -314,9 +317,10 @@ def ask(store: Store, filled: Filled, queries: int, seed: int) -> list[int]:
             )
         if turn >= 20:  # the first open connections and fill caches
             took.append(time.perf_counter_ns() - began)
+            cpu.append(time.process_time_ns() - cpu_began)
         if len(answers) != 1:
             raise SystemExit(f"{len(answers)} answers for {device}")
-    return took
+    return took, cpu
 
 
 def main() -> None:
@@ -335,16 +339,21 @@ def main() -> None:
             continue
         with store_of(kind) as store:
             filled = prepare(store, setting)
-            rates = figure(taken_in_per_s(store, filled, asked.rounds))
-            print(f"{kind}: {rates.text(digits=0)} samples/s taken in (reach {REACH_PER_S})", flush=True)
+            rates, by_cpu = map(figure, taken_in_per_s(store, filled, asked.rounds))
+            print(
+                f"{kind}: {rates.text(digits=0)} samples/s taken in (reach {REACH_PER_S}),"
+                f" {by_cpu.text(digits=0)} per s of CPU in this process",
+                flush=True,
+            )
             began = time.perf_counter()
             count = fill(store, filled, asked.samples)
             print(f"{kind}: {count} samples in the store, filled in {time.perf_counter() - began:.0f} s")
-            took = ask(store, filled, asked.queries, asked.seed)
+            took, cpu = ask(store, filled, asked.queries, asked.seed)
             p99, reached = percentile(took, 99), percentile(took, 99) <= REACH_NS
             print(
                 f"{kind}: plan query median {figure(took).text(MS, 2)} ms, p99 {p99 / MS:.2f} ms"
-                f" (reach {REACH_NS / MS:.0f} ms: {'yes' if reached else 'no'}; seed {asked.seed})",
+                f" (reach {REACH_NS / MS:.0f} ms: {'yes' if reached else 'no'}; seed {asked.seed}); CPU in this"
+                f" process {figure(cpu).text(MS, 2)} ms, p99 {percentile(cpu, 99) / MS:.2f} ms",
                 flush=True,
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -122,8 +122,7 @@ _KINDS: Mapping[type[Any], str] = {
 
 
 def _table(column: InstrumentedAttribute[int]) -> type[Any]:
-    found: type[Any] = column.class_
-    return found
+    return cast("type[Any]", column.class_)
 
 
 def _compacted(session: Session, journal_id: int, table: type[Any]) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.documents import parse
@@ -93,29 +94,18 @@ def measured_of(
 
     A unit that several attempts of a job ran counts once: as the newest of them ran it.
     """
-    query = select(*_RUN_COLUMNS).where(RunRow.plan_id == plan_id, RunRow.request_kind == request_kind)
-    newest = _newest_attempts(session.execute(query.order_by(RunRow.id.desc())).all())
+    asked = {"plan": plan_id, "kind": request_kind}
+    newest = _newest_attempts(session.execute(_runs_measured(), asked).all())
     runs = [run for run in newest if run.emulated == emulated]
     if not runs:
         return None
     same = [run for run in runs if _provenance(run) == _provenance(runs[0])]
-    table = RequestRow
-    columns = (
-        table.valid,
-        table.latency_ns,
-        table.stall_ns,
-        table.storage_bytes,
-        table.planned_bytes,
-        table.mode_asked,
-        table.mode_proven,
-    )
-    counted = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
-    everything = session.execute(counted).all()
+    everything = session.execute(_requests_measured(), {"runs": [run.id for run in same]}).all()
     valid = [row for row in everything if row.valid]
     summary = summarise([row.latency_ns for row in valid])
     if summary is None:
         return None
-    target_ns = session.scalars(select(PlanRow.target_ns).where(PlanRow.id == plan_id)).one()
+    target_ns = runs[0].target_ns
     total_ns = sum(row.latency_ns for row in valid)
     modes = Counter((row.mode_asked, row.mode_proven) for row in everything)
     return Measured(
@@ -157,8 +147,30 @@ _RUN_COLUMNS = (
     RunRow.working_bytes,
     RunRow.activations_bytes,
     RunRow.process_peak_bytes,
+    PlanRow.target_ns,
 )
 """What ``measured_of`` needs of a run; the rest is large."""
+
+
+@cache
+def _runs_measured() -> Select[Any]:
+    query = select(*_RUN_COLUMNS).join(PlanRow, PlanRow.id == RunRow.plan_id)
+    of_plan = query.where(RunRow.plan_id == bindparam("plan"), RunRow.request_kind == bindparam("kind"))
+    return of_plan.order_by(RunRow.id.desc())
+
+
+@cache
+def _requests_measured() -> Select[Any]:
+    table = RequestRow
+    return select(
+        table.valid,
+        table.latency_ns,
+        table.stall_ns,
+        table.storage_bytes,
+        table.planned_bytes,
+        table.mode_asked,
+        table.mode_proven,
+    ).where(table.run_id.in_(bindparam("runs", expanding=True)), table.warmup.is_(False))
 
 
 def accuracy_of(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, ScalarSelect, Select, func, select
+from sqlalchemy import Row, ScalarSelect, Select, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from db.documents import parse
@@ -40,7 +41,16 @@ def stale_reasons(
     as such. None for ``profile``: the store does not hold it.
     """
     found: set[str] = set()
-    state = session.execute(_state(plan, device, profile)).one()
+    given = {
+        "bundle": plan.bundle_digest,
+        "sequence_length": plan.sequence_length,
+        "planned_wall_ns": plan.planned_wall_ns,
+        "device": device.id,
+        "profile": None if profile is None else profile.id,
+        "engine": None if profile is None else profile.engine,
+        "facts": None if profile is None else profile.facts_id,
+    }
+    state = session.execute(_state(), given).one()
     if state.newest_bundle != plan.bundle_digest:
         found.add(BUNDLE_REBUILT)
     if profile is None:
@@ -53,34 +63,32 @@ def stale_reasons(
     return tuple(reason for reason in REASONS if reason in found)
 
 
-def _state(plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow | None) -> Select[Any]:
-    """All that staleness is told by, in one statement: plan queries wait for every one."""
-    name = select(BundleRow.name).where(BundleRow.digest == plan.bundle_digest).scalar_subquery()
+@cache
+def _state() -> Select[Any]:
+    """All that staleness is told by, in one statement, which is made once: plan queries wait for it."""
+    name = select(BundleRow.name).where(BundleRow.digest == bindparam("bundle")).scalar_subquery()
     newest = select(BundleRow.digest).where(BundleRow.name == name)
     newest_bundle = newest.order_by(BundleRow.created_wall_ns.desc()).limit(1).scalar_subquery()
     then, now = aliased(DeviceFactsRow), aliased(DeviceFactsRow)
-    latest = select(func.max(DeviceFactsRow.id)).where(DeviceFactsRow.device_id == device.id)
-    facts_id = None if profile is None else profile.facts_id
+    latest = select(func.max(DeviceFactsRow.id)).where(DeviceFactsRow.device_id == bindparam("device"))
     return (
         select(
             newest_bundle.label("newest_bundle"),
-            _newer_profile(plan, device, profile).label("newer_profile"),
+            _newer_profile().label("newer_profile"),
             *(getattr(then, name).label(f"then_{name}") for name in _FACTS),
             *(getattr(now, name).label(f"now_{name}") for name in _FACTS),
         )
         .select_from(DeviceRow)
-        .outerjoin(then, then.id == facts_id)
+        .outerjoin(then, then.id == bindparam("facts"))
         .outerjoin(now, now.id == latest.scalar_subquery())
-        .where(DeviceRow.id == device.id)
+        .where(DeviceRow.id == bindparam("device"))
     )
 
 
 _FACTS = ("id", "digest", "os_build", "kernel", "facts_json")
 
 
-def _newer_profile(
-    plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow | None
-) -> ScalarSelect[int | None]:
+def _newer_profile() -> ScalarSelect[int]:
     """Another profile of this kind that the device got since the plan was last the planner's answer.
 
     Counted from the planning and not from the plan's profile: who goes back to an older setting of the
@@ -88,12 +96,12 @@ def _newer_profile(
     """
     table = DeviceProfileRow
     newer = select(table.id).where(
-        table.device_id == device.id,
-        table.bundle_digest == plan.bundle_digest,
-        table.engine == (None if profile is None else profile.engine),
-        table.sequence_length == plan.sequence_length,
-        table.id != (None if profile is None else profile.id),
-        table.created_wall_ns > plan.planned_wall_ns,
+        table.device_id == bindparam("device"),
+        table.bundle_digest == bindparam("bundle"),
+        table.engine == bindparam("engine"),
+        table.sequence_length == bindparam("sequence_length"),
+        table.id != bindparam("profile"),
+        table.created_wall_ns > bindparam("planned_wall_ns"),
     )
     return newer.limit(1).scalar_subquery()
 
