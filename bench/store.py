@@ -352,8 +352,8 @@ def main() -> None:
             p99, reached = percentile(took, 99), percentile(took, 99) <= REACH_NS
             print(
                 f"{kind}: plan query median {figure(took).text(MS, 2)} ms, p99 {p99 / MS:.2f} ms"
-                f" (reach {REACH_NS / MS:.0f} ms: {'yes' if reached else 'no'}; seed {asked.seed}); CPU in this"
-                f" process {figure(cpu).text(MS, 2)} ms, p99 {percentile(cpu, 99) / MS:.2f} ms",
+                f" (reach {REACH_NS / MS:.0f} ms: {'yes' if reached else 'no'}; seed {asked.seed});"
+                f" CPU in this process {figure(cpu).text(MS, 2)} ms, p99 {percentile(cpu, 99) / MS:.2f} ms",
                 flush=True,
             )
 
