@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 from sqlalchemy import select, update
@@ -141,7 +142,13 @@ def list_bundles(session: Session) -> Sequence[BundleRow]:
 
 def bundle_manifest(bundle: BundleRow) -> Manifest:
     """A bundle's manifest."""
-    return Manifest.from_json(bundle.manifest_json.encode(), source=f"bundle {bundle.digest[:12]}")
+    return _manifest(bundle.manifest_json, f"bundle {bundle.digest[:12]}")
+
+
+@lru_cache(maxsize=16)
+def _manifest(text: str, source: str) -> Manifest:
+    # Every batch that a device sends is checked against it.
+    return Manifest.from_json(text.encode(), source=source)
 
 
 def find_task(session: Session, name: str) -> TaskRow:

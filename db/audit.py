@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -121,6 +121,10 @@ _KINDS: Mapping[type[Any], str] = {
 """Kinds of summaries by the table that their samples stood in."""
 
 
+def _table(column: InstrumentedAttribute[int]) -> type[Any]:
+    return cast("type[Any]", column.class_)
+
+
 def _compacted(session: Session, journal_id: int, table: type[Any]) -> int:
     """How many samples of a record are summaries now."""
     kind, summary = _KINDS.get(table), SampleSummaryRow
@@ -141,7 +145,7 @@ def _count_samples(session: Session, journal_id: int, result: UnitResult) -> tup
 
     for column, wanted in _expected(result).items():
         rows = select(func.count()).select_from(column.class_).where(column == journal_id)
-        found = session.execute(rows).scalar_one() + _compacted(session, journal_id, column.class_)
+        found = session.execute(rows).scalar_one() + _compacted(session, journal_id, _table(column))
         counted += found
         check(str(column.class_.__tablename__), found, wanted)
     if isinstance(result, ExecuteResult):

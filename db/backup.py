@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, Table, delete, func, insert, select, text, update
 
 from db.documents import now_wall_ns
 from db.errors import StoreError
@@ -138,7 +138,7 @@ def _copy_rows(source: Connection, target: Connection) -> Contents:
     found = {}
     for table in Base.metadata.sorted_tables:
 
-        def keep(rows: Sequence[Mapping[str, Any]], table: Table = table) -> None:
+        def keep(rows: Sequence[RowMapping], table: Table = table) -> None:
             target.execute(insert(table), [dict(row) for row in rows])
 
         found[table.name] = _read(source, table, keep)
@@ -149,9 +149,7 @@ def _digests(connection: Connection) -> Contents:
     return {table.name: _read(connection, table, lambda _: None) for table in Base.metadata.sorted_tables}
 
 
-def _read(
-    connection: Connection, table: Table, keep: Callable[[Sequence[Mapping[str, Any]]], None]
-) -> TableDigest:
+def _read(connection: Connection, table: Table, keep: Callable[[Sequence[RowMapping]], None]) -> TableDigest:
     count = total = 0
     query = select(table).execution_options(yield_per=_ROWS_AT_ONCE)
     for rows in connection.execute(query).mappings().partitions():

@@ -25,7 +25,13 @@ def document(value: Any) -> str:
 
 def untrusted_document(record: Record) -> str:
     """Canonical JSON of a record from a device, which may hold NaN or infinities: these become strings."""
-    return document(_finite(record.model_dump(mode="python")))
+    plain = record.model_dump(mode="python")
+    try:
+        text = canonical_json(plain).decode()
+    except ValueError:  # a number that is not finite, or half a character
+        return document(_finite(plain))
+    # NUL is written as an escape, and only as one.
+    return document(_finite(plain)) if "\\u0000" in text else text
 
 
 def parse(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import insert
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.documents import document
 from db.fan_out_runs import NOT_FROM_STORAGE, THROTTLED, mode_proven, write_evaluation, write_run
-from db.models import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
+from db.models import Base, ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
 from db.source import Source, missing_bundle
 from sti_runtime.messages import (
     ComputeProfileResult,
@@ -32,10 +33,10 @@ def fan_out(session: Session, source: Source, payload: ResultRecord) -> str | No
     return _WRITERS[payload.result.kind](session, source, payload.unit, payload.result)
 
 
-def _sample(source: Source, ordinal: int) -> dict[str, Any]:
+def _shared(source: Source) -> dict[str, Any]:
+    """What all samples of a record have in common."""
     return {
         "journal_id": source.journal_id,
-        "ordinal": ordinal,
         "device_id": source.device_id,
         "bundle_digest": source.job.bundle,
         "engine": source.job.engine,
@@ -47,7 +48,17 @@ def _sample(source: Source, ordinal: int) -> dict[str, Any]:
 
 
 def _verdict(reasons: Sequence[str]) -> dict[str, Any]:
-    return {"valid": not reasons, "reasons_json": document(list(reasons))}
+    return {"valid": not reasons, "reasons_json": _reasons_json(tuple(reasons))}
+
+
+@lru_cache(maxsize=64)
+def _reasons_json(reasons: tuple[str, ...]) -> str:
+    return document(list(reasons))
+
+
+def _insert(session: Session, table: type[Base], rows: list[dict[str, Any]]) -> None:
+    """Many rows of one table, without the ORM's share of the cost."""
+    session.execute(insert(table.__table__), rows)  # type: ignore[arg-type]
 
 
 def _io_reasons(sample: IoSample) -> list[str]:
@@ -75,9 +86,11 @@ def _io(session: Session, source: Source, _: int, result: IoProfileResult) -> st
 def _insert_reads(
     session: Session, source: Source, io_mode: str, samples: Sequence[IoSample], *, beside: bool
 ) -> None:
+    shared = _shared(source)
     rows = [
         {
-            **_sample(source, i),
+            **shared,
+            "ordinal": i,
             "warmup": False,
             **_verdict(_io_reasons(s)),
             "io_mode": io_mode,
@@ -91,15 +104,17 @@ def _insert_reads(
         }
         for i, s in enumerate(samples)
     ]
-    session.execute(insert(IoSampleRow), rows)
+    _insert(session, IoSampleRow, rows)
 
 
 def _compute(session: Session, source: Source, _: int, result: ComputeProfileResult) -> str | None:
     missing = missing_bundle(session, source)
     if missing is None:
+        shared = _shared(source)
         rows = [
             {
-                **_sample(source, i),
+                **shared,
+                "ordinal": i,
                 "warmup": s.warmup,
                 **_verdict(_throttled(s)),
                 "width": s.width,
@@ -110,7 +125,7 @@ def _compute(session: Session, source: Source, _: int, result: ComputeProfileRes
             }
             for i, s in enumerate(result.samples)
         ]
-        session.execute(insert(ComputeSampleRow), rows)
+        _insert(session, ComputeSampleRow, rows)
         _insert_reads(session, source, result.io_mode, result.reads, beside=True)
     return missing
 
@@ -118,9 +133,11 @@ def _compute(session: Session, source: Source, _: int, result: ComputeProfileRes
 def _fixed(session: Session, source: Source, _: int, result: FixedProfileResult) -> str | None:
     missing = missing_bundle(session, source)
     if missing is None:
+        shared = _shared(source)
         rows = [
             {
-                **_sample(source, i),
+                **shared,
+                "ordinal": i,
                 "warmup": s.warmup,
                 **_verdict(_throttled(s) + _not_stored(s)),
                 "mode_asked": s.mode_asked,
@@ -133,7 +150,7 @@ def _fixed(session: Session, source: Source, _: int, result: FixedProfileResult)
             }
             for i, s in enumerate(result.samples)
         ]
-        session.execute(insert(FixedSampleRow), rows)
+        _insert(session, FixedSampleRow, rows)
     return missing
 
 

@@ -131,7 +131,7 @@ def write_run(session: Session, source: Source, unit: int, result: ExecuteResult
     session.flush()
     if result.requests:
         rows = [_request_row(run, result, i, s) for i, s in enumerate(result.requests)]
-        session.execute(insert(RequestRow), rows)
+        session.execute(insert(RequestRow.__table__), rows)  # type: ignore[arg-type]
     return None
 
 
@@ -152,7 +152,7 @@ def _request_row(run: RunRow, result: ExecuteResult, ordinal: int, request: Requ
         "mode_asked": request.mode_asked,
         "mode_proven": mode_proven(request.mode_proven, request.planned_bytes, request.storage_bytes),
         "logits_json": document(list(request.logits)),
-        "trace_json": document([layer.model_dump(mode="json") for layer in request.trace]),
+        "trace_json": document([dict(layer) for layer in request.trace]),
     }
 
 

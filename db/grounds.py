@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -46,18 +47,29 @@ class ProfileRef:
 
 def profile_record(row: DeviceProfileRow) -> DeviceProfile:
     """The profile of a row."""
-    return DeviceProfile.from_json(row.profile_json.encode(), source=f"device profile {row.digest[:12]}")
+    return _profile(row.profile_json, f"device profile {row.digest[:12]}")
+
+
+@lru_cache(maxsize=256)
+def _profile(text: str, source: str) -> DeviceProfile:
+    # Many plans rest on one.
+    return DeviceProfile.from_json(text.encode(), source=source)
 
 
 def references(
-    session: Session, row: PlanRow, stored: DeviceProfileRow | None, profile: DeviceProfile | None
+    session: Session,
+    row: PlanRow,
+    device: DeviceRow,
+    stored: DeviceProfileRow | None,
+    profile: DeviceProfile | None,
 ) -> tuple[ProfileRef, ...]:
     """The profiles of a plan, whose device profile is given as stored (None: not in this store)."""
     now = now_wall_ns()
     if stored is None or profile is None:
         found = [ProfileRef("device", row.device_profile_digest, None, unfit=False)]
     else:
-        name = session.scalars(select(DeviceRow.name).where(DeviceRow.id == stored.device_id)).one()
+        own = stored.device_id == device.id
+        name = device.name if own else session.get_one(DeviceRow, stored.device_id).name
         found = [
             ProfileRef(
                 "device",
@@ -70,7 +82,9 @@ def references(
             )
         ]
     if row.importance_digest is not None:
-        importance = session.get(ImportanceProfileRow, row.importance_digest)
+        table = ImportanceProfileRow
+        query = select(table.created_wall_ns, table.rows).where(table.digest == row.importance_digest)
+        importance = session.execute(query).one_or_none()
         age = None if importance is None else max(0, now - importance.created_wall_ns)
         rows = None if importance is None else importance.rows
         found.append(ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -88,7 +89,13 @@ def get_job(session: Session, job_id: str) -> JobRow:
 
 def job_record(row: JobRow) -> Job:
     """The job itself, as first asked."""
-    return Job.from_json(row.job_json.encode(), source=f"job {row.id}")
+    return _job(row.job_json, row.id)
+
+
+@lru_cache(maxsize=256)
+def _job(text: str, job_id: str) -> Job:
+    # A job's batches come one after the other, of many devices in turn.
+    return Job.from_json(text.encode(), source=f"job {job_id}")
 
 
 def open_jobs(session: Session, *, device_id: int | None = None) -> Sequence[JobRow]:

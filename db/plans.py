@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from db.artifacts import newest_task_data
@@ -146,6 +148,35 @@ def latest_plans(
     evaluation on a split that is neither trained nor planned on. Of a split only the task's newest data
     count (those that the bundle's model can read): accuracy on data replaced since is no answer.
     """
+    wanted = {
+        "device": device,
+        "task": task,
+        "target_ns": target_ns,
+        "preload_bytes": preload_bytes,
+        "policy": policy,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    found = _latest(frozenset(given), real_only=device is None and not include_emulated)
+    current: dict[tuple[str, str], Mapping[str, str]] = {}
+    answers = []
+    for row, owner, stored in session.execute(found, given):
+        if label and device_labels(owner).get(label[0]) != label[1]:
+            continue
+        rows_of = (row.task, row.bundle_digest)
+        if rows_of not in current:
+            current[rows_of] = newest_task_data(session, *rows_of)
+        data = [
+            digest
+            for name, digest in current[rows_of].items()
+            if (name not in SEEN_SPLITS if split is None else name == split)
+        ]
+        answers.append(_answer(session, row, owner, stored, request_kind, data))
+    return answers
+
+
+@cache
+def _latest(filters: frozenset[str], *, real_only: bool) -> Select[Any]:
+    """The newest plan of every question with its device and profile; made once for each set of filters."""
     table = PlanRow
     question = (
         table.device_id,
@@ -163,48 +194,37 @@ def latest_plans(
         .join(DeviceRow, DeviceRow.id == table.device_id)
         .where(DeviceRow.retired_wall_ns.is_(None))
     )
-    conditions = (
-        (device, DeviceRow.name),
-        (task, PlanRow.task),
-        (target_ns, PlanRow.target_ns),
-        (preload_bytes, PlanRow.preload_bytes),
-        (policy, PlanRow.policy),
-    )
-    for wanted, column in conditions:
-        if wanted is not None:
-            query = query.where(column == wanted)
-    if device is None and not include_emulated:
-        query = query.where(PlanRow.emulated.is_(False), DeviceRow.emulated.is_(False))
+    columns = {
+        "device": DeviceRow.name,
+        "task": table.task,
+        "target_ns": table.target_ns,
+        "preload_bytes": table.preload_bytes,
+        "policy": table.policy,
+    }
+    for name in sorted(filters):
+        query = query.where(columns[name] == bindparam(name))
+    if real_only:
+        query = query.where(table.emulated.is_(False), DeviceRow.emulated.is_(False))
     placed = query.subquery()
-    found = (
-        select(table, DeviceRow)
+    return (
+        select(table, DeviceRow, DeviceProfileRow)
         .join(placed, placed.c.id == table.id)
         .join(DeviceRow, DeviceRow.id == table.device_id)
+        .outerjoin(DeviceProfileRow, DeviceProfileRow.id == table.device_profile_id)
         .where(placed.c.place == 1)
         .order_by(DeviceRow.name, table.task, table.policy, table.target_ns, table.preload_bytes)
         .order_by(table.working_bytes)
     )
-    current: dict[tuple[str, str], Mapping[str, str]] = {}
-    answers = []
-    for row, owner in session.execute(found):
-        if label and device_labels(owner).get(label[0]) != label[1]:
-            continue
-        rows_of = (row.task, row.bundle_digest)
-        if rows_of not in current:
-            current[rows_of] = newest_task_data(session, *rows_of)
-        data = [
-            digest
-            for name, digest in current[rows_of].items()
-            if (name not in SEEN_SPLITS if split is None else name == split)
-        ]
-        answers.append(_answer(session, row, owner, request_kind, data))
-    return answers
 
 
 def _answer(
-    session: Session, row: PlanRow, device: DeviceRow, request_kind: str, data: Collection[str]
+    session: Session,
+    row: PlanRow,
+    device: DeviceRow,
+    stored: DeviceProfileRow | None,
+    request_kind: str,
+    data: Collection[str],
 ) -> PlanAnswer:
-    stored = session.get(DeviceProfileRow, row.device_profile_id) if row.device_profile_id else None
     profile = None if stored is None else profile_record(stored)
     emulated = row.emulated or device.emulated
     engine = device.engine if stored is None else stored.engine
@@ -221,7 +241,7 @@ def _answer(
         predicted_interval=predicted_interval(row, profile),
         measured=measured,
         accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
-        profiles=references(session, row, stored, profile),
+        profiles=references(session, row, device, stored, profile),
         stale=stale_reasons(session, row, device, stored),
         borrowed=row.borrowed,
         emulated=emulated,

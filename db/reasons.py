@@ -133,10 +133,13 @@ def _in_words(shard: Raised) -> str:
 
 
 def _passed_over(plan: Plan, profile: DeviceProfile, manifest: Manifest) -> Sequence[tuple[str, str]]:
-    found = []
+    found, widths = [], {row.width for row in profile.compute}
     for submodel in largest_first(manifest):
         if submodel == plan.submodel:
             break
+        if submodel.width not in widths:
+            found.append((str(submodel), "the profile has no layer of its width"))
+            continue
         computed_ns = profile.fixed_p95.total_ns + submodel.depth * profile.t_comp_ns(submodel.width)
         if computed_ns > plan.target_ns:
             why = f"computing it takes {format_ns(computed_ns)}, more than T"

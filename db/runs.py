@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.documents import parse
@@ -92,28 +94,18 @@ def measured_of(
 
     A unit that several attempts of a job ran counts once: as the newest of them ran it.
     """
-    newest = _newest_attempts(runs_of(session, plan_id, request_kind=request_kind))
+    asked = {"plan": plan_id, "kind": request_kind}
+    newest = _newest_attempts(session.execute(_runs_measured(), asked).all())
     runs = [run for run in newest if run.emulated == emulated]
     if not runs:
         return None
     same = [run for run in runs if _provenance(run) == _provenance(runs[0])]
-    table = RequestRow
-    columns = (
-        table.valid,
-        table.latency_ns,
-        table.stall_ns,
-        table.storage_bytes,
-        table.planned_bytes,
-        table.mode_asked,
-        table.mode_proven,
-    )
-    query = select(*columns).where(table.run_id.in_([run.id for run in same]), table.warmup.is_(False))
-    everything = session.execute(query).all()
+    everything = session.execute(_requests_measured(), {"runs": [run.id for run in same]}).all()
     valid = [row for row in everything if row.valid]
     summary = summarise([row.latency_ns for row in valid])
     if summary is None:
         return None
-    target_ns = session.scalars(select(PlanRow.target_ns).where(PlanRow.id == plan_id)).one()
+    target_ns = runs[0].target_ns
     total_ns = sum(row.latency_ns for row in valid)
     modes = Counter((row.mode_asked, row.mode_proven) for row in everything)
     return Measured(
@@ -132,6 +124,53 @@ def measured_of(
         gate_verdict=_worst(run.gate_verdict for run in same),
         mechanisms=_mechanisms(same[0]),
     )
+
+
+_RUN_COLUMNS = (
+    RunRow.id,
+    RunRow.job_id,
+    RunRow.unit,
+    RunRow.attempt,
+    RunRow.emulated,
+    RunRow.agent_digest,
+    RunRow.engine,
+    RunRow.threads,
+    RunRow.os_build,
+    RunRow.kernel,
+    RunRow.io_mechanism,
+    RunRow.cpu_mechanism,
+    RunRow.emulation_json,
+    RunRow.io_mode_proven,
+    RunRow.gate_verdict,
+    RunRow.resident_bytes,
+    RunRow.preload_bytes,
+    RunRow.working_bytes,
+    RunRow.activations_bytes,
+    RunRow.process_peak_bytes,
+    PlanRow.target_ns,
+)
+"""What ``measured_of`` needs of a run; the rest is large."""
+
+
+@cache
+def _runs_measured() -> Select[Any]:
+    query = select(*_RUN_COLUMNS).join(PlanRow, PlanRow.id == RunRow.plan_id)
+    of_plan = query.where(RunRow.plan_id == bindparam("plan"), RunRow.request_kind == bindparam("kind"))
+    return of_plan.order_by(RunRow.id.desc())
+
+
+@cache
+def _requests_measured() -> Select[Any]:
+    table = RequestRow
+    return select(
+        table.valid,
+        table.latency_ns,
+        table.stall_ns,
+        table.storage_bytes,
+        table.planned_bytes,
+        table.mode_asked,
+        table.mode_proven,
+    ).where(table.run_id.in_(bindparam("runs", expanding=True)), table.warmup.is_(False))
 
 
 def accuracy_of(
@@ -208,7 +247,7 @@ def _newest_accuracy(
     return Accuracy(wilson(row.correct, row.rows), row.loss_nano, row.task_data_digest, split, row.wall_ns)
 
 
-def _newest_attempts(runs: Sequence[RunRow]) -> list[RunRow]:
+def _newest_attempts(runs: Sequence[Any]) -> list[Any]:
     """Of each unit of a job only the run of its newest attempt. Runs exist of accepted results only."""
     newest: dict[tuple[str, int], int] = {}
     for run in runs:
@@ -217,7 +256,7 @@ def _newest_attempts(runs: Sequence[RunRow]) -> list[RunRow]:
     return [run for run in runs if run.attempt == newest[run.job_id, run.unit]]
 
 
-def _provenance(run: RunRow) -> tuple[object, ...]:
+def _provenance(run: Any) -> tuple[object, ...]:
     return (
         run.agent_digest,
         run.engine,
@@ -230,7 +269,7 @@ def _provenance(run: RunRow) -> tuple[object, ...]:
     )
 
 
-def _peaks(runs: Sequence[RunRow]) -> PeakMemory:
+def _peaks(runs: Sequence[Any]) -> PeakMemory:
     processes = [run.process_peak_bytes for run in runs if run.process_peak_bytes is not None]
     return PeakMemory(
         resident_bytes=max(run.resident_bytes for run in runs),
@@ -246,6 +285,6 @@ def _worst(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=order.index)
 
 
-def _mechanisms(run: RunRow) -> tuple[str, ...]:
+def _mechanisms(run: Any) -> tuple[str, ...]:
     named = (("io", run.io_mechanism), ("cpu", run.cpu_mechanism))
     return tuple(f"{what}: {mechanism}" for what, mechanism in named if mechanism is not None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
-from db.devices import latest_facts
+from sqlalchemy import Row, ScalarSelect, Select, bindparam, func, select
+from sqlalchemy.orm import Session, aliased
+
 from db.documents import parse
 from db.models import BundleRow, DeviceFactsRow, DeviceProfileRow, DeviceRow, PlanRow
 
@@ -38,64 +41,91 @@ def stale_reasons(
     as such. None for ``profile``: the store does not hold it.
     """
     found: set[str] = set()
-    if _newest_bundle(session, plan.bundle_digest) != plan.bundle_digest:
+    given = {
+        "bundle": plan.bundle_digest,
+        "sequence_length": plan.sequence_length,
+        "planned_wall_ns": plan.planned_wall_ns,
+        "device": device.id,
+        "profile": None if profile is None else profile.id,
+        "engine": None if profile is None else profile.engine,
+        "facts": None if profile is None else profile.facts_id,
+    }
+    state = session.execute(_state(), given).one()
+    if state.newest_bundle != plan.bundle_digest:
         found.add(BUNDLE_REBUILT)
     if profile is None:
         found.add(PROFILE_UNKNOWN)
     else:
-        if _has_newer_profile(session, plan, device, profile):
+        if state.newer_profile is not None:
             found.add(NEWER_PROFILE)
         if profile.device_id == device.id:
-            found |= _changes(session, device, profile)
+            found |= _changes(device, profile, state)
     return tuple(reason for reason in REASONS if reason in found)
 
 
-def _newest_bundle(session: Session, digest: str) -> str:
-    """The newest bundle of the name that this one has."""
-    name = select(BundleRow.name).where(BundleRow.digest == digest).scalar_subquery()
+@cache
+def _state() -> Select[Any]:
+    """All that staleness is told by, in one statement, which is made once: plan queries wait for it."""
+    name = select(BundleRow.name).where(BundleRow.digest == bindparam("bundle")).scalar_subquery()
     newest = select(BundleRow.digest).where(BundleRow.name == name)
-    return session.scalars(newest.order_by(BundleRow.created_wall_ns.desc()).limit(1)).one()
+    newest_bundle = newest.order_by(BundleRow.created_wall_ns.desc()).limit(1).scalar_subquery()
+    then, now = aliased(DeviceFactsRow), aliased(DeviceFactsRow)
+    latest = select(func.max(DeviceFactsRow.id)).where(DeviceFactsRow.device_id == bindparam("device"))
+    return (
+        select(
+            newest_bundle.label("newest_bundle"),
+            _newer_profile().label("newer_profile"),
+            *(getattr(then, name).label(f"then_{name}") for name in _FACTS),
+            *(getattr(now, name).label(f"now_{name}") for name in _FACTS),
+        )
+        .select_from(DeviceRow)
+        .outerjoin(then, then.id == bindparam("facts"))
+        .outerjoin(now, now.id == latest.scalar_subquery())
+        .where(DeviceRow.id == bindparam("device"))
+    )
 
 
-def _has_newer_profile(session: Session, plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow) -> bool:
-    """Whether the device got another profile of this kind since the plan was last the planner's answer.
+_FACTS = ("id", "digest", "os_build", "kernel", "facts_json")
+
+
+def _newer_profile() -> ScalarSelect[int]:
+    """Another profile of this kind that the device got since the plan was last the planner's answer.
 
     Counted from the planning and not from the plan's profile: who goes back to an older setting of the
     device (threads, rates) and plans again rests on the older profile rightly.
     """
     table = DeviceProfileRow
     newer = select(table.id).where(
-        table.device_id == device.id,
-        table.bundle_digest == plan.bundle_digest,
-        table.engine == profile.engine,
-        table.sequence_length == plan.sequence_length,
-        table.id != profile.id,
-        table.created_wall_ns > plan.planned_wall_ns,
+        table.device_id == bindparam("device"),
+        table.bundle_digest == bindparam("bundle"),
+        table.engine == bindparam("engine"),
+        table.sequence_length == bindparam("sequence_length"),
+        table.id != bindparam("profile"),
+        table.created_wall_ns > bindparam("planned_wall_ns"),
     )
-    return session.scalars(newer.limit(1)).first() is not None
+    return newer.limit(1).scalar_subquery()
 
 
-def _changes(session: Session, device: DeviceRow, profile: DeviceProfileRow) -> set[str]:
+def _changes(device: DeviceRow, profile: DeviceProfileRow, state: Row[Any]) -> set[str]:
     """What changed on the device since its profile was measured, as far as both states are known."""
     found: set[str] = set()
     agents = (profile.agent_digest, device.agent_digest)
     if None not in agents and agents[0] != agents[1]:
         found.add(AGENT_CHANGED)
-    then = session.get(DeviceFactsRow, profile.facts_id) if profile.facts_id else None
-    now = latest_facts(session, device.id)
-    if then is not None and now is not None:
-        if then.os_build != now.os_build:
+    if state.then_id is not None and state.now_id is not None:
+        if state.then_os_build != state.now_os_build:
             found.add(OS_CHANGED)
-        if then.kernel != now.kernel:
+        if state.then_kernel != state.now_kernel:
             found.add(KERNEL_CHANGED)
-        if then.digest != now.digest and _clocks_differ(then, now):
+        if state.then_digest != state.now_digest and _clocks_differ(
+            parse(state.then_facts_json), parse(state.now_facts_json)
+        ):
             found.add(CLOCKS_CHANGED)
     return found
 
 
-def _clocks_differ(then: DeviceFactsRow, now: DeviceFactsRow) -> bool:
+def _clocks_differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether governors or the bounds of the clocks differ, as far as both are known."""
-    before, after = parse(then.facts_json), parse(now.facts_json)
     return any(
         before.get(name) and after.get(name) and before[name] != after[name]
         for name in ("min_khz", "max_khz", "governors")

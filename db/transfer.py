@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, FromClause, Table, Text, column, select, table
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from db.models import Base
 from db.views import VIEWS
@@ -71,11 +72,13 @@ def _source(name: str) -> FromClause:
     found = Base.metadata.tables.get(name)
     if found is not None:
         return found
-    kinds = {"integer": BigInteger(), "boolean": Boolean(), "text": Text()}
+    kinds: dict[str, TypeEngine[Any]] = {"integer": BigInteger(), "boolean": Boolean(), "text": Text()}
     for view in VIEWS:
         if view.name == name:
             return table(name, *(column(each, kinds[kind]) for each, kind in view.types.items()))
-    raise InputError(f"The store has no table or view {name!r}.", f"It has: {', '.join(tables())}.")
+    raise InputError(
+        f"The store has no table {name!r}, and no view of that name.", f"It has: {', '.join(tables())}."
+    )
 
 
 def _write_csv(path: Path, types: Types, batches: Batches) -> int:

@@ -33,9 +33,9 @@ import yaml
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from db.backup import backup
 from db.models import ComputeSampleRow, JournalRecordRow, ProbeRow
 from db.session import open_store, sqlite_url
-from db.transfer import backup
 from orchestrator.errors import LabError
 from orchestrator.farm import open_farm
 from orchestrator.lab import adb_server, fault

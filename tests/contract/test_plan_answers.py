@@ -76,7 +76,7 @@ def test_changed_clocks_make_a_plan_stale(store: Store) -> None:
 def test_a_profile_is_borrowed_from_the_same_chip_only(store: Store) -> None:
     made = make(store)
     slow = make(store, name="slow", identity="hw-2", job_id="job-2", emulated=True)
-    new = {"transport": "adb", "engine": "torch"}
+    new: dict[str, Any] = {"transport": "adb", "engine": "torch"}
     with store.session() as session:
         twin = register_device(session, identity="hw-3", name="twin", emulated=False, **new).id
         other = register_device(session, identity="hw-4", name="other", emulated=True, **new).id
