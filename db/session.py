@@ -25,7 +25,7 @@ from db.explain import BUSY_TIMEOUT_S, explained
 from db.models import StoreMetaRow
 from sti_runtime.errors import InputError
 
-KNOWN_REVISIONS = ("0001",)
+KNOWN_REVISIONS = ("0001", "0003")
 """Schema revisions in order, as in migrations/versions; this program works with the last."""
 
 _READ_ONLY = "stifarm_read_only"

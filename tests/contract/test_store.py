@@ -62,7 +62,7 @@ from db.models import (
 from db.plans import latest_plans, plan_by_digest, save_plan
 from db.profiles import latest_profile, profile_by_digest, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
-from db.session import Store, open_store, parse_url, sqlite_url, upgrade
+from db.session import KNOWN_REVISIONS, Store, open_store, parse_url, sqlite_url, upgrade
 from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import Score
 from sti_runtime.messages import (
@@ -225,7 +225,7 @@ def test_migrated_schema_is_the_models_schema(url: str, tmp_path: Path) -> None:
 def test_upgrade_twice_keeps_store_id(url: str) -> None:
     with open_store(url) as first:
         store_id = first.store_id
-    assert upgrade(url) == "0001"
+    assert upgrade(url) == KNOWN_REVISIONS[-1]
     with open_store(url) as again:
         assert again.store_id == store_id
         assert uuid.UUID(store_id)
