@@ -1,7 +1,7 @@
 """Campaigns on a small farm of local devices, without Ray.
 
-Run as a program it is a controller: ``python -m tests.campaign_world ROOT NAME`` works on the open runs of that
-campaign until they are over, so that tests can kill it.
+Run as a program it is a controller: ``python -m tests.campaign_world ROOT`` works until no run is open, so
+that tests can kill it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from db.campaigns import find_campaign, open_runs, runs_of
+from db.campaigns import open_runs, runs_of
 from db.models import CampaignBatchRow, CampaignCellRow, CampaignRunRow
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.spec import CampaignSpec
@@ -27,11 +27,14 @@ from tests.agent_data import REPO
 from tests.farm_world import InProcess, open_world, write_inventory
 
 
-def write_devices(root: Path, *names: str) -> None:
-    """An inventory of local devices that share a machine of the test's own, whatever else runs here."""
-    lock = root / "machine.lock"
-    devices = [f"{{name: {name}, transport: local, threads: 1, machine_lock: {lock}}}" for name in names]
-    write_inventory(root, *devices)
+def write_devices(root: Path) -> None:
+    """Two local devices, desk and the slowed board, each on a "machine" of the test's own."""
+    write_inventory(
+        root,
+        f"{{name: desk, transport: local, threads: 1, machine_lock: {root}/machine.lock}}",
+        f"{{name: board, transport: local, threads: 1, machine_lock: {root}/board.lock, "
+        "labels: {kind: board}, emulate: {read_bandwidth: 50MB/s, mechanism: agent}}",
+    )
 
 
 def campaign(text: str) -> CampaignSpec:

@@ -1,4 +1,4 @@
-"""Lanes: what does one thing at a time. Devices that share a machine share a lane, as does the host's work."""
+"""Lanes: what does one thing at a time. Devices of one machine share a lane, as does this host's own work."""
 
 from __future__ import annotations
 

@@ -51,9 +51,10 @@ def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
 
 def refuse_too_many(resolved: Resolved) -> None:
     """Raises: CampaignError for a matrix larger than any run can be."""
-    if resolved.cells > MOST_IN_ALL:
+    name, cells = resolved.spec.name, resolved.cells
+    if cells > MOST_IN_ALL:
         raise CampaignError(
-            f"The matrix of {resolved.spec.name} has {resolved.cells:,} cells; a run has up to {MOST_IN_ALL:,}.",
+            f"The matrix of {name} has {cells:,} cells; a run has {MOST_IN_ALL:,} at most.",
             "Take values out of it, or make several campaigns.",
         )
 
