@@ -279,6 +279,13 @@ def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, 
     return [(device, kind, max(0, spent or 0)) for device, kind, spent in session.execute(query)]
 
 
+def put_back_causes(session: Session, run_id: int, *, limit: int = 5) -> list[str]:
+    """Why batches of a run were put back into the queue, each cause once."""
+    query = select(_Batch.device, _Batch.cause).where(_Batch.run_id == run_id, _Batch.state == "queued")
+    rows = session.execute(query.where(_Batch.cause.is_not(None)).distinct().limit(limit))
+    return [str(cause) if (device or "") in str(cause) else f"{device}: {cause}" for device, cause in rows]
+
+
 def left_in(session: Session, run_id: int) -> int:
     """How many batches of a run have not ended."""
     query = select(func.count()).where(_Batch.run_id == run_id, _Batch.state != "ended")

@@ -19,8 +19,10 @@ from sti_runtime.units import NS_PER_S
 GRACE_NS = 300 * NS_PER_S
 """A due time that is noticed within this is on time; later it was missed."""
 
-MOST_DUE = 10_000
-"""Due times that are looked at in one go: a schedule of every minute, down for a week."""
+MOST_DUE = 50_000
+"""Due times that are looked at in one go: more than a schedule of every minute has in _LOOK_BACK_NS."""
+
+_LOOK_BACK_NS = 31 * 86_400 * NS_PER_S
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -69,6 +71,13 @@ def due_times(
         if due_wall_ns > after_wall_ns:
             found.append(due_wall_ns)
     return found
+
+
+def unsettled(cron: str, timezone: str, settled_wall_ns: int, now_wall_ns: int) -> list[int]:
+    """The due times since the last look: the last month's, of a rarer schedule all."""
+    recent = max(settled_wall_ns, now_wall_ns - _LOOK_BACK_NS)
+    dues = due_times(cron, timezone, recent, now_wall_ns)
+    return dues or due_times(cron, timezone, settled_wall_ns, now_wall_ns)
 
 
 def next_due(cron: str, timezone: str, after_wall_ns: int) -> int:

@@ -8,11 +8,11 @@ import structlog
 from sqlalchemy.orm import Session
 
 from db.campaigns import Trigger, create_run, open_runs, runs_of
-from db.events import record_event
+from db.events import EventLevel, record_event
 from db.leases import database_wall_ns
 from db.models import CampaignRow, CampaignRunRow, ScheduleRow
 from db.schedules import list_schedules, lock_schedule
-from orchestrator.campaigns.due import Decision, decide, due_times, shown
+from orchestrator.campaigns.due import Decision, decide, due_times, shown, unsettled
 from orchestrator.campaigns.start import Resolved, begin_run, resolve, spec_of
 from orchestrator.farm import Farm
 from sti_runtime.errors import StifarmError
@@ -43,7 +43,7 @@ def _fire(farm: Farm, schedule_id: int, campaign: CampaignRow) -> bool:
         if schedule is None:
             return False
         now = database_wall_ns(session)
-        dues = due_times(schedule.cron, schedule.timezone, schedule.settled_wall_ns, now)
+        dues = unsettled(schedule.cron, schedule.timezone, schedule.settled_wall_ns, now)
         decision = decide(dues, now, schedule.catch_up)
         if decision is None:
             return False
@@ -69,7 +69,7 @@ def _begin(
     """The run of a due time: begun, queued behind another, skipped for it, or failed before its start."""
     trigger, due = cast(Trigger, decision.trigger), decision.due_wall_ns
     before = open_runs(session, campaign_id=campaign.id)
-    state, cause = "running", None
+    state, cause = "running", ""
     if isinstance(resolved, StifarmError):
         state, cause = "failed", f"it could not begin: {resolved}"
     elif before and (schedule.overlap == "skip" or before[-1].state == "queued"):

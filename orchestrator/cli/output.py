@@ -74,14 +74,19 @@ def heading(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
     """A table on stdout; a column whose name starts with ">" is right-aligned."""
-    grid = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
+    console = out if out.is_terminal else Console(highlight=False, width=WIDE)
+    console.print(grid(title, columns, rows, caption=caption))
+
+
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
+    """The same table, to be shown by the caller."""
+    made = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
                  title_justify="left", caption_justify="left", pad_edge=False)  # fmt: skip
     for column in columns:
-        grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:
-        grid.add_row(*(_text(" ".join(cell.splitlines())) for cell in row))
-    console = out if out.is_terminal else Console(highlight=False, width=WIDE)
-    console.print(grid)
+        made.add_row(*(_text(" ".join(cell.splitlines())) for cell in row))
+    return made
 
 
 Advance = Callable[[int, int], None]

@@ -226,5 +226,10 @@ def test_an_interrupted_controller_gives_back_and_a_cancelled_run_ends(
 
 def test_an_idle_controller_says_so(farm: Farm, worker: HostWorker) -> None:
     looks: list[bool] = []
-    Controller(means_of(farm, worker)).run(lambda idle: looks.append(idle) or True)
+
+    def over(idle: bool) -> bool:
+        looks.append(idle)
+        return True
+
+    Controller(means_of(farm, worker)).run(over)
     assert looks == [True]
