@@ -101,8 +101,8 @@ def _begin(
         )
     if run is None:
         return False
-    if cause is not None:
-        level = "error" if state == "failed" else "warning"
+    if cause:
+        level: EventLevel = "error" if state == "failed" else "warning"
         record_event(session, level, f"campaign-{state}", f"run {run.number} of {campaign.name}: {cause}")
     _log.info("a schedule fired", campaign=campaign.name, run=run.number, state=state, trigger=trigger)
     return True
