@@ -99,6 +99,11 @@ class Request:
             again=self.again,
         )
 
+    @property
+    def job_id(self) -> str:
+        """The id of its job."""
+        return _job_id(self, self.key)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -163,7 +168,7 @@ def run_job(
     when ``stop`` is set (which then raises it), the agent is asked to stop behind its present unit; the
     same request resumes. Raises: DeviceError, StoreError.
     """
-    fresh, key = patiently(lambda: _find_or_create(store, request), stop=stop)
+    fresh, key = patiently(lambda: register_job(store, request), stop=stop)
     if not fresh:
         return _outcome(store, request, _job_id(request, key), ran=False)
     _drain_given_up(store, worker, request, key, stop)
@@ -214,8 +219,8 @@ def _job_id(request: Request, key: str) -> str:
     return f"{request.kind}-{key[:20]}"
 
 
-def _find_or_create(store: Store, request: Request) -> tuple[bool, str]:
-    """(whether there is work left, key). Registers the job."""
+def register_job(store: Store, request: Request) -> tuple[bool, str]:
+    """(whether there is work left, key) of a job, which the store knows from now on."""
     key = request.key
     placeholder = Lease(store=store.store_id, counter=0, takeover=False)
     job = _job(request, key, 1, placeholder)

@@ -3,6 +3,8 @@
 StifarmError
 ├── InputError
 │   ├── InventoryError      the inventory file: every problem with its line
+│   ├── CampaignFileError   a campaign file: every problem with its line
+│   ├── CampaignError       a campaign, run or schedule that is not there, or not as was asked
 │   └── SelectorError       a device selector that names nothing
 ├── DeviceError             something went wrong with one device
 │   ├── TransientError      worth another try: timeout, busy, an interrupted call
@@ -47,6 +49,22 @@ class InventoryError(InputError):
             f"The inventory has {count}:{lines}",
             "\nCorrect it and run the command again; nothing was changed.",
         )
+
+
+class CampaignFileError(InputError):
+    """A campaign file is invalid; ``problems`` holds all of them, in the order of their lines."""
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.path = path
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        lines = "\n".join(f"{path}:{problem.line}: {problem.what}" for problem in self.problems)
+        super().__init__(
+            lines, f"\nCorrect {path} and run the command again; docs/campaigns.md has the format."
+        )
+
+
+class CampaignError(InputError):
+    """A campaign, a run of one or its schedule is not there, or not as was asked; nothing was changed."""
 
 
 class SelectorError(InputError):

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +47,12 @@ class Farm:
         """Who holds the leases of this farm: stable over restarts, so that a killed controller's
         successor goes on with its attempts."""
         return f"{socket.gethostname()}:{self.settings.home}"
+
+    def stopped_by(self, stop: threading.Event) -> Farm:
+        """The same farm for one piece of work that ``stop`` ends."""
+        part = replace(self, stop=stop)
+        part.inventory = self.inventory
+        return part
 
 
 @contextmanager

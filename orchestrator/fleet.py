@@ -27,7 +27,7 @@ from orchestrator.jobs import DeviceTarget
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
 from sti_runtime.journal_format import PROTOCOL_VERSION
-from sti_runtime.messages import Lease
+from sti_runtime.messages import Emulation, Lease
 
 QUEUE_DEPTH = 4
 """Reads in flight on a device: enough to fill one eMMC or virtio queue without starving compute."""
@@ -175,17 +175,7 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
         with leased(farm, device_id) as lease:
             resolved = worker.emulation(device.name, lease, bundle)
     emulation = None if resolved is None else resolved.emulation
-    target = DeviceTarget(
-        identity=facts.identity,
-        engine=device.engine,
-        threads=device.threads or len(device.cpus) or max(1, len(facts.cpus)),
-        queue_depth=QUEUE_DEPTH,
-        cpus=device.cpus,
-        machine_lock=device.shared_machine(farm.settings.machine_lock),
-        emulation=emulation,
-        gates=device.gates,
-        settings=device.prepare.settings,
-    )
+    target = device_target(farm, device, facts, emulation)
     parts = []
     if emulation is not None and emulation.io_mechanism is not None:
         parts.append(f"read {emulation.io_mechanism}")
@@ -198,6 +188,23 @@ def ready_device(farm: Farm, worker: Worker, device: Device, bundle: str) -> Rea
         target=target,
         mechanism=", ".join(parts),
         reasons=() if resolved is None else resolved.reasons,
+    )
+
+
+def device_target(
+    farm: Farm, device: Device, facts: DeviceFacts, emulation: Emulation | None
+) -> DeviceTarget:
+    """What jobs need to know of a device, slowed as ``emulation`` says."""
+    return DeviceTarget(
+        identity=facts.identity,
+        engine=device.engine,
+        threads=device.threads or len(device.cpus) or max(1, len(facts.cpus)),
+        queue_depth=QUEUE_DEPTH,
+        cpus=device.cpus,
+        machine_lock=device.shared_machine(farm.settings.machine_lock),
+        emulation=emulation,
+        gates=device.gates,
+        settings=device.prepare.settings,
     )
 
 

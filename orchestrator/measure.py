@@ -53,7 +53,10 @@ class Work:
         return cls(bundle, task, digest, data.rows, data.tokens)
 
 
-def _request(ready: ReadyDevice, work: Work, kind: str, units: tuple[Unit, ...]) -> Request:
+def request_of(
+    ready: ReadyDevice, work: Work, kind: str, units: tuple[Unit, ...], *, again: int = 0
+) -> Request:
+    """The request of a job on a device; ``again``: which repetition of it."""
     return Request(
         device=ready.name,
         device_id=ready.device_id,
@@ -63,6 +66,7 @@ def _request(ready: ReadyDevice, work: Work, kind: str, units: tuple[Unit, ...])
         bundle=work.bundle.digest,
         task_data=work.task_data,
         units=units,
+        again=again,
     )
 
 
@@ -83,7 +87,7 @@ def profile_device(
 ) -> Profiled:
     """Measure and fit a device, or reuse the fit of the same job. Raises: DeviceError, InputError."""
     units = jobs.profile_units(work.bundle.manifest, work.rows)
-    request = _request(ready, work, "profile", units)
+    request = request_of(ready, work, "profile", units)
     if again:
         request = next_repetition(farm.store, request)
     outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)
@@ -280,7 +284,7 @@ def run_plans(
         rounds=ROUNDS,
         seed=settings.seed,
     )
-    request = _request(ready, work, "execute", units)
+    request = request_of(ready, work, "execute", units)
     if again:
         request = next_repetition(farm.store, request)
     outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)
@@ -317,7 +321,7 @@ def score_plans(
         missing = [plan for plan in plans if not known(plan)]
     if not missing:
         return None
-    request = _request(ready, work, "evaluate", jobs.evaluate_units(missing))
+    request = request_of(ready, work, "evaluate", jobs.evaluate_units(missing))
     # Nothing is timed: a slowed device need not be slow for this.
     request = replace(request, target=replace(request.target, emulation=None))
     outcome = run_job(farm.store, worker, farm.owner, request, advance=advance, stop=farm.stop)

@@ -2,6 +2,13 @@
 
 from db.models.artifacts import BundleRow, ModelRow, TaskDataRow, TaskRow
 from db.models.base import Base, StoreMetaRow
+from db.models.campaigns import (
+    CampaignBatchRow,
+    CampaignCellRow,
+    CampaignRow,
+    CampaignRunRow,
+    ScheduleRow,
+)
 from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
 from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
 from db.models.plans import DeviceProfileRow, PlanRow
@@ -14,6 +21,10 @@ __all__ = [
     "AttemptRow",
     "Base",
     "BundleRow",
+    "CampaignBatchRow",
+    "CampaignCellRow",
+    "CampaignRow",
+    "CampaignRunRow",
     "ComputeSampleRow",
     "DeviceFactsRow",
     "DeviceProfileRow",
@@ -33,6 +44,7 @@ __all__ = [
     "RequestRow",
     "RunRow",
     "SampleSummaryRow",
+    "ScheduleRow",
     "StoreMetaRow",
     "TaskDataRow",
     "TaskRow",

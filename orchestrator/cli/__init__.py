@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli.agent import agent_app
 from orchestrator.cli.bundle import bundle_app
+from orchestrator.cli.campaign import campaign_app
 from orchestrator.cli.context import Options
 from orchestrator.cli.demo import demo, init
 from orchestrator.cli.deploy import deploy
@@ -24,6 +25,7 @@ from orchestrator.cli.output import emit_json, fail, note, show_logs
 from orchestrator.cli.plan import evaluate, plan
 from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import importance, profile
+from orchestrator.cli.schedules import schedules_app, serve
 from orchestrator.cli.store import db_app
 from orchestrator.interrupts import lost_interrupts_return
 from sti_runtime.errors import StifarmError
@@ -43,6 +45,8 @@ app.add_typer(bundle_app, name="bundle")
 app.add_typer(devices_app, name="devices")
 app.add_typer(agent_app, name="agent")
 app.add_typer(plans_app, name="plans")
+app.add_typer(campaign_app, name="campaign")
+app.add_typer(schedules_app, name="schedules")
 app.add_typer(db_app, name="db")
 app.add_typer(lab_app, name="lab")
 for verb, function in (
@@ -54,6 +58,7 @@ for verb, function in (
     ("profile", profile),
     ("plan", plan),
     ("eval", evaluate),
+    ("serve", serve),
 ):
     app.command(verb)(function)
 

@@ -91,20 +91,41 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     line for each cell.
     """
     console = out if out.is_terminal else Console(highlight=False, width=WIDE)
-    cells = [[plain(" ".join(cell.splitlines())) for cell in row] for row in rows]
+    cells = _plain_cells(rows)
     widths = _widths(columns, cells, console.width - 3 * len(columns))
     if widths is None:
         _records(title, [column.lstrip(">") for column in columns], cells, caption)
         return
-    grid = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
+    console.print(_grid(title, columns, cells, widths, caption))
+
+
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
+    """The same table, to be shown by the caller, who cannot show records: too narrow a terminal cuts it."""
+    cells = _plain_cells(rows)
+    widths = _widths(columns, cells, out.width - 3 * len(columns))
+    return _grid(title, columns, cells, widths or [None] * len(columns), caption)
+
+
+def _plain_cells(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [[plain(" ".join(cell.splitlines())) for cell in row] for row in rows]
+
+
+def _grid(
+    title: str,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    widths: Sequence[int | None],
+    caption: str,
+) -> Table:
+    made = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
                  title_justify="left", caption_justify="left", pad_edge=False)  # fmt: skip
     for column, width in zip(columns, widths, strict=True):
-        grid.add_column(
+        made.add_column(
             column.lstrip(">"), justify="right" if column.startswith(">") else "left", width=width
         )
     for row in cells:
-        grid.add_row(*map(Text, row))
-    console.print(grid)
+        made.add_row(*map(Text, row))
+    return made
 
 
 def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int] | None:

@@ -1,0 +1,258 @@
+"""Queries about campaigns and their runs. Times are the database's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from db.documents import document
+from db.leases import database_wall_ns
+from db.models import CampaignBatchRow, CampaignCellRow, CampaignRow, CampaignRunRow
+from sti_runtime.errors import InputError
+from sti_runtime.records import Record
+
+Trigger = Literal["manual", "schedule", "catch-up"]
+OPEN = ("queued", "running")
+"""States of a run that has not ended, and of a cell."""
+
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class NewCell:
+    """A cell of a batch to be made."""
+
+    number: int
+    target: str | None = None
+    preload_bytes: int | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """A batch to be made; see ``CampaignBatchRow``."""
+
+    number: int
+    device: str | None
+    kind: str
+    bundle_digest: str | None
+    task: str | None
+    engine: str | None
+    repeat: int
+    fresh: bool
+    cells: tuple[NewCell, ...]
+
+
+# ------------------------------------------------------------------ campaigns
+
+
+def save_campaign(
+    session: Session,
+    spec: Record,
+    *,
+    name: str,
+    priority: int,
+    deadline_ns: int | None,
+    seed: int,
+    replace: bool = False,
+) -> CampaignRow:
+    """The campaign of this name and content, made when it is new.
+
+    Raises: InputError when the name has other content, unless it is to be replaced and no run of it is open.
+    """
+    now, text, digest = database_wall_ns(session), document(spec), spec.digest
+    row = session.scalars(select(CampaignRow).where(CampaignRow.name == name).with_for_update()).one_or_none()
+    if row is None:
+        row = CampaignRow(name=name, created_wall_ns=now)
+    elif row.spec_digest == digest:
+        return row
+    elif not replace:
+        raise InputError(
+            f"The campaign {name} is there already, with other content.",
+            "Give this one another name, or replace it for the runs to come with --replace.",
+        )
+    elif open_runs(session, campaign_id=row.id):
+        raise InputError(
+            f"A run of the campaign {name} is open, and it goes by the content it began with.",
+            f"Wait for its end, or end it: stifarm campaign cancel {name}. Then replace the campaign.",
+        )
+    row.spec_json, row.spec_digest = text, digest
+    row.priority, row.deadline_ns, row.seed, row.updated_wall_ns = priority, deadline_ns, seed, now
+    session.add(row)
+    session.flush()
+    return row
+
+
+def find_campaign(session: Session, name: str) -> CampaignRow | None:
+    """A campaign by its name."""
+    return session.scalars(select(CampaignRow).where(CampaignRow.name == name)).one_or_none()
+
+
+def list_campaigns(session: Session) -> Sequence[CampaignRow]:
+    """All campaigns by name."""
+    return session.scalars(select(CampaignRow).order_by(CampaignRow.name)).all()
+
+
+# ------------------------------------------------------------------ runs
+
+
+def create_run(
+    session: Session,
+    campaign: CampaignRow,
+    batches: Iterable[NewBatch],
+    *,
+    trigger: Trigger,
+    state: str = "running",
+    cause: str | None = None,
+    schedule_id: int | None = None,
+    due_wall_ns: int | None = None,
+) -> CampaignRunRow | None:
+    """A new run with its work; None when the schedule has a run of that due time already."""
+    session.scalars(select(CampaignRow.id).where(CampaignRow.id == campaign.id).with_for_update()).one()
+    now = database_wall_ns(session)
+    due = now if due_wall_ns is None else due_wall_ns
+    table = CampaignRunRow
+    if schedule_id is not None:
+        known = select(table.id).where(table.schedule_id == schedule_id, table.due_wall_ns == due)
+        if session.scalars(known).first() is not None:
+            return None
+    highest = session.scalar(select(func.max(table.number)).where(table.campaign_id == campaign.id)) or 0
+    run = CampaignRunRow(campaign_id=campaign.id, schedule_id=schedule_id, number=highest + 1, state=state)
+    run.trigger, run.cause, run.due_wall_ns = trigger, cause, due
+    run.deadline_wall_ns = None if campaign.deadline_ns is None else due + campaign.deadline_ns
+    run.ended_wall_ns = None if state in OPEN else now
+    session.add(run)
+    session.flush()
+    waiting = iter(batches)
+    while some := list(islice(waiting, _AT_ONCE)):
+        _insert(session, run.id, some)
+    return run
+
+
+def runs_of(session: Session, campaign_id: int, *, limit: int | None = None) -> Sequence[CampaignRunRow]:
+    """The runs of a campaign, newest first."""
+    query = select(CampaignRunRow).where(CampaignRunRow.campaign_id == campaign_id)
+    return session.scalars(query.order_by(CampaignRunRow.number.desc()).limit(limit)).all()
+
+
+def open_runs(session: Session, *, campaign_id: int | None = None) -> Sequence[CampaignRunRow]:
+    """Runs that have not ended, oldest first."""
+    query = select(CampaignRunRow).where(CampaignRunRow.state.in_(OPEN))
+    if campaign_id is not None:
+        query = query.where(CampaignRunRow.campaign_id == campaign_id)
+    return session.scalars(query.order_by(CampaignRunRow.due_wall_ns, CampaignRunRow.id)).all()
+
+
+def cell_counts(session: Session, run_ids: Sequence[int]) -> Mapping[int, Mapping[str, int]]:
+    """How many cells of each run are in each state."""
+    table = CampaignCellRow
+    query = (
+        select(table.run_id, table.state, func.count())
+        .where(table.run_id.in_(run_ids))
+        .group_by(table.run_id, table.state)
+    )
+    counts: dict[int, dict[str, int]] = {run_id: {} for run_id in run_ids}
+    for run_id, state, count in session.execute(query):
+        counts[run_id][state] = count
+    return counts
+
+
+def start_queued(session: Session, run_id: int) -> bool:
+    """Let a queued run begin; False when another controller did."""
+    return _set_run(session, run_id, ("queued",), state="running")
+
+
+def end_run(session: Session, run_id: int, state: str) -> bool:
+    """End a run whose work is over; False when it was ended before."""
+    return _set_run(session, run_id, ("running",), state=state, ended_wall_ns=database_wall_ns(session))
+
+
+def cancel_run(session: Session, run_id: int, cause: str) -> bool:
+    """Cancel a run that is open: what has not begun is over; what runs is for its controller to stop."""
+    ended = database_wall_ns(session)
+    if not _set_run(session, run_id, OPEN, state="cancelled", cause=cause, ended_wall_ns=ended):
+        return False
+    batches, cells = CampaignBatchRow, CampaignCellRow
+    session.execute(
+        update(batches)
+        .where(batches.run_id == run_id, batches.state == "queued")
+        .values(state="ended", ended_wall_ns=ended)
+    )
+    session.execute(
+        update(cells)
+        .where(cells.run_id == run_id, cells.state == "queued")
+        .values(state="cancelled", cause=cause)
+    )
+    return True
+
+
+def reopen_run(session: Session, run_id: int) -> int:
+    """Put what failed, was skipped or was cancelled of an ended run back into the queue; how many cells."""
+    cells, batches = CampaignCellRow, CampaignBatchRow
+    missing = cells.state.in_(("failed", "skipped", "cancelled"))
+    reopened = {"state": "running", "cause": None, "ended_wall_ns": None}
+    if not _set_run(session, run_id, ("failed", "cancelled"), **reopened):
+        return 0
+    lacking = select(cells.batch_id).where(cells.run_id == run_id, missing)
+    session.execute(
+        update(batches)
+        .where(batches.run_id == run_id, batches.id.in_(lacking), batches.state == "ended")
+        .values(state="queued", tries=0, not_before_wall_ns=0, cause=None, owner=None)
+    )
+    done = session.execute(
+        update(cells)
+        .where(cells.run_id == run_id, missing)
+        .values(state="queued", cause=None)
+        .returning(cells.id)
+    ).all()
+    return len(done)
+
+
+def _set_run(session: Session, run_id: int, before: Sequence[str], **values: object) -> bool:
+    table = CampaignRunRow
+    done = session.execute(
+        update(table).where(table.id == run_id, table.state.in_(before)).values(**values).returning(table.id)
+    ).all()
+    return bool(done)
+
+
+def _insert(session: Session, run_id: int, some: Sequence[NewBatch]) -> None:
+    rows = [
+        {
+            "run_id": run_id,
+            "number": batch.number,
+            "device": batch.device,
+            "kind": batch.kind,
+            "bundle_digest": batch.bundle_digest,
+            "task": batch.task,
+            "engine": batch.engine,
+            "repeat": batch.repeat,
+            "fresh": batch.fresh,
+            "state": "queued",
+            "tries": 0,
+            "not_before_wall_ns": 0,
+        }
+        for batch in some
+    ]
+    table = CampaignBatchRow
+    made = session.execute(insert(table).returning(table), rows).scalars()
+    ids = {row.number: row.id for row in made}
+    cells = [
+        {
+            "run_id": run_id,
+            "batch_id": ids[batch.number],
+            "number": cell.number,
+            "target": cell.target,
+            "preload_bytes": cell.preload_bytes,
+            "policy": cell.policy,
+            "state": "queued",
+        }
+        for batch in some
+        for cell in batch.cells
+    ]
+    session.execute(insert(CampaignCellRow), cells)

@@ -1,0 +1,1 @@
+"""Campaigns: matrices of measurements, expanded to jobs and run over days by controllers that may die."""

@@ -1,0 +1,95 @@
+"""Two runs of a campaign side by side: each device's metrics with ratio, interval and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from db.campaign_samples import Found, devices_with_data, found_in, profile_metrics
+from db.ratios import Ratio, Verdict, median_ratio, verdict
+from db.statistics import median
+from sti_runtime.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of one device in two runs. Medians are None where a run has no samples of it.
+
+    ``replanned``: the plan that was timed is another one.
+    """
+
+    device: str
+    metric: str
+    before: int | None
+    after: int | None
+    ratio: Ratio | None
+    verdict: Verdict
+    replanned: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``missing``: devices with data before and none after."""
+
+    metrics: tuple[Compared, ...]
+    missing: tuple[str, ...]
+
+
+def compare_runs(session: Session, before: int, after: int) -> Comparison:
+    """Compare two runs by their row ids."""
+    metrics = [*_latencies(found_in(session, before), found_in(session, after))]
+    profiles = profile_metrics(session, before), profile_metrics(session, after)
+    for device, metric in sorted(profiles[0].keys() | profiles[1].keys()):
+        key = (device, metric)
+        metrics.append(
+            _compared(device, metric, profiles[0].get(key, ()), profiles[1].get(key, ()), replanned=False)
+        )
+    had = [set(devices_with_data(session, run_id)[1]) for run_id in (before, after)]
+    return Comparison(
+        tuple(sorted(metrics, key=lambda one: (one.device, one.metric))), tuple(sorted(had[0] - had[1]))
+    )
+
+
+def _latencies(before: Sequence[Found], after: Sequence[Found]) -> list[Compared]:
+    """By question but for the bundle's digest, which a retrained model changes."""
+
+    def by_name(found: Sequence[Found]) -> Mapping[tuple[str, str], Found]:
+        return {(one.question.device, _metric(one)): one for one in found}
+
+    old, new = by_name(before), by_name(after)
+    compared = []
+    for device, metric in sorted(old.keys() | new.keys()):
+        left, right = old.get((device, metric)), new.get((device, metric))
+        compared.append(
+            _compared(
+                device,
+                metric,
+                left.latency_ns if left else (),
+                right.latency_ns if right else (),
+                replanned=bool(left and right and left.plans != right.plans),
+            )
+        )
+    return compared
+
+
+def _metric(found: Found) -> str:
+    asked = found.question
+    size = format_bytes(asked.preload_bytes)
+    return f"latency, ns: {asked.task} {asked.engine} {asked.policy} T={asked.target} |S|={size}"
+
+
+def _compared(
+    device: str, metric: str, before: Sequence[int], after: Sequence[int], *, replanned: bool
+) -> Compared:
+    ratio = median_ratio(before, after)
+    return Compared(
+        device=device,
+        metric=metric,
+        before=median(before) if before else None,
+        after=median(after) if after else None,
+        ratio=ratio,
+        verdict=verdict(ratio),
+        replanned=replanned,
+    )

@@ -1,0 +1,54 @@
+"""The end of a run: its state, and what is missing of it, told as loudly as a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from db.campaign_samples import devices_with_data
+from db.campaign_work import left_in
+from db.campaigns import cell_counts, end_run, runs_of
+from db.events import record_event
+from db.models import CampaignRow, CampaignRunRow
+
+UNFINISHED = ("failed", "skipped", "cancelled", "queued", "running")
+
+
+def conclude_run(session: Session, run: CampaignRunRow) -> bool:
+    """End a run that has no work left; of two controllers one does, and tells what is missing."""
+    if left_in(session, run.id):
+        return False
+    counts = cell_counts(session, [run.id])[run.id]
+    state = "failed" if any(counts.get(each) for each in UNFINISHED) else "done"
+    if not end_run(session, run.id, state):
+        return False
+    name = session.get_one(CampaignRow, run.campaign_id).name
+    for device in missing_devices(session, run):
+        record_event(session, "error", "data-missing", f"run {run.number} of {name} has no data of {device}")
+    if state == "failed":
+        record_event(
+            session, "error", "campaign-failed", f"run {run.number} of {name} ended: {_counted(counts)}"
+        )
+    return True
+
+
+def missing_devices(session: Session, run: CampaignRunRow) -> list[str]:
+    """Devices without data in a run that it asked for, or that the last one before it to end had data of."""
+    asked, had = devices_with_data(session, run.id)
+    before = next(
+        (
+            each
+            for each in runs_of(session, run.campaign_id)
+            if each.number < run.number and each.state in ("done", "failed")
+        ),
+        None,
+    )
+    expected = set(asked)
+    if before is not None:
+        expected |= set(devices_with_data(session, before.id)[1])
+    return sorted(expected - set(had))
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

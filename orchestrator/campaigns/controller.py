@@ -1,0 +1,231 @@
+"""The controller of campaigns: gives free lanes their next batch and keeps how each one ended.
+
+All it knows is in the store. Killed at any point, its successor takes up the claims it held (of the same
+owner at once, else when they run out) and finds the same jobs; two controllers on one store work side by
+side. A database that cannot be reached is waited for: what ends meanwhile is kept until it can be written.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from threading import Event
+
+import structlog
+
+from db import campaign_work as work
+from db.campaigns import open_runs, start_queued
+from db.errors import StoreError
+from db.leases import database_wall_ns
+from orchestrator.campaigns import claims
+from orchestrator.campaigns.choose import next_batch
+from orchestrator.campaigns.conclude import conclude_run
+from orchestrator.campaigns.estimate import Typical, left_by_lane
+from orchestrator.campaigns.lanes import lanes_of
+from orchestrator.campaigns.steps import Batch, Ends, Means, perform
+
+MOST_AT_ONCE = 1024
+"""Batches under way at once; each waits for its device in a thread of its own."""
+
+_TICK_S = 1.0
+_STORE_PAUSE_S = 5.0
+_RENEW_S = work.CLAIM_TTL_NS / 4e9
+_STRANGE_AFTER_NS = 600 * 10**9
+"""So long after its run began is a batch left to other controllers whose device is not in the inventory."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Active:
+    """A batch under way in this process."""
+
+    batch: Batch
+    lane: str
+    stop: Event
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a batch came to: its cells' ends, or the error or interruption that ended it."""
+
+    batch: Batch
+    ends: Ends
+    error: BaseException | None
+
+
+class Controller:
+    """Runs the open runs of the store's campaigns with the devices of one farm."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._farm = means.farm
+        self._lanes = lanes_of(self._farm.inventory.devices, self._farm.settings.machine_lock)
+        self._active: dict[int, _Active] = {}
+        self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
+        self._unsaved: list[_Ended] = []
+        self._renewed = time.monotonic()
+
+    def run(self, over: Callable[[bool], bool], *, tick: Callable[[], None] = lambda: None) -> None:
+        """Work until ``over``, which is told whether nothing is under way or ready. ``tick`` is called before
+        each look.
+
+        On KeyboardInterrupt, or when the farm's ``stop`` is set (which raises it), agents are asked to stop
+        behind their present units and what is under way goes back to the queue.
+        """
+        pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="batch")
+        try:
+            while True:
+                if self._farm.stop.is_set():
+                    raise KeyboardInterrupt
+                try:
+                    tick()
+                    idle = self._look(pool)
+                    if over(idle):
+                        break
+                except StoreError as error:
+                    _log.warning("the store cannot be used; waiting", cause=error.what)
+                    self._farm.stop.wait(_STORE_PAUSE_S)
+                self._take(_TICK_S)
+        finally:
+            self._leave(pool)
+
+    # -------------------------------------------------------------- one look
+
+    def _look(self, pool: ThreadPoolExecutor) -> bool:
+        """Save what has ended, begin what can begin; whether nothing is under way or ready."""
+        while self._unsaved:
+            self._save(self._unsaved[0])
+            self._unsaved.pop(0)
+        self._keep_claims()
+        ready = self._begin_ready(pool)
+        with self._farm.store.session() as session:
+            for run in open_runs(session):
+                others = open_runs(session, campaign_id=run.campaign_id)
+                if run.state == "queued" and others[0].id == run.id:
+                    ready |= start_queued(session, run.id)
+                elif run.state == "running":
+                    conclude_run(session, run)
+        return not (self._active or self._unsaved or ready)
+
+    def _keep_claims(self) -> None:
+        """Renew claims, tell batches whose runs were cancelled, and end those that their controller left."""
+        store, owner = self._farm.store, self._farm.owner
+        if self._active and time.monotonic() - self._renewed > _RENEW_S:
+            with store.session() as session:
+                kept = work.renew(session, list(self._active), owner)
+            for batch_id in self._active.keys() - kept:
+                self._active[batch_id].stop.set()
+            self._renewed = time.monotonic()
+        with store.reader() as session:
+            left = [row.id for row in work.under_way(session)]
+            cancelled = work.cancelled_under_way(session, left)
+        for batch_id in cancelled:
+            if batch_id in self._active:
+                self._active[batch_id].stop.set()
+            else:
+                claims.end_abandoned(self._means, batch_id)
+
+    def _begin_ready(self, pool: ThreadPoolExecutor) -> bool:
+        """Begin a batch on every free lane that has one; whether one is ready that had to wait."""
+        store, owner = self._farm.store, self._farm.owner
+        with store.reader() as session:
+            now = database_wall_ns(session)
+            waiting = work.waiting(session, now)
+            under_way = work.under_way(session)
+            left, had = work.left(session), work.had(session, now)
+            typical = Typical.of(work.durations(session)) if waiting else Typical({}, {})
+        mine = [row for row in under_way if row.owner == owner and row.id not in self._active]
+        lapsed = [
+            row
+            for row in under_way
+            if row.owner != owner and (row.claimed_until_wall_ns or 0) < now and self._lane(row.device)
+        ]
+        for row in (*mine, *lapsed):
+            if (lane := self._lane(row.device)) and lane not in self._busy:
+                self._begin(pool, row.id, lane)
+        elsewhere = {row.device for row in under_way if row.owner != owner and row not in lapsed}
+        had_of: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for (run_id, device), spent_ns in had.items():
+            had_of[self._lane(device) or ""][run_id] += spent_ns
+        left_of: dict[str, dict[int, int]] = defaultdict(dict)
+        for run_id, counts in left.items():
+            for lane, ns in left_by_lane(counts, typical, lambda device: self._lane(device) or "").items():
+                left_of[lane][run_id] = ns
+        by_lane: dict[str, list[work.Waiting]] = defaultdict(list)
+        for each in waiting:
+            lane_or_none = self._lane(each.device)
+            if lane_or_none is None:
+                self._strange(each, now)
+            elif each.ready and (each.device is None or each.device not in elsewhere):
+                by_lane[lane_or_none].append(each)
+        for lane, ready in by_lane.items():
+            chosen = None if lane in self._busy else next_batch(ready, had_of[lane], left_of[lane], now)
+            if chosen is not None:
+                self._begin(pool, chosen.batch_id, lane)
+        return any(by_lane.values())
+
+    @property
+    def _busy(self) -> set[str]:
+        return {active.lane for active in self._active.values()}
+
+    def _lane(self, device: str | None) -> str | None:
+        return self._lanes.get(device)
+
+    def _strange(self, each: work.Waiting, now_wall_ns: int) -> None:
+        """Give up a device that is in no inventory when no controller has begun it for long."""
+        if now_wall_ns - (each.started_wall_ns or each.due_wall_ns) > _STRANGE_AFTER_NS:
+            claims.give_up_device(
+                self._farm, each.batch_id, f"{each.device} is not in the inventory of {self._farm.owner}"
+            )
+
+    def _begin(self, pool: ThreadPoolExecutor, batch_id: int, lane: str) -> None:
+        batch = claims.claimed(self._farm, batch_id)
+        if batch is None:
+            return
+        active = _Active(batch, lane, Event())
+        self._active[batch_id] = active
+        pool.submit(self._work, active)
+
+    # -------------------------------------------------------------- threads
+
+    def _work(self, active: _Active) -> None:
+        """In a thread: do the batch and hand over what came of it."""
+        batch, ends, error = active.batch, Ends(), None
+        means = replace(self._means, farm=self._farm.stopped_by(active.stop))
+        try:
+            ends = perform(means, batch, lambda known: claims.note(self._farm, batch, known))
+        except BaseException as raised:  # noqa: BLE001 - handed to the loop, which keeps it with the cells
+            error = raised
+        self._ended.put(_Ended(batch, ends, error))
+
+    def _take(self, limit_s: float) -> None:
+        """Wait up to ``limit_s`` for a batch to end."""
+        try:
+            ended = self._ended.get(timeout=limit_s)
+            while True:
+                self._unsaved.append(ended)
+                ended = self._ended.get_nowait()
+        except queue.Empty:
+            return
+
+    def _save(self, ended: _Ended) -> None:
+        claims.settle(self._means, ended.batch, ended.ends, ended.error)
+        self._active.pop(ended.batch.row.id, None)
+
+    def _leave(self, pool: ThreadPoolExecutor) -> None:
+        """Stop what is under way, wait for it, and give back what was claimed."""
+        for active in self._active.values():
+            active.stop.set()
+        pool.shutdown(wait=True)
+        while not self._ended.empty():
+            self._unsaved.append(self._ended.get())
+        for ended in self._unsaved:
+            try:
+                self._save(ended)
+            except StoreError as error:
+                _log.warning("the store did not take what ended; its claim runs out", cause=error.what)

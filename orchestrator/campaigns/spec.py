@@ -1,0 +1,165 @@
+"""What a campaign asks for: the matrix of docs/campaigns.md, validated, with its quantities parsed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from orchestrator.errors import near
+from sti_runtime.errors import UnitsError
+from sti_runtime.messages import EngineName, RequestKind
+from sti_runtime.plan import Policy
+from sti_runtime.policies import POLICIES
+from sti_runtime.records import Record
+from sti_runtime.units import parse_bytes, parse_duration_ns
+
+CellKind = Literal["health", "importance", "profile", "execute", "evaluate"]
+
+PLANNED: tuple[CellKind, ...] = ("execute", "evaluate")
+"""Kinds that run plans, and so have a T, a |S| and a policy."""
+
+PPM = 1_000_000
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s+of\s+whole-model\s+compute")
+_TARGET_EXAMPLE = "Write it like 100ms or 0.5 of whole-model compute."
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target latency: ``target_ns``, or ``share_ppm`` of what a device takes to compute the whole model."""
+
+    text: str
+    target_ns: int | None
+    share_ppm: int | None
+
+
+def parse_target(text: str) -> Target:
+    """T of "100ms" or "0.5 of whole-model compute". Raises: UnitsError."""
+    text = " ".join(text.split())
+    share = _SHARE.fullmatch(text)
+    if share is not None:
+        share_ppm = round(float(share[1]) * PPM)
+        if share_ppm == 0:
+            raise UnitsError(f"{text!r} is no time at all.", _TARGET_EXAMPLE)
+        return Target(text, None, share_ppm)
+    try:
+        target_ns = parse_duration_ns(text)
+    except UnitsError as error:
+        raise UnitsError(error.what, _TARGET_EXAMPLE) from error
+    if target_ns == 0:
+        raise UnitsError("No latency can be 0.", _TARGET_EXAMPLE)
+    return Target(text, target_ns, None)
+
+
+def _listed(value: Any) -> Any:
+    """A single value stands for a list of it; strict validation wants tuples."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _checked(text: str, parse: Callable[[str], object]) -> str:
+    try:
+        parse(text)
+    except UnitsError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_listed)]
+
+
+class CampaignSpec(Record):
+    """A campaign as its file says. Without bundles: the newest; without tasks: the only one; without engines:
+    each device's own. ``deadline``: how long after its due time a run should be over.
+    """
+
+    version: Literal[1]
+    name: Name
+    devices: Annotated[Texts, Field(min_length=1)] = ("all",)
+    bundles: Texts = ()
+    tasks: Texts = ()
+    kinds: Annotated[tuple[CellKind, ...], Field(min_length=1), BeforeValidator(_listed)]
+    targets: Texts = ()
+    preload: Annotated[Texts, Field(min_length=1)] = ("1MB",)
+    working: str = "4MB"
+    policies: Annotated[Texts, Field(min_length=1)] = ("sti",)
+    engines: Annotated[tuple[EngineName, ...], BeforeValidator(_listed)] = ()
+    repeats: int = Field(default=1, ge=1, le=1000)
+    requests: int = Field(default=30, ge=1, le=1000)
+    request_kind: RequestKind = "warm"
+    slack: bool = True
+    importance_rows: int = Field(default=500, ge=1, le=1_000_000)
+    priority: int = Field(default=10, ge=1, le=100)
+    deadline: str | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @property
+    def parsed_targets(self) -> tuple[Target, ...]:
+        """The target latencies."""
+        return tuple(parse_target(text) for text in self.targets)
+
+    @property
+    def preload_bytes(self) -> tuple[int, ...]:
+        """The preload buffers, each once."""
+        return tuple(dict.fromkeys(parse_bytes(text) for text in self.preload))
+
+    @property
+    def working_bytes(self) -> int:
+        """The working buffer."""
+        return parse_bytes(self.working)
+
+    @property
+    def planning_policies(self) -> tuple[Policy, ...]:
+        """The policies, in the order of ``POLICIES``."""
+        return tuple(name for name in POLICIES if name in self.policies)
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """``deadline`` as a duration."""
+        return None if self.deadline is None else parse_duration_ns(self.deadline)
+
+    @property
+    def planned_kinds(self) -> tuple[CellKind, ...]:
+        """Those of its kinds that run plans, in their order."""
+        return tuple(kind for kind in PLANNED if kind in self.kinds)
+
+    @field_validator("targets")
+    @classmethod
+    def _targets(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_checked(" ".join(text.split()), parse_target) for text in texts)
+
+    @field_validator("preload")
+    @classmethod
+    def _preload(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_checked(text, parse_bytes) for text in texts)
+
+    @field_validator("working")
+    @classmethod
+    def _working(cls, text: str) -> str:
+        return _checked(text, parse_bytes)
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline(cls, text: str | None) -> str | None:
+        return None if text is None else _checked(text, parse_duration_ns)
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in POLICIES:
+                raise ValueError(f"no policy is called {name!r}. {near(name, POLICIES)}")
+        return names
+
+    @field_validator("devices", "bundles", "tasks", "kinds", "targets", "preload", "policies", "engines")
+    @classmethod
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value!r} stands there twice; once is enough")
+        return values

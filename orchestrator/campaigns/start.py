@@ -1,0 +1,130 @@
+"""Beginning a run: what the campaign's names stand for now, how much that is, and its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from db.campaign_work import durations
+from db.campaigns import Trigger, create_run, save_campaign
+from db.models import CampaignRow, CampaignRunRow
+from orchestrator.campaigns.estimate import Typical, left_ns
+from orchestrator.campaigns.expand import MOST_CELLS, MOST_IN_ALL, Content, count_cells, expand
+from orchestrator.campaigns.lanes import lanes_of
+from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.errors import CampaignError
+from orchestrator.farm import Farm
+from orchestrator.inventory import Device
+from orchestrator.library import find_bundle, only_task
+from orchestrator.matching import select
+from sti_runtime.records import sha256_hex
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a campaign's selectors and names stand for."""
+
+    spec: CampaignSpec
+    devices: tuple[Device, ...]
+    contents: tuple[Content, ...]
+
+    @property
+    def cells(self) -> int:
+        """How many cells a run of it has."""
+        return count_cells(self.spec, self.devices, self.contents)
+
+
+def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
+    """Look everything up. Raises: SelectorError, InputError, InventoryError, FormatError."""
+    devices = select(farm.inventory.devices, ",".join(spec.devices))
+    if spec.kinds == ("health",):
+        return Resolved(spec, devices, ())
+    bundles = [find_bundle(farm, name) for name in spec.bundles or (None,)]
+    contents = [
+        Content(bundle.digest, only_task(farm, task, bundle))
+        for bundle in bundles
+        for task in spec.tasks or (None,)
+    ]
+    return Resolved(spec, devices, tuple(dict.fromkeys(contents)))
+
+
+def refuse_too_many(resolved: Resolved) -> None:
+    """Raises: CampaignError for a matrix larger than any run can be."""
+    name, cells = resolved.spec.name, resolved.cells
+    if cells > MOST_IN_ALL:
+        raise CampaignError(
+            f"The matrix of {name} has {cells:,} cells; a run has {MOST_IN_ALL:,} at most.",
+            "Take values out of it, or make several campaigns.",
+        )
+
+
+def estimated_ns(farm: Farm, resolved: Resolved) -> int:
+    """How long a run will take, from what such batches took before."""
+    lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
+    with farm.store.reader() as session:
+        typical = Typical.of(durations(session))
+    return left_ns(_batch_counts(resolved), typical, lambda device: lanes[device])
+
+
+def _batch_counts(resolved: Resolved) -> dict[tuple[str | None, str], int]:
+    """Batches by (device, kind), without making them."""
+    spec, counts = resolved.spec, dict[tuple[str | None, str], int]()
+    per_batch = max(1, MOST_CELLS // max(1, len(spec.planning_policies)))
+    chunks = -(-len(spec.targets) * len(spec.preload_bytes) // per_batch)
+    if spec.planned_kinds or "importance" in spec.kinds:
+        counts[None, "importance"] = len(resolved.contents)
+    for device in resolved.devices:
+        pairs = len(resolved.contents) * max(1, len(spec.engines))
+        for kind, count in (
+            ("health", 1),
+            ("profile", pairs * spec.repeats),
+            ("execute", pairs * spec.repeats * chunks),
+            ("evaluate", pairs * chunks),
+        ):
+            if kind in spec.kinds:
+                counts[device.name, kind] = count
+    return counts
+
+
+def keep_campaign(session: Session, spec: CampaignSpec, *, replace: bool = False) -> CampaignRow:
+    """The campaign's row. Raises: InputError when its name has other content."""
+    return save_campaign(
+        session,
+        spec,
+        name=spec.name,
+        priority=spec.priority,
+        deadline_ns=spec.deadline_ns,
+        seed=spec.seed,
+        replace=replace,
+    )
+
+
+def begin_run(
+    session: Session,
+    campaign: CampaignRow,
+    resolved: Resolved,
+    *,
+    trigger: Trigger,
+    number: int,
+    state: str = "running",
+    schedule_id: int | None = None,
+    due_wall_ns: int | None = None,
+) -> CampaignRunRow | None:
+    """A new run with all its batches; None when the schedule has one of that due time. ``number``: for its
+    orders, which differ from run to run."""
+    seed = int(sha256_hex(f"{resolved.spec.seed}/{campaign.name}/{number}".encode())[:8], 16)
+    return create_run(
+        session,
+        campaign,
+        expand(resolved.spec, resolved.devices, resolved.contents, seed=seed),
+        trigger=trigger,
+        state=state,
+        schedule_id=schedule_id,
+        due_wall_ns=due_wall_ns,
+    )
+
+
+def spec_of(campaign: CampaignRow) -> CampaignSpec:
+    """The campaign as it was read from its file."""
+    return CampaignSpec.from_json(campaign.spec_json.encode(), source=f"campaign {campaign.name}")

@@ -1,0 +1,268 @@
+"""The verbs of campaign that begin, end and schedule runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from db.campaigns import (
+    cancel_run,
+    cell_counts,
+    find_campaign,
+    list_campaigns,
+    open_runs,
+    reopen_run,
+    runs_of,
+)
+from db.models import CampaignRow, CampaignRunRow
+from db.schedules import put_schedule
+from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.due import check_cron, next_due, shown
+from orchestrator.campaigns.report import STATUS_COLUMNS, status_cells
+from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.spec_file import load_campaign
+from orchestrator.campaigns.start import (
+    begin_run,
+    estimated_ns,
+    keep_campaign,
+    refuse_too_many,
+    resolve,
+    spec_of,
+)
+from orchestrator.campaigns.status import format_span, statuses
+from orchestrator.campaigns.steps import Means
+from orchestrator.cli.campaign_view import compare, report, status
+from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, driving, farm_of
+from orchestrator.cli.output import emit_json, note, success, table
+from orchestrator.errors import CampaignError, near
+from orchestrator.farm import ControllerBusyError, Farm
+
+campaign_app = typer.Typer(
+    no_args_is_help=True, help="Matrices of measurements, resumed at any time (docs/campaigns.md)."
+)
+campaign_app.command("status")(status)
+campaign_app.command("report")(report)
+campaign_app.command("compare")(compare)
+
+ASK_ABOVE = 1000
+"""Runs of more cells are begun only after a yes."""
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Begin a large matrix without asking.")]
+TargetArgument = Annotated[
+    str, typer.Argument(help="A campaign file, or the name of a campaign of the store.")
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="The file's content replaces that of the campaign of its name.")
+]
+
+
+@campaign_app.command("run")
+def run(
+    context: typer.Context,
+    target: TargetArgument,
+    again: AgainOption = False,
+    replace: ReplaceOption = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Only queue it: a running stifarm serve does the work.")
+    ] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Run a campaign, go on with an interrupted one, or do what is missing of the last one.
+
+    Example: stifarm campaign run campaigns/nightly.yaml
+    """
+    with farm_of(context) as farm:
+        campaign, spec = _campaign(farm, target, replace=replace)
+        opened = _open_run(farm, campaign, spec, again=again, yes=yes)
+        if opened is None:
+            success(f"{campaign.name}: nothing is missing of its last run; --again measures anew")
+            return
+        if detach:
+            success(f"run {opened.number} of {campaign.name} is open; stifarm serve works on it")
+            return
+        drive(farm, ",".join(spec.devices), campaign, opened)
+        (ended,) = statuses(farm, [campaign])
+    if json:
+        emit_json({"campaign": campaign.name, "run": ended.number, "state": ended.state, **ended.counts})
+    else:
+        table("Campaign", STATUS_COLUMNS, [status_cells(ended)])
+        note(f"its results: stifarm campaign report {campaign.name}")
+    if ended.state != "done":
+        raise typer.Exit(SOME_FAILED if ended.counts.get("done") else FAILED)
+
+
+def drive(farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow) -> None:
+    """Work on the store's open runs until this one has ended."""
+
+    def over(_idle: bool) -> bool:
+        with farm.store.reader() as session:
+            row = session.get_one(CampaignRunRow, run.id)
+            return row.state not in ("queued", "running")
+
+    try:
+        with driving(farm, selector) as session:
+            note(
+                f"run {run.number} of {campaign.name}; see it from elsewhere: stifarm campaign status --watch"
+            )
+            Controller(Means(farm, session.worker, session.pool, session.pool.cpus)).run(over)
+    except ControllerBusyError as error:
+        raise ControllerBusyError(
+            f"{error.what} Run {run.number} of {campaign.name} is open.",
+            "If that is stifarm serve, it works on this run (stifarm campaign status --watch). Else run this"
+            " command again when it has ended.",
+        ) from error
+
+
+@campaign_app.command("list")
+def list_(context: typer.Context, json: JsonOption = False) -> None:
+    """The campaigns of the store with their last runs.
+
+    Example: stifarm campaign list
+    """
+    with farm_of(context) as farm:
+        with farm.store.reader() as session:
+            campaigns = list_campaigns(session)
+        found = statuses(farm, campaigns)
+    if json:
+        emit_json(
+            [
+                {"campaign": row.name, "digest": row.spec_digest, "priority": row.priority}
+                | next(({"run": s.number, "state": s.state} for s in found if s.campaign == row.name), {})
+                for row in campaigns
+            ]
+        )
+    else:
+        table("Campaigns", STATUS_COLUMNS, [status_cells(one) for one in found])
+        never = [row.name for row in campaigns if all(one.campaign != row.name for one in found)]
+        if never:
+            note(f"never run: {', '.join(never)}")
+
+
+@campaign_app.command("cancel")
+def cancel(context: typer.Context, name: Annotated[str, typer.Argument(help="Campaign.")]) -> None:
+    """End a campaign's open runs: agents are asked to stop, what was measured is kept.
+
+    Example: stifarm campaign cancel nightly
+    """
+    with farm_of(context) as farm:
+        campaign = named_campaign(farm, name)
+        with farm.store.session() as session:
+            runs = open_runs(session, campaign_id=campaign.id)
+            numbers = [each.number for each in runs if cancel_run(session, each.id, "cancelled by a person")]
+            running = [c.get("running", 0) for c in cell_counts(session, [r.id for r in runs]).values()]
+        if not runs:
+            note(f"{name}: no run of it is open")
+            return
+        if sum(running):
+            _stop_running(farm, [each.id for each in runs])
+        success(f"{name}: cancelled run {', '.join(map(str, numbers))}")
+
+
+def _stop_running(farm: Farm, run_ids: list[int]) -> None:
+    """Stop what is under way: the controller that does it is told by the store; without one, do it here."""
+
+    def over(_idle: bool) -> bool:
+        with farm.store.reader() as session:
+            return not any(counts.get("running") for counts in cell_counts(session, run_ids).values())
+
+    try:
+        with driving(farm, "all") as session:
+            Controller(Means(farm, session.worker, session.pool, session.pool.cpus)).run(over)
+    except ControllerBusyError:
+        note("the running controller stops what is under way")
+
+
+@campaign_app.command("schedule")
+def schedule(
+    context: typer.Context,
+    target: TargetArgument,
+    cron: Annotated[str, typer.Option("--cron", help='Minute hour day month weekday: "0 2 * * *".')],
+    timezone: Annotated[str, typer.Option("--timezone", help="Whose clock the times are of.")] = "UTC",
+    catch_up: Annotated[
+        str, typer.Option("--catch-up", help="Due times that passed while nothing ran: once, or skip.")
+    ] = "once",
+    overlap: Annotated[
+        str, typer.Option("--overlap", help="Due while a run is open: skip it, or queue it.")
+    ] = "skip",
+    replace: ReplaceOption = False,
+) -> None:
+    """Let a campaign run by itself, as long as stifarm serve runs.
+
+    Example: stifarm campaign schedule campaigns/nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin
+    """
+    for option, value, known in (
+        ("--catch-up", catch_up, ("once", "skip")),
+        ("--overlap", overlap, ("skip", "queue")),
+    ):
+        if value not in known:
+            raise CampaignError(f"{option}: {value!r} is unknown.", f"Choose {' or '.join(known)}.")
+    check_cron(cron, timezone)
+    with farm_of(context) as farm:
+        campaign, spec = _campaign(farm, target, replace=replace)
+        refuse_too_many(resolve(farm, spec))
+        with farm.store.session() as session:
+            row = put_schedule(
+                session, campaign.id, cron=cron, timezone=timezone, catch_up=catch_up, overlap=overlap
+            )
+            first = next_due(cron, timezone, row.settled_wall_ns)
+        success(f"{campaign.name} runs next at {shown(first, timezone)}, while stifarm serve runs")
+
+
+# ------------------------------------------------------------------ finding, and beginning
+
+
+def named_campaign(farm: Farm, name: str) -> CampaignRow:
+    """A campaign of the store. Raises: CampaignError."""
+    with farm.store.reader() as session:
+        found = find_campaign(session, name)
+        known = [row.name for row in list_campaigns(session)]
+    if found is None:
+        raise CampaignError(
+            f"The store knows no campaign {name!r}.", f"{near(name, known)} Or give its file."
+        )
+    return found
+
+
+def _campaign(farm: Farm, target: str, *, replace: bool) -> tuple[CampaignRow, CampaignSpec]:
+    """The campaign that an argument names. Raises: CampaignError, CampaignFileError, InputError."""
+    path = Path(target)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        campaign = named_campaign(farm, target)
+        return campaign, spec_of(campaign)
+    spec = load_campaign(path)
+    refuse_too_many(resolve(farm, spec))
+    with farm.store.session() as session:
+        return keep_campaign(session, spec, replace=replace), spec
+
+
+def _open_run(
+    farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool, yes: bool
+) -> CampaignRunRow | None:
+    """The run to work on: the open one, the last one's missing cells, a new one. None: nothing is missing."""
+    with farm.store.session() as session:
+        opened = open_runs(session, campaign_id=campaign.id)
+        if opened:
+            note(f"goes on with run {opened[0].number}")
+            return opened[0]
+        last = next((row for row in runs_of(session, campaign.id) if row.state != "skipped"), None)
+        if last is not None and not again:
+            missing = reopen_run(session, last.id)
+            if missing:
+                note(f"run {last.number}: {missing} cells are missing and will be measured")
+                return last
+            if cell_counts(session, [last.id])[last.id]:
+                return None
+    resolved = resolve(farm, spec)
+    if resolved.cells > ASK_ABOVE and not yes:
+        about = format_span(estimated_ns(farm, resolved))
+        what = f"The matrix of {campaign.name} has {resolved.cells:,} cells; about {about} of work."
+        if not sys.stdin.isatty():
+            raise CampaignError(what, "Begin it with --yes.")
+        typer.confirm(f"{what} Begin?", abort=True, err=True)
+    with farm.store.session() as session:
+        number = len(runs_of(session, campaign.id)) + 1
+        return begin_run(session, campaign, resolved, trigger="manual", number=number)

@@ -1,0 +1,186 @@
+"""The verbs of campaign that only look: status, report, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from db.campaigns import OPEN, find_campaign, list_campaigns, runs_of
+from db.models import CampaignRow, CampaignRunRow
+from db.schedules import schedule_of
+from orchestrator.campaigns.compare import compare_runs
+from orchestrator.campaigns.due import local_date
+from orchestrator.campaigns.report import (
+    COMPARE_COLUMNS,
+    REPORT_COLUMNS,
+    STATUS_COLUMNS,
+    causes_of,
+    compare_cells,
+    report_cells,
+    report_json,
+    rows_of,
+    status_cells,
+)
+from orchestrator.campaigns.status import RunStatus, statuses
+from orchestrator.cli.context import JsonOption, farm_of
+from orchestrator.cli.output import emit_json, grid, note, out, table, warn
+from orchestrator.errors import CampaignError, near
+from orchestrator.farm import Farm
+
+NameArgument = Annotated[str, typer.Argument(help="Campaign.")]
+_WATCH_S = 1.0
+
+
+def status(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Campaign; all that are open without one.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Keep it up to date until no run is open.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Where campaigns stand: cells by state, the time taken, the time left by what such work took before.
+
+    Example: stifarm campaign status nightly --watch
+    """
+    with farm_of(context) as farm:
+        campaigns = _campaigns(farm, name)
+        found = statuses(farm, campaigns, runs=1 if name is None else 3)
+        if json:
+            emit_json([asdict(one) for one in found])
+            return
+        if watch:
+            _watch(farm, campaigns)
+            return
+        table("Campaigns", STATUS_COLUMNS, [status_cells(one) for one in found])
+
+
+def _watch(farm: Farm, campaigns: Sequence[CampaignRow]) -> None:
+    """Show the newest runs until none is open; where no terminal is, a line whenever a count changes."""
+
+    def look() -> list[RunStatus]:
+        return statuses(farm, campaigns)
+
+    found = look()
+    if not out.is_terminal:
+        told = ""
+        while True:
+            line = "; ".join(
+                f"{one.campaign} {one.number}: {one.ended}/{one.total} {one.state}" for one in found
+            )
+            if line != told:
+                out.print(line, soft_wrap=True)
+                told = line
+            if all(one.state not in OPEN for one in found):
+                return
+            time.sleep(_WATCH_S)
+            found = look()
+    with Live(grid("Campaigns", STATUS_COLUMNS, map(status_cells, found)), console=out) as live:
+        while any(one.state in OPEN for one in found):
+            time.sleep(_WATCH_S)
+            found = look()
+            live.update(grid("Campaigns", STATUS_COLUMNS, map(status_cells, found)))
+
+
+def report(
+    context: typer.Context,
+    name: NameArgument,
+    number: Annotated[
+        str, typer.Option("--run", help="Run: its number, last, last-1, or a date of its schedule.")
+    ] = "last",
+    json: JsonOption = False,
+) -> None:
+    """What a run found, finished or not: medians with intervals, accuracy, and why cells are missing.
+
+    Example: stifarm campaign report nightly --run 2026-11-28
+    """
+    with farm_of(context) as farm:
+        campaign = _campaigns(farm, name)[0]
+        run = find_run(farm, campaign, number)
+        with farm.store.reader() as session:
+            rows = rows_of(session, run.id)
+        (standing,) = [
+            one for one in statuses(farm, [campaign], runs=run.number + 10**6) if one.number == run.number
+        ]
+    if json:
+        emit_json({"status": asdict(standing), "cells": [report_json(row) for row in rows]})
+        return
+    table(f"Run {run.number} of {name}: {run.state}", REPORT_COLUMNS, [report_cells(row) for row in rows])
+    for cause in causes_of(rows):
+        note(f"  {cause}")
+    table("All its cells", STATUS_COLUMNS, [status_cells(standing)])
+
+
+def compare(
+    context: typer.Context,
+    name: NameArgument,
+    before: Annotated[
+        str, typer.Argument(help="Run: its number, last-1, or a date of its schedule.")
+    ] = "last-1",
+    after: Annotated[str, typer.Argument(help="The run that is compared with it.")] = "last",
+    json: JsonOption = False,
+) -> None:
+    """Compare two nights: each device's metrics with their ratio, its interval and a verdict.
+
+    Example: stifarm campaign compare nightly 2026-11-27 2026-11-28
+    """
+    with farm_of(context) as farm:
+        campaign = _campaigns(farm, name)[0]
+        runs = [find_run(farm, campaign, each) for each in (before, after)]
+        with farm.store.reader() as session:
+            found = compare_runs(session, runs[0].id, runs[1].id)
+    if json:
+        emit_json({"before": runs[0].number, "after": runs[1].number, **asdict(found)})
+    else:
+        table(
+            f"{name}: run {runs[1].number} against run {runs[0].number} (times: a ratio below 1 is faster)",
+            COMPARE_COLUMNS,
+            [compare_cells(one) for one in found.metrics],
+        )
+    for device in found.missing:
+        warn(f"{device} has data in run {runs[0].number} and none in run {runs[1].number}")
+
+
+# ------------------------------------------------------------------ finding
+
+
+def _campaigns(farm: Farm, name: str | None) -> Sequence[CampaignRow]:
+    with farm.store.reader() as session:
+        known = list_campaigns(session)
+        if name is None:
+            return known
+        found = find_campaign(session, name)
+    if found is None:
+        names = [row.name for row in known]
+        raise CampaignError(f"The store knows no campaign {name!r}.", near(name, names))
+    return [found]
+
+
+def find_run(farm: Farm, campaign: CampaignRow, text: str) -> CampaignRunRow:
+    """A run by its number, ``last`` (of those with work), ``last-1`` …, or the date that it was due on.
+
+    Raises: CampaignError.
+    """
+    with farm.store.reader() as session:
+        runs = [row for row in runs_of(session, campaign.id) if row.state != "skipped"]
+        schedule = schedule_of(session, campaign.id)
+    timezone = "UTC" if schedule is None else schedule.timezone
+    back = text.removeprefix("last-") if text.startswith("last-") else "0" if text == "last" else ""
+    if back.isdigit():
+        chosen = runs[int(back) : int(back) + 1]
+    elif text.isdigit():
+        chosen = [row for row in runs if row.number == int(text)]
+    else:
+        chosen = [row for row in runs if local_date(row.due_wall_ns, timezone) == text][:1]
+    if not chosen:
+        numbers = ", ".join(str(row.number) for row in runs[:10]) or "none"
+        raise CampaignError(
+            f"{campaign.name} has no run {text!r}.",
+            f"Its newest runs: {numbers}; or name a date: YYYY-MM-DD.",
+        )
+    return chosen[0]

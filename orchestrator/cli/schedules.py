@@ -1,0 +1,204 @@
+"""The verbs of schedules, and serve, which fires them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from db.campaigns import list_campaigns, open_runs, runs_of
+from db.models import CampaignRow, ScheduleRow
+from db.schedules import list_schedules, schedule_of, set_schedule_state
+from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.due import next_due, shown
+from orchestrator.campaigns.schedules import fire_due
+from orchestrator.campaigns.start import begin_run, resolve, spec_of
+from orchestrator.campaigns.status import format_span, statuses
+from orchestrator.campaigns.steps import Means
+from orchestrator.cli.context import JsonOption, driving, farm_of
+from orchestrator.cli.output import emit_json, note, success, table
+from orchestrator.errors import CampaignError, near
+from orchestrator.farm import Farm
+
+schedules_app = typer.Typer(no_args_is_help=True, help="When campaigns run by themselves (docs/nightly.md).")
+
+NameArgument = Annotated[str, typer.Argument(help="Campaign.")]
+
+
+@schedules_app.command("list")
+def list_(context: typer.Context, json: JsonOption = False) -> None:
+    """Every schedule with its next due time.
+
+    Example: stifarm schedules list
+    """
+    with farm_of(context) as farm, farm.store.reader() as session:
+        rows = list_schedules(session)
+    shown_rows = [
+        {
+            "campaign": campaign.name,
+            "cron": row.cron,
+            "timezone": row.timezone,
+            "state": row.state,
+            "catch_up": row.catch_up,
+            "overlap": row.overlap,
+            "next": _next(row),
+        }
+        for row, campaign in rows
+    ]
+    if json:
+        emit_json(shown_rows)
+    else:
+        columns = ("campaign", "cron", "timezone", "state", "catch-up", "overlap", "next")
+        table("Schedules", columns, [tuple(one.values()) for one in shown_rows])
+
+
+@schedules_app.command("pause")
+def pause(context: typer.Context, name: NameArgument) -> None:
+    """Let a schedule rest; what falls due meanwhile is not caught up.
+
+    Example: stifarm schedules pause nightly
+    """
+    _set_state(context, name, "paused")
+
+
+@schedules_app.command("resume")
+def resume(context: typer.Context, name: NameArgument) -> None:
+    """Let a paused schedule go on from now.
+
+    Example: stifarm schedules resume nightly
+    """
+    _set_state(context, name, "active")
+
+
+@schedules_app.command("remove")
+def remove(context: typer.Context, name: NameArgument) -> None:
+    """Take a campaign's schedule away; its runs and their data stay.
+
+    Example: stifarm schedules remove nightly
+    """
+    _set_state(context, name, "removed")
+
+
+@schedules_app.command("run-now")
+def run_now(context: typer.Context, name: NameArgument) -> None:
+    """Queue a run now, beside the schedule; stifarm serve works on it.
+
+    Example: stifarm schedules run-now nightly
+    """
+    with farm_of(context) as farm:
+        _, campaign = _scheduled(farm, name)
+        resolved = resolve(farm, spec_of(campaign))
+        with farm.store.session() as session:
+            opened = open_runs(session, campaign_id=campaign.id)
+            if opened:
+                raise CampaignError(
+                    f"Run {opened[0].number} of {name} is open.", "Wait for its end, or cancel it."
+                )
+            number = len(runs_of(session, campaign.id)) + 1
+            run = begin_run(session, campaign, resolved, trigger="manual", number=number)
+        assert run is not None
+        success(f"run {run.number} of {name} is open; stifarm serve works on it")
+
+
+@schedules_app.command("history")
+def history(
+    context: typer.Context,
+    name: NameArgument,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+    json: JsonOption = False,
+) -> None:
+    """The runs of a scheduled campaign, newest first, with those that were skipped.
+
+    Example: stifarm schedules history nightly
+    """
+    with farm_of(context) as farm:
+        schedule, campaign = _scheduled(farm, name)
+        found = statuses(farm, [campaign], runs=limit)
+        with farm.store.reader() as session:
+            runs = runs_of(session, campaign.id, limit=limit)
+    rows = [
+        {
+            "run": str(one.number),
+            "due": shown(row.due_wall_ns, schedule.timezone),
+            "trigger": one.trigger,
+            "state": one.state,
+            "took": format_span(one.elapsed_ns),
+            "cells": f"{one.counts.get('done', 0)}/{one.total} done",
+            "cause": one.cause or "",
+        }
+        for one, row in zip(found, runs, strict=True)
+    ]
+    if json:
+        emit_json(rows)
+    else:
+        columns = (">run", "due", "trigger", "state", ">took", ">cells", "cause")
+        table(f"Runs of {name}", columns, [tuple(one.values()) for one in rows])
+
+
+def serve(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="End when no run is open and none is due.")] = False,
+) -> None:
+    """Fire schedules and work on open campaigns until it is stopped (Ctrl-C, SIGTERM).
+
+    Example: stifarm serve
+    """
+    with farm_of(context) as farm, terminated(farm.stop), driving(farm, "all") as session:
+        note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
+        controller = Controller(Means(farm, session.worker, session.pool, session.pool.cpus))
+        try:
+            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _fire(farm))
+        except KeyboardInterrupt:
+            note("stopped; open campaigns go on with the next stifarm serve or campaign run")
+
+
+@contextmanager
+def terminated(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM sets ``stop`` within the block."""
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fire(farm: Farm) -> None:
+    for name in fire_due(farm):
+        note(f"{name} is due")
+
+
+def _no_run(farm: Farm) -> bool:
+    with farm.store.reader() as session:
+        return not open_runs(session)
+
+
+def _next(row: ScheduleRow) -> str:
+    if row.state != "active":
+        return "–"
+    return shown(next_due(row.cron, row.timezone, row.settled_wall_ns), row.timezone)
+
+
+def _set_state(context: typer.Context, name: str, state: str) -> None:
+    with farm_of(context) as farm:
+        schedule, _ = _scheduled(farm, name)
+        with farm.store.session() as session:
+            set_schedule_state(session, schedule.id, state)
+        success(f"the schedule of {name} is {state}")
+
+
+def _scheduled(farm: Farm, name: str) -> tuple[ScheduleRow, CampaignRow]:
+    """Raises: CampaignError when the campaign has no schedule."""
+    with farm.store.reader() as session:
+        campaigns = {row.name: row for row in list_campaigns(session)}
+        schedule = schedule_of(session, campaigns[name].id) if name in campaigns else None
+        known = [campaign.name for _, campaign in list_schedules(session)]
+    if schedule is None:
+        raise CampaignError(
+            f"{name!r} has no schedule.",
+            f"{near(name, known)} Make one: stifarm campaign schedule {name} --cron …",
+        )
+    return schedule, campaigns[name]

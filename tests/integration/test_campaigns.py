@@ -1,0 +1,235 @@
+"""Campaigns on real agents: what is asked is measured once, whatever happens to the controller."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from db.campaign_samples import found_in, profile_metrics
+from db.campaign_work import under_way, waiting
+from db.campaigns import cancel_run, reopen_run
+from db.events import latest_events
+from db.leases import database_wall_ns
+from db.models import JobRow
+from orchestrator.campaigns import claims
+from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.steps import perform
+from orchestrator.farm import Farm
+from orchestrator.worker import HostWorker
+from sti_runtime.messages import ResultRecord
+from tests.campaign_world import (
+    begin,
+    campaign,
+    cells,
+    kinds_and_states,
+    means_of,
+    run_state,
+    start_controller,
+    work_off,
+    write_devices,
+)
+from tests.farm_world import (
+    attempts_of,
+    fill,
+    job_folders,
+    job_states,
+    journal,
+    journal_lines,
+    machine_of,
+    open_world,
+    require_storage,
+    stored_records,
+    wait_for,
+)
+
+pytestmark = pytest.mark.slow
+
+MATRIX = """
+name: small
+devices: [desk]
+kinds: [health, profile, execute, evaluate]
+targets: [1ns, 100s, 5 of whole-model compute]
+preload: [10kB]
+working: 1MB
+policies: [sti, preload-6]
+requests: 4
+"""
+HEALTH = "name: health\nkinds: [health]\ndevices: [desk]\n"
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    write_devices(tmp_path)
+    with open_world(tmp_path) as opened:
+        yield opened
+
+
+def begun(root: Path, kind: str) -> bool:
+    """Whether the agent has begun a job of this kind."""
+    return any(journal_lines(folder) for folder in job_folders(root, "desk", kind))
+
+
+def ended(root: Path, kind: str) -> bool:
+    """Whether the agent has journalled the end of a job of this kind."""
+    journals = [folder / "journal.log" for folder in job_folders(root, "desk", kind)]
+    return any(b'"type":"end"' in path.read_bytes() for path in journals)
+
+
+def test_a_matrix_is_measured_and_again_only_what_is_missing(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    require_storage(tmp_path)
+    fill(farm)
+    run_id = begin(farm, campaign(MATRIX))
+    work_off(farm, worker)
+    assert kinds_and_states(farm, run_id) == {
+        ("importance", "done"): 1,
+        ("health", "done"): 1,
+        ("profile", "done"): 1,
+        ("execute", "infeasible"): 2,
+        ("execute", "done"): 4,
+        ("evaluate", "infeasible"): 2,
+        ("evaluate", "done"): 4,
+    }
+    assert run_state(farm, run_id) == "done"
+    infeasible = [cell.cause for _, cell in cells(farm, run_id) if cell.state == "infeasible"]
+    assert all("the smallest that works is" in (cause or "") for cause in infeasible)
+    with farm.store.session() as session:
+        found = found_in(session, run_id)
+        assert [len(one.latency_ns) + one.invalid for one in found if one.states == {"done": 1}] == [4] * 4
+        assert {metric for _, metric in profile_metrics(session, run_id)} == {
+            "read, ps/byte",
+            "compute, ns/layer",
+        }
+        assert reopen_run(session, run_id) == 0  # nothing of it is missing
+    jobs = job_states(farm)
+    assert (len(jobs), set(jobs.values())) == (4, {"done"})
+    # Another run measures anew; it makes no new importance.
+    second = begin(farm, campaign(MATRIX))
+    work_off(farm, worker)
+    assert run_state(farm, second) == "done"
+    kinds = Counter(job_id.split("-")[0] for job_id in job_states(farm))
+    assert (kinds["health"], kinds["profile"], kinds["execute"]) == (2, 2, 2)
+
+
+def test_a_device_that_fails_stops_no_other_and_is_reported(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    blocked = tmp_path / ".stifarm/devices"
+    blocked.mkdir(parents=True)
+    (blocked / "board").write_text("a file where its work folder should be")
+    run_id = begin(farm, campaign(HEALTH.replace("[desk]", "all")))
+    work_off(farm, worker)
+    states = {batch.device: cell.state for batch, cell in cells(farm, run_id)}
+    assert states == {"desk": "done", "board": "failed"}
+    assert run_state(farm, run_id) == "failed"
+    with farm.store.reader() as session:
+        loud = {event.kind: event for event in latest_events(session)}
+    assert loud["data-missing"].level == "error"
+    assert "board" in loud["data-missing"].what
+    (blocked / "board").unlink()
+    with farm.store.session() as session:
+        assert reopen_run(session, run_id) == 1
+    work_off(farm, worker)
+    assert run_state(farm, run_id) == "done"
+    assert set(job_states(farm).values()) == {"done"}
+    assert len(job_states(farm)) == 2
+
+
+def test_killed_at_any_point_nothing_is_lost_or_doubled(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    require_storage(tmp_path)
+    fill(farm)
+    run_id = begin(farm, campaign(MATRIX))
+    with machine_of(tmp_path) as machine:
+        for kind in ("profile", "execute"):
+            process = start_controller(tmp_path)
+            machine.let_through(partial(begun, tmp_path, kind), f"the {kind} job")
+            process.kill()
+            process.communicate()
+            # Its agent goes on without a controller, to the end.
+            machine.let_through(partial(ended, tmp_path, kind), f"the end of the {kind} job")
+    work_off(farm, worker)
+    assert run_state(farm, run_id) == "done"
+    assert kinds_and_states(farm, run_id)["execute", "done"] == 4
+    jobs = job_states(farm)
+    assert sorted(job_id.split("-")[0] for job_id in jobs) == ["evaluate", "execute", "health", "profile"]
+    for job_id in jobs:
+        assert attempts_of(farm, job_id) == [(1, "done")]
+        (folder,) = job_folders(tmp_path, "desk", job_id.split("-")[0])
+        on_device = journal(folder)
+        assert stored_records(farm, job_id, 1) == on_device
+        units = [r.payload.unit for r in on_device if isinstance(r.payload, ResultRecord)]
+        assert sorted(units) == list(range(len(units)))
+
+
+def test_killed_between_a_jobs_end_and_its_keeping(farm: Farm, worker: HostWorker) -> None:
+    run_id = begin(farm, campaign(HEALTH))
+    with farm.store.reader() as session:
+        (first,) = waiting(session, database_wall_ns(session))
+    batch = claims.claimed(farm, first.batch_id)
+    assert batch is not None
+    perform(means_of(farm, worker), batch, lambda known: claims.note(farm, batch, known))
+    with farm.store.reader() as session:
+        assert [row.id for row in under_way(session)] == [first.batch_id]
+    work_off(farm, worker)
+    assert run_state(farm, run_id) == "done"
+    (job_id,) = job_states(farm)
+    assert attempts_of(farm, job_id) == [(1, "done")]
+
+
+def test_an_interrupted_controller_gives_back_and_a_cancelled_run_ends(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    run_id = begin(farm, campaign(HEALTH))
+
+    def drive(stopped: list[str]) -> threading.Thread:
+        def work() -> None:
+            try:
+                work_off(farm, worker)
+            except KeyboardInterrupt:
+                stopped.append("interrupted")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    stopped: list[str] = []
+    with machine_of(tmp_path):
+        thread = drive(stopped)
+        wait_for(lambda: bool(job_folders(tmp_path, "desk", "health")), "the job")
+        folder = job_folders(tmp_path, "desk", "health")[0]
+        wait_for(lambda: journal_lines(folder) > 0, "its start")
+        farm.stop.set()
+        thread.join(120)
+        assert stopped == ["interrupted"]
+        assert kinds_and_states(farm, run_id) == {("health", "queued"): 1}
+        wait_for(lambda: not (folder / "pid").exists(), "its agent to stop")
+        farm.stop.clear()
+        thread = drive(stopped)
+        wait_for(lambda: kinds_and_states(farm, run_id) == {("health", "running"): 1}, "it to go on")
+        with farm.store.session() as session:
+            assert cancel_run(session, run_id, "by a person")
+        wait_for(lambda: kinds_and_states(farm, run_id) == {("health", "cancelled"): 1}, "its end")
+        thread.join(120)
+    assert run_state(farm, run_id) == "cancelled"
+    with farm.store.reader() as session:
+        assert session.scalars(select(JobRow.state)).all() == ["cancelled"]
+
+
+def test_an_idle_controller_says_so(farm: Farm, worker: HostWorker) -> None:
+    looks: list[bool] = []
+
+    def over(idle: bool) -> bool:
+        looks.append(idle)
+        return True
+
+    Controller(means_of(farm, worker)).run(over)
+    assert looks == [True]
