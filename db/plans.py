@@ -175,7 +175,7 @@ def latest_plans(
 
 
 @cache
-def _latest(filters: frozenset[str], *, real_only: bool) -> Select[Any]:
+def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, ...]]:
     """The newest plan of every question with its device and profile; made once for each set of filters."""
     table = PlanRow
     question = (

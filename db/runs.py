@@ -153,14 +153,14 @@ _RUN_COLUMNS = (
 
 
 @cache
-def _runs_measured() -> Select[Any]:
+def _runs_measured() -> Select[*tuple[Any, ...]]:
     query = select(*_RUN_COLUMNS).join(PlanRow, PlanRow.id == RunRow.plan_id)
     of_plan = query.where(RunRow.plan_id == bindparam("plan"), RunRow.request_kind == bindparam("kind"))
     return of_plan.order_by(RunRow.id.desc())
 
 
 @cache
-def _requests_measured() -> Select[Any]:
+def _requests_measured() -> Select[*tuple[Any, ...]]:
     table = RequestRow
     return select(
         table.valid,
