@@ -99,7 +99,7 @@ def driving(farm: Farm, selector: str) -> Iterator[Session]:
 
     Raises: SelectorError, InventoryError before anything is started; ControllerBusyError, PoolError.
     """
-    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray.pool import RayPool
 
     devices = select(farm.inventory.devices, selector)
     with controlling(farm), RayPool(farm.settings) as pool:
