@@ -105,7 +105,7 @@ class HostOffer(Record):
 
 
 HostState = Literal["present", "away", "left", "refused"]
-"""present: joined, its node lives; away: it went without a word; left: by ``host leave``; refused: see why."""
+"""present: joined, its node lives; away: gone without a word; left: by ``host leave``; refused: see why."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def require_same(controller: Versions, own: Versions, address: str) -> None:
 
 
 def read_announcement(data: bytes, address: str) -> Announcement:
-    """The controller's announcement; one of another version is told as such. Raises: HostError, FormatError."""
+    """The controller's announcement. Raises: HostError for another version, FormatError."""
     require_same(_versions(data), Versions.own(), address)
     return Announcement.from_json(data, source=f"the announcement at {address}", cap_bytes=CAP_BYTES)
 

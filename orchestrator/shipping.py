@@ -1,8 +1,8 @@
 """Bundles and task data on their way to a lab host that has not the controller's folders.
 
 The controller describes what a deploy needs (``Content``); the host says which bytes it lacks, gets them in
-pieces, checks every digest and keeps them in a cache of bounded size below its home. A host that sees the same
-content at the same path (the controller's own machine, a shared folder) is sent nothing.
+pieces, checks every digest and keeps them in a cache of bounded size below its home. A host that sees the
+same content at the same path (the controller's own machine, a shared folder) is sent nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Content:
 
     @classmethod
     def of_bundle(cls, path: Path) -> Content:
-        """A bundle. Raises: FormatError, DigestError when it cannot be read or is not what its folder says."""
+        """A bundle. Raises: FormatError, DigestError when it cannot be read or is not what it says."""
         bundle = Bundle.open(path)
         sizes = {MANIFEST_NAME: (path / MANIFEST_NAME).stat().st_size, **bundle.file_sizes()}
         return cls("bundle", bundle.digest, path, tuple(sizes.items()))
@@ -143,7 +143,7 @@ class Cache:
             raise ResourceError(f"{path} cannot be written: {error.strerror}.", _FREE_SPACE) from error
 
     def settle(self, content: Content) -> None:
-        """Check what was sent against its digests and put it in its place. Raises: DigestError, FormatError."""
+        """Check what was sent and put it in its place. Raises: DigestError, FormatError."""
         with self._lock:
             if self._found(content) is not None:
                 return
@@ -237,7 +237,7 @@ class ShippedWorker(HostWorker):
     def deploy_shipped(
         self, name: str, contents: Sequence[Content], lease: Lease | None, identity: str | None
     ) -> tuple[DeployReport, ...]:
-        """As ``deploy``, of a bundle and task data that were sent. Raises: ResourceError if one is not here."""
+        """As ``deploy``, of a bundle and task data that are here. Raises: ResourceError if one is not."""
         with self._cache.using(contents) as (bundle, *tasks):
             return self.deploy(name, bundle, tasks, lease, identity)
 

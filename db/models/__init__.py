@@ -3,6 +3,7 @@
 from db.models.artifacts import BundleRow, ModelRow, TaskDataRow, TaskRow
 from db.models.base import Base, StoreMetaRow
 from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
+from db.models.hosts import HostRow
 from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
 from db.models.plans import DeviceProfileRow, PlanRow
 from db.models.runs import EvaluationRow, RequestRow, RunRow
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceRow",
     "EvaluationRow",
     "EventRow",
+    "HostRow",
     "FixedSampleRow",
     "ImportanceProfileRow",
     "ImportanceScoreRow",

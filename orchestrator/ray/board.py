@@ -7,6 +7,7 @@ It is asked over one short connection each time, by processes that need no worke
 from __future__ import annotations
 
 import contextlib
+import importlib
 import socket
 import time
 from dataclasses import dataclass
@@ -56,12 +57,11 @@ class Board:
     """The board at an address. Raises, as every method: Unreachable, PoolError."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from ray._raylet import GcsClient
-
+        raylet: Any = importlib.import_module("ray._raylet")  # compiled, without annotations
         self.endpoint = endpoint
         self._require_listener()
         with self._errors():
-            self._client: Any = GcsClient(address=str(endpoint))
+            self._client = raylet.GcsClient(address=str(endpoint))
 
     def announce(self, controller: Announcement) -> None:
         """Say who the controller is."""
@@ -97,11 +97,10 @@ class Board:
 
     def nodes(self) -> frozenset[str]:
         """The nodes that Ray holds for alive."""
-        from ray.core.generated.gcs_pb2 import GcsNodeInfo
-
+        messages: Any = importlib.import_module("ray.core.generated.gcs_pb2")  # generated, likewise
         with self._errors():
             found = self._client.get_all_node_info(timeout=_TIMEOUT_S)
-        alive = GcsNodeInfo.GcsNodeState.ALIVE
+        alive = messages.GcsNodeInfo.GcsNodeState.ALIVE
         return frozenset(node.node_id.hex() for node in found.values() if node.state == alive)
 
     def _put(self, key: bytes, data: bytes) -> None:
@@ -126,7 +125,7 @@ class Board:
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
-            raise PoolError(
+            raise HostError(
                 f"The controller at {self.endpoint} refuses the token of this machine.",
                 "Copy the file ray_token of the controller's state folder here again.",
             ) from error

@@ -1,4 +1,4 @@
-"""Where Ray keeps its sockets, logs and objects: a folder per process that runs a node, swept when it died."""
+"""Where Ray keeps its sockets, logs and objects: a folder per process that runs a node, swept if it died."""
 
 from __future__ import annotations
 

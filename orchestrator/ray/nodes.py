@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -31,7 +31,14 @@ _SYSTEM_CONFIG = {
 }
 """A host whose processes die is told by its closed connections at once; one that loses power, by these."""
 
-_FIXED_PORTS = 6
+_SERVICES = (
+    "node_manager_port",
+    "object_manager_port",
+    "metrics_agent_port",
+    "runtime_env_agent_port",
+    "dashboard_agent_listen_port",
+    "metrics_export_port",
+)
 _LEAST_PORTS = 16
 
 _log = structlog.get_logger(__name__)
@@ -60,10 +67,8 @@ class Ports:
 
     def parameters(self) -> dict[str, int]:
         """As Ray takes them."""
-        services = ("node_manager_port", "object_manager_port", "metrics_agent_port", "runtime_env_agent_port",
-                    "dashboard_agent_listen_port", "metrics_export_port")  # fmt: skip
-        fixed = {name: self.first + place for place, name in enumerate(services)}
-        return {**fixed, "min_worker_port": self.first + _FIXED_PORTS, "max_worker_port": self.last}
+        fixed = {name: self.first + place for place, name in enumerate(_SERVICES)}
+        return {**fixed, "min_worker_port": self.first + len(_SERVICES), "max_worker_port": self.last}
 
 
 class RunningNode:
@@ -111,7 +116,7 @@ def head_node(listen: Endpoint, num_cpus: int | None, ports: Ports | None) -> It
 
 @contextlib.contextmanager
 def host_node(controller: Endpoint, ip: str, ports: Ports | None) -> Iterator[RunningNode]:
-    """A node that has joined the controller's head, for a host's worker and nothing else. Raises: PoolError."""
+    """A node that has joined the controller's head, for a host's worker only. Raises: PoolError."""
     node = _start(
         head=False,
         gcs_address=str(controller),
@@ -146,7 +151,7 @@ def _start(*, head: bool, ports: Ports | None, **parameters: Any) -> RunningNode
     try:
         with held_interrupts():  # it forks with callbacks, which would drop a Ctrl-C
             parameters |= {} if ports is None else ports.parameters()
-            given = RayParams(
+            given: Any = cast(Any, RayParams)(  # its annotations are wrong
                 num_gpus=0,
                 object_store_memory=OBJECT_STORE_BYTES,
                 plasma_directory=None if objects is None else str(objects),
