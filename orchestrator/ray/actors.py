@@ -69,9 +69,9 @@ class ActorLink:
         try:
             return fetch(reference)
         except PoolError as error:
-            if isinstance(error.__cause__, (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)):
-                raise HostLostError(f"Its worker is gone: {error.what}") from error
-            raise
+            if isinstance(error.__cause__, ray.exceptions.RayTaskError):
+                raise  # it is there, and failed
+            raise HostLostError(f"Its worker is gone: {error.what}") from error
 
 
 def own_actor(settings: Settings, devices: Sequence[Device]) -> HostWorker:

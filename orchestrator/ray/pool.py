@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import ipaddress
 import logging
 import shutil
 import time
@@ -192,6 +193,8 @@ class RayPool:
             if head is None:
                 return {}
             endpoint = head.endpoint
+        if ipaddress.ip_address(endpoint.host).is_loopback:
+            self._environment.enter_context(_loopback())
         self._board = Board(endpoint)
         self._board.controller()
         return {"address": str(endpoint), "_node_ip_address": endpoint.host}
@@ -216,6 +219,17 @@ class RayPool:
             cast(Any, ray).shutdown()
             self._owns_cluster = False
         self._environment.close()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Within the block, Ray joins a head node at a loopback address there, not at the machine's own one."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _keep_off_stdout() -> None:
