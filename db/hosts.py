@@ -40,8 +40,8 @@ def note_host(
 
 
 def hosts_are_away(session: Session, *, but: Sequence[str]) -> None:
-    """Hosts that were present and are none of ``but`` are away."""
-    gone = update(HostRow).where(HostRow.state == "present", HostRow.name.not_in(list(but)))
+    """Hosts that were present, or refused, and are none of ``but`` are away."""
+    gone = update(HostRow).where(HostRow.state.in_(("present", "refused")), HostRow.name.not_in(list(but)))
     session.execute(gone.values(state="away"))
 
 

@@ -64,7 +64,11 @@ class ActorLink:
             done, _ = ray.wait([reference], timeout=_WAIT_S)
             if done:
                 break
-            if not self._alive():
+            try:
+                alive = self._alive()
+            except PoolError as error:
+                raise HostLostError(f"Nobody can say whether its node lives: {error.what}") from error
+            if not alive:
                 raise HostLostError("Its node is gone.")
         try:
             return fetch(reference)
