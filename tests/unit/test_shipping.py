@@ -113,9 +113,12 @@ def test_the_cache_forgets_what_was_used_longest_ago_but_nothing_in_use(tmp_path
     with cache.using([moved(used)]):
         ship(fresh, cache)
         assert cache.lacking(old) is not None
-        with pytest.raises(ResourceError, match=r"no room for 200 bytes .* 200 of 250 bytes are in use"):
-            with cache.using([moved(fresh)]):
-                cache.lacking(task_data(tmp_path / "a", 200))
+        large, in_use = (
+            task_data(tmp_path / "a", 200),
+            r"no room for 200 bytes .* 200 of 250 bytes are in use",
+        )
+        with cache.using([moved(fresh)]), pytest.raises(ResourceError, match=in_use):
+            cache.lacking(large)
     with pytest.raises(ResourceError, match="no longer in the host's cache"), cache.using([moved(old)]):
         pass
 
