@@ -10,6 +10,7 @@ import structlog
 from db.documents import document
 from db.hosts import hosts_are_away, list_hosts, note_host
 from db.session import Store
+from orchestrator.errors import InventoryError
 from orchestrator.farm import Farm
 from orchestrator.hosts import CAP_BYTES, HostOffer, SeenHost
 from orchestrator.inventory import Device
@@ -70,7 +71,12 @@ def known_offers(store: Store) -> list[HostOffer]:
         if text is None:
             continue
         try:
-            offers.append(HostOffer.from_json(text.encode(), source=f"host {name}", cap_bytes=CAP_BYTES))
-        except FormatError as error:  # of another version: it announces itself anew when it joins
+            offer = HostOffer.from_json(text.encode(), source=f"host {name}", cap_bytes=CAP_BYTES)
+            offer.devices  # noqa: B018 (validates)
+            offers.append(offer)
+        except (
+            FormatError,
+            InventoryError,
+        ) as error:  # of another version: it announces itself anew when it joins
             _log.warning("what a host offered is not known any more", host=name, cause=error.what)
     return offers

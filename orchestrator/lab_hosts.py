@@ -16,12 +16,13 @@ from typing import Any, Protocol, cast
 
 import structlog
 
+from orchestrator.content_cache import Content
 from orchestrator.deploy import DeployReport
 from orchestrator.dispatch import Worker
 from orchestrator.errors import DeviceError, HostLostError, LinkError, PoolError, StableError
 from orchestrator.hosts import OWN, FarmDevices, HostOffer, SeenHost, gather
 from orchestrator.inventory import Device
-from orchestrator.shipping import Content, ShippedWorker, ship
+from orchestrator.shipping import ShippedWorker, ship
 from orchestrator.worker import HostWorker
 from sti_runtime.errors import FormatError, ResourceError, StifarmError
 from sti_runtime.messages import Lease

@@ -21,12 +21,12 @@ from db.hosts import forget_host, list_hosts
 from db.models import HostRow
 from orchestrator.cli.context import JsonOption, Options, farm_of, parse_size
 from orchestrator.cli.output import emit_json, note, success, table, warn
+from orchestrator.content_cache import CACHE_BYTES
 from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import Farm
 from orchestrator.host_book import note_hosts
 from orchestrator.hosts import HOST_NAME, HostOffer, gather
 from orchestrator.lab.processes import alive
-from orchestrator.shipping import CACHE_BYTES
 from sti_runtime.errors import InputError
 from sti_runtime.units import format_ns
 

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator import fleet
 from orchestrator.audit import audit_device
+from orchestrator.content_cache import CACHE_BYTES
 from orchestrator.dispatch import Outcome, run_job
 from orchestrator.errors import HostError, LinkError, PoolError, StableError
 from orchestrator.farm import Farm
@@ -23,7 +24,6 @@ from orchestrator.ray.access import authenticated
 from orchestrator.ray.board import Board, Endpoint
 from orchestrator.ray.join import Joining, keep_joined
 from orchestrator.settings import load_settings
-from orchestrator.shipping import CACHE_BYTES
 from sti_runtime.errors import StifarmError
 from tests.agent_data import REPO
 from tests.farm_world import fill, journal_lines, open_world, stored_records, wait_for

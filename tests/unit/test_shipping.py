@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.shipping import PIECE_BYTES, Cache, Content, Lack, ship
+from orchestrator.content_cache import Cache, Content, Lack
+from orchestrator.shipping import PIECE_BYTES, ship
 from sti_runtime.errors import DigestError, FormatError, ResourceError
 from tests.bundles import make_bundle, small_config
 
