@@ -74,9 +74,7 @@ def known_offers(store: Store) -> list[HostOffer]:
             offer = HostOffer.from_json(text.encode(), source=f"host {name}", cap_bytes=CAP_BYTES)
             offer.devices  # noqa: B018 (validates)
             offers.append(offer)
-        except (
-            FormatError,
-            InventoryError,
-        ) as error:  # of another version: it announces itself anew when it joins
+        except (FormatError, InventoryError) as error:
+            # Written by another version; the host announces itself anew when it joins.
             _log.warning("what a host offered is not known any more", host=name, cause=error.what)
     return offers
