@@ -16,7 +16,9 @@ StifarmError
 │       └── AgentError          the agent refused, with its own cause and remedy
 ├── ToolchainError          the native agent cannot be built
 ├── LabError                the virtual lab cannot be brought up, changed or taken down
+├── HostError               a lab host cannot join, is refused, or is not known
 └── PoolError               Ray could not start, or a worker of it died
+    └── HostLostError           the lab host that was asked is gone: its devices raise LinkError
 """
 
 from __future__ import annotations
@@ -119,8 +121,16 @@ class LabError(StifarmError):
     """The virtual lab cannot be brought up, changed or taken down, or a fault cannot be injected in it."""
 
 
+class HostError(StifarmError):
+    """A lab host cannot join, is refused, or is not known."""
+
+
 class PoolError(StifarmError):
     """Ray could not be started or reached, or one of its workers died."""
+
+
+class HostLostError(PoolError):
+    """A lab host's node or worker is gone; its devices are out of reach until it joins again."""
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -10,14 +10,14 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from db.session import Store, open_store
-from orchestrator.inventory import Inventory, load_inventory
+from orchestrator.inventory import Device, Inventory, load_inventory
 from orchestrator.settings import Settings
 from sti_runtime.errors import ResourceError, StifarmError
 
@@ -41,6 +41,15 @@ class Farm:
     def inventory(self) -> Inventory:
         """The validated inventory. Raises: InventoryError, InputError."""
         return load_inventory(self.settings.inventory)
+
+    @cached_property
+    def own_devices(self) -> tuple[Device, ...]:
+        """The devices that the inventory file lists. Raises: InventoryError."""
+        return load_inventory(self.settings.inventory).devices
+
+    def know(self, devices: Sequence[Device]) -> None:
+        """From now on the inventory has these devices: the file's and those of lab hosts."""
+        self.inventory = replace(self.inventory, devices=tuple(devices))
 
     @property
     def owner(self) -> str:

@@ -6,6 +6,7 @@ State layout below ``home`` (STIFARM_HOME, by default ``.stifarm`` beside the in
     models/<digest>/    imported or trained models        bundles/<digest>/   what devices are sent
     tasks/<sha>.safetensors   tokenized task data         devices/<name>/     spools of local devices
     emulation/<name>/   verified emulation               logs/               logs of the host side
+    shipped/            on a lab host: bundles and task data that the controller sent
     ray_token           the token of this farm's Ray cluster, readable by its owner only
 """
 
@@ -56,6 +57,11 @@ class Settings:
     def emulation(self) -> Path:
         """Folder of the verified emulation of each slowed device."""
         return self.home / "emulation"
+
+    @property
+    def shipped(self) -> Path:
+        """Folder of what the controller sent to this host."""
+        return self.home / "shipped"
 
     @property
     def ray_token(self) -> Path:

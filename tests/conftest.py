@@ -49,6 +49,7 @@ LONGEST = (
     "test_lab.py",
     "test_chaos.py",
     "test_ray_pool.py",
+    "test_lab_hosts.py",
     "test_agent_process.py",
     "test_agent_logits.py",
     "test_fit.py",

@@ -10,6 +10,7 @@ from db.models.campaigns import (
     ScheduleRow,
 )
 from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
+from db.models.hosts import HostRow
 from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
 from db.models.plans import DeviceProfileRow, PlanRow
 from db.models.runs import EvaluationRow, RequestRow, RunRow
@@ -31,6 +32,7 @@ __all__ = [
     "DeviceRow",
     "EvaluationRow",
     "EventRow",
+    "HostRow",
     "FixedSampleRow",
     "ImportanceProfileRow",
     "ImportanceScoreRow",

@@ -19,6 +19,7 @@ from orchestrator.cli.demo import demo, init
 from orchestrator.cli.deploy import deploy
 from orchestrator.cli.devices import devices_app
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.host import host_app
 from orchestrator.cli.lab import lab_app
 from orchestrator.cli.model import model_app, task_app
 from orchestrator.cli.output import emit_json, fail, note, show_logs
@@ -48,6 +49,7 @@ app.add_typer(plans_app, name="plans")
 app.add_typer(campaign_app, name="campaign")
 app.add_typer(schedules_app, name="schedules")
 app.add_typer(db_app, name="db")
+app.add_typer(host_app, name="host")
 app.add_typer(lab_app, name="lab")
 for verb, function in (
     ("init", init),

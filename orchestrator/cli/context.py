@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import note, steps
+from orchestrator.cli.output import note, steps, warn
 from orchestrator.dispatch import Worker
 from orchestrator.errors import ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
+from orchestrator.host_book import hosts_of, known_offers
+from orchestrator.hosts import gather
 from orchestrator.inventory import Device
 from orchestrator.matching import select
 from orchestrator.settings import Settings, load_settings
@@ -99,15 +101,21 @@ def driving(farm: Farm, selector: str) -> Iterator[Session]:
 
     Raises: SelectorError, InventoryError before anything is started; ControllerBusyError, PoolError.
     """
-    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray.head import running_head
+    from orchestrator.ray.pool import RayPool
 
-    devices = select(farm.inventory.devices, selector)
+    farm.know(gather(farm.own_devices, known_offers(farm.store)).devices)
+    if running_head(farm.settings) is None:  # else hosts may have joined that nobody has seen yet
+        select(farm.inventory.devices, selector)
     with controlling(farm), RayPool(farm.settings) as pool:
-        # Every device of the inventory: accuracy may be measured on one that was not chosen.
-        worker = pool.host_worker(farm.inventory.devices)
+        # Every device of all hosts: accuracy may be measured on one that was not chosen.
+        hosts = hosts_of(farm, pool)
         note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
-        build_agents(worker, devices, farm.stop)
-        yield Session(farm, devices, worker, pool)
+        for name, why in hosts.farm_devices().refused.items():
+            warn(f"{name}: {why}")
+        devices = select(farm.inventory.devices, selector)
+        build_agents(hosts.worker, [device for device in devices if hosts.is_own(device.name)], farm.stop)
+        yield Session(farm, devices, hosts.worker, pool)
 
 
 def build_agents(worker: Worker, devices: Sequence[Device], stop: threading.Event) -> None:

@@ -50,7 +50,7 @@ def importance(
     Interrupt it at any time: scores already taken are kept.
     Example: stifarm importance --bundle minilm-sst-2 --task sst-2
     """
-    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray.pool import RayPool
 
     with farm_of(context) as farm:
         known = find_bundle(farm, bundle)

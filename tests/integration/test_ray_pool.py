@@ -17,7 +17,8 @@ import ray
 
 from orchestrator.errors import PoolError, SelectorError, TransientError
 from orchestrator.inventory import parse_inventory
-from orchestrator.ray_pool import RayPool, _session_folder
+from orchestrator.ray.folders import session_folder
+from orchestrator.ray.pool import RayPool
 from orchestrator.settings import Settings, load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.errors import InfeasiblePlanError
@@ -219,7 +220,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from orchestrator.interrupts import lost_interrupts_return
-from orchestrator.ray_pool import RayPool
+from orchestrator.ray.pool import RayPool
 from orchestrator.settings import load_settings
 from tests.integration.test_ray_pool import square
 
@@ -288,5 +289,5 @@ def test_nothing_of_ray_is_left_when_the_controller_goes(
         if running(child):
             child.kill()
     wait_for(lambda: not [child for child in children if running(child)], "the late ones to end")
-    _session_folder().rmdir()  # what every start does first: sweep folders of dead processes
+    session_folder().rmdir()  # what every start does first: sweep folders of dead processes
     wait_for(lambda: not left_by(process.pid), "its folders to be gone")  # another pool may be sweeping too

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from db import staleness
 from db.models import Base
+from db.models.hosts import HOST_STATES
 from db.models.runs import GATE_VERDICTS, REQUEST_KINDS
 from db.models.samples import IO_MODES, PROVEN_MODES
 from db.models.summaries import QUANTITIES, SAMPLE_KINDS
@@ -20,7 +21,7 @@ from db.views import VIEWS, View
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
 ENUMERATIONS = (
-    GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS, IO_MODES,
+    HOST_STATES, GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS, IO_MODES,
     ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES, QUANTITIES, SAMPLE_KINDS,
 )  # fmt: skip
 

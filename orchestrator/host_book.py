@@ -1,0 +1,80 @@
+"""What the store knows of lab hosts: written down as they are seen, read when they are away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from db.documents import document
+from db.hosts import hosts_are_away, list_hosts, note_host
+from db.session import Store
+from orchestrator.errors import InventoryError
+from orchestrator.farm import Farm
+from orchestrator.hosts import CAP_BYTES, HostOffer, SeenHost
+from orchestrator.inventory import Device
+from orchestrator.lab_hosts import Cluster, LabHosts
+from orchestrator.worker import HostWorker
+from sti_runtime.errors import FormatError
+
+_log = structlog.get_logger(__name__)
+
+
+class Pool(Cluster, Protocol):
+    """Where hosts join, with a worker for the controller's own devices: ``ray.pool.RayPool``."""
+
+    def host_worker(self, devices: Sequence[Device]) -> HostWorker: ...
+
+
+def hosts_of(farm: Farm, pool: Pool) -> LabHosts:
+    """The farm's hosts in a pool: present ones, and those that the store knows from before.
+
+    From then on the farm's inventory has the devices of all of them. Raises: InventoryError, StoreError,
+    PoolError.
+    """
+    own = farm.own_devices
+    hosts = LabHosts(
+        own,
+        pool.host_worker(own),
+        pool,
+        before=known_offers(farm.store),
+        note=lambda seen: note_hosts(farm.store, seen),
+    )
+    farm.know(hosts.farm_devices().devices)
+    return hosts
+
+
+def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:
+    """Write down what the board says of the hosts; those it does not name are away. Raises: StoreError."""
+    with store.session() as session:
+        for host in seen:
+            note_host(
+                session,
+                host.name,
+                state=host.state,
+                stifarm=host.versions.stifarm,
+                protocol=host.versions.protocol,
+                offer_json=None if host.offer is None else document(host.offer),
+                joined_wall_ns=None if host.offer is None else host.offer.joined_wall_ns,
+                refused=host.refused,
+            )
+        hosts_are_away(session, but=[host.name for host in seen])
+
+
+def known_offers(store: Store) -> list[HostOffer]:
+    """What the hosts that did not leave offered when they were last there. Raises: StoreError."""
+    offers = []
+    with store.reader() as session:
+        rows = [(row.name, row.offer_json) for row in list_hosts(session) if row.state in ("present", "away")]
+    for name, text in rows:
+        if text is None:
+            continue
+        try:
+            offer = HostOffer.from_json(text.encode(), source=f"host {name}", cap_bytes=CAP_BYTES)
+            offer.devices  # noqa: B018 (validates)
+            offers.append(offer)
+        except (FormatError, InventoryError) as error:
+            # Written by another version; the host announces itself anew when it joins.
+            _log.warning("what a host offered is not known any more", host=name, cause=error.what)
+    return offers

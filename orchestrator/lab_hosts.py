@@ -1,0 +1,245 @@
+"""All lab hosts as one worker: each call goes to the host that its device hangs on.
+
+The controller's own devices are driven by its own worker, those of a host that joined by that host's. A host
+that is gone makes its devices unreachable (LinkError), which whoever drives a job waits out; when it joins
+again the calls go to it again. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import structlog
+
+from orchestrator.content_cache import Content
+from orchestrator.deploy import DeployReport
+from orchestrator.dispatch import Worker
+from orchestrator.errors import DeviceError, HostLostError, LinkError, PoolError, StableError
+from orchestrator.hosts import OWN, FarmDevices, HostOffer, SeenHost, gather
+from orchestrator.inventory import Device
+from orchestrator.shipping import ShippedWorker, ship
+from orchestrator.worker import HostWorker
+from sti_runtime.errors import FormatError, ResourceError, StifarmError
+from sti_runtime.messages import Lease
+
+REFRESH_S = 1.0
+"""So old may be what is known of the hosts when a call is sent."""
+
+NOTE_S = 10.0
+"""So often what is known of the hosts is written down."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Cluster(Protocol):
+    """Where hosts join: ``ray.pool.RayPool``."""
+
+    def hosts(self) -> tuple[SeenHost, ...]: ...
+    def worker_of(self, offer: HostOffer) -> ShippedWorker: ...
+
+
+Note = Callable[[Sequence[SeenHost]], None]
+"""Writes down what is known of the hosts."""
+
+
+@dataclass
+class _Known:
+    """What was last seen of the hosts. ``workers`` by host and node."""
+
+    offers: dict[str, HostOffer]
+    present: frozenset[str]
+    farm: FarmDevices
+    at: float
+
+
+class LabHosts:
+    """The devices of controller and hosts, and their worker.
+
+    ``before``: what the hosts offered when they were last there; they are away until they are seen.
+    """
+
+    def __init__(
+        self,
+        own: Sequence[Device],
+        own_worker: HostWorker,
+        cluster: Cluster,
+        *,
+        before: Sequence[HostOffer] = (),
+        note: Note | None = None,
+    ) -> None:
+        self._own, self._own_worker, self._cluster, self._note = tuple(own), own_worker, cluster, note
+        offers = {offer.name: offer for offer in before}
+        self._known = _Known(offers, frozenset(), gather(own, before), 0.0)
+        self._workers: dict[str, ShippedWorker] = {}
+        self._lock, self._looking = threading.Lock(), threading.Lock()
+        self._shipping: dict[str, threading.Lock] = {}
+        self._noted = 0.0
+        self.sent: dict[str, tuple[int, int]] = {}
+        """(bytes sent, bytes to send) to the host of a device, while it is sent a deploy's content."""
+
+    @property
+    def worker(self) -> Worker:
+        """Drives every device, wherever it hangs."""
+        return cast(Worker, _Routed(self))
+
+    def farm_devices(self) -> FarmDevices:
+        """Every device of controller and hosts, those of hosts that are away too."""
+        return self._fresh().farm
+
+    def is_own(self, device: str) -> bool:
+        """Whether a device hangs on the controller itself."""
+        return self.farm_devices().hosts.get(device) == OWN
+
+    def host_worker(self, device: str) -> HostWorker:
+        """The worker of a device's host. Raises: LinkError while that is away; StableError when no host, or
+        more than one, has a device of that name."""
+        known = self._fresh()
+        if device in known.farm.refused:
+            raise StableError(
+                known.farm.refused[device],
+                "Rename it in one of their inventories; then join again.",
+                device=device,
+            )
+        host = known.farm.hosts.get(device)
+        if host is None:
+            raise StableError("no host offers it.", "See stifarm host list.", device=device)
+        if host == OWN:
+            return self._own_worker
+        if host not in known.present:
+            raise _out_of_reach(host, device)
+        offer = known.offers[host]
+        with self._lock:
+            if offer.node not in self._workers:
+                self._workers[offer.node] = self._cluster.worker_of(offer)
+            return self._workers[offer.node]
+
+    def call(self, device: str, act: Callable[[HostWorker], Any]) -> Any:
+        """Have a device's host do something. Raises: LinkError when the host is gone, what ``act`` raises."""
+        worker = self.host_worker(device)
+        try:
+            return act(worker)
+        except HostLostError as error:
+            host = self._known.farm.hosts.get(device, "")
+            self._known.at = 0.0
+            raise _out_of_reach(host, device) from error
+
+    def deploy(
+        self,
+        device: str,
+        bundle: Path,
+        tasks: Sequence[Path] = (),
+        lease: Lease | None = None,
+        identity: str | None = None,
+    ) -> tuple[DeployReport, ...]:
+        """As ``HostWorker.deploy``, of files of the controller, which the device's host is sent first."""
+        if self.host_worker(device) is self._own_worker:
+            return self._own_worker.deploy(device, bundle, tasks, lease, identity)
+        contents = (Content.of_bundle(bundle), *(Content.of_task(path) for path in tasks))
+
+        def act(worker: HostWorker) -> tuple[DeployReport, ...]:
+            host = cast(ShippedWorker, worker)
+            for content in contents:
+                self._ship(device, content, host)
+            return host.deploy_shipped(device, contents, lease, identity)
+
+        try:
+            done: tuple[DeployReport, ...] = self.call(device, act)
+        except (ResourceError, FormatError) as error:
+            host = self._known.farm.hosts.get(device, "")
+            raise StableError(f"its host {host}: {error.what}", error.remedy, device=device) from error
+        return done
+
+    def _ship(self, device: str, content: Content, host: ShippedWorker) -> None:
+        """One sender at a time for each host and content; the next finds it there."""
+        name = self._known.farm.hosts.get(device, "")
+        with self._lock:
+            turn = self._shipping.setdefault(f"{name}/{content.digest}", threading.Lock())
+
+        def advance(done: int, total: int) -> None:
+            self.sent[device] = (done, total)
+
+        with turn:
+            try:
+                sent = ship(content, host, advance)
+            finally:
+                self.sent.pop(device, None)
+        if sent:
+            _log.info("content sent to a host", host=name, digest=content.digest, bytes=sent)
+
+    def _fresh(self) -> _Known:
+        """What is known of the hosts, asked anew when it is old. Nobody waits for another's question."""
+        old = time.monotonic() - self._known.at > REFRESH_S
+        if old and self._looking.acquire(blocking=self._known.at == 0):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+        return self._known
+
+    def _look(self) -> None:
+        try:
+            seen = self._cluster.hosts()
+        except PoolError as error:
+            _log.warning("the hosts cannot be asked for", cause=error.what)
+            self._known = _Known(self._known.offers, frozenset(), self._known.farm, time.monotonic())
+            return
+        offers = dict(self._known.offers)
+        for host in seen:
+            if host.state in ("left", "refused"):
+                offers.pop(host.name, None)
+            elif host.offer is not None:
+                offers[host.name] = host.offer
+        present = frozenset(host.name for host in seen if host.state == "present")
+        for name in sorted(self._known.present - present):
+            _log.warning("a host is gone", host=name)
+        farm = self._known.farm
+        if offers != self._known.offers or self._known.at == 0:
+            farm = gather(self._own, offers.values())
+        self._known = _Known(offers, present, farm, time.monotonic())
+        if self._note is not None and time.monotonic() - self._noted > NOTE_S:
+            self._noted = time.monotonic()
+            try:
+                self._note(seen)
+            except StifarmError as error:
+                _log.warning("what is known of the hosts could not be written down", cause=error.what)
+
+
+class _Routed:
+    """Turns a worker's methods, whose first argument names a device, into calls of that device's host."""
+
+    def __init__(self, hosts: LabHosts) -> None:
+        self._hosts = hosts
+        self.deploy = hosts.deploy
+
+    def progress(self, name: str) -> tuple[int, int]:
+        """Of what goes to the host, then of what goes to the device; (0, 0) while neither can be told."""
+        sent = self._hosts.sent.get(name)
+        if sent is not None:
+            return sent
+        try:
+            found: tuple[int, int] = self._hosts.call(name, lambda worker: worker.progress(name))
+        except DeviceError:
+            return 0, 0
+        return found
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_") or not hasattr(Worker, method):
+            raise AttributeError(method)
+
+        def call(name: str, *args: Any, **kwargs: Any) -> Any:
+            return self._hosts.call(name, lambda worker: getattr(worker, method)(name, *args, **kwargs))
+
+        return call
+
+
+def _out_of_reach(host: str, device: str) -> LinkError:
+    return LinkError(
+        f"host {host} is out of reach.",
+        f"See that it runs and is connected; stifarm host join on {host} brings its devices back.",
+        device=device,
+    )

@@ -1,0 +1,154 @@
+"""Which host a call goes to, and what its device is told when that host is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orchestrator.errors import HostLostError, LinkError, PoolError
+from orchestrator.hosts import HostOffer, SeenHost, Versions, gather, read_offer
+from orchestrator.inventory import Device, parse_inventory
+from orchestrator.lab_hosts import LabHosts
+from orchestrator.shipping import ShippedWorker
+from orchestrator.worker import HostWorker
+
+
+def inventory(*names: str) -> str:
+    """An inventory of local devices."""
+    return f"version: 1\ndevices: [{', '.join(f'{{name: {name}, transport: local}}' for name in names)}]"
+
+
+def devices(*names: str) -> tuple[Device, ...]:
+    """The devices of such an inventory."""
+    return parse_inventory(inventory(*names).encode(), Path("inventory.yaml")).devices
+
+
+def offer(name: str, *names: str, node: str = "aa") -> HostOffer:
+    """What a host with local devices offers."""
+    return HostOffer(
+        format="stifarm-host",
+        version=1,
+        versions=Versions.own(),
+        name=name,
+        machine="machine",
+        address="192.0.2.1",
+        pid=1,
+        node=node,
+        joined_wall_ns=1,
+        home="/home",
+        inventory="/inventory.yaml",
+        inventory_text=inventory(*names),
+        cache_bytes=1,
+        left_wall_ns=0,
+    )
+
+
+class SomeWorker:
+    """Says where it is; ``lost``: its host is gone."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.lost = where, False
+
+    def architecture(self, name: str) -> str:
+        """The host's and the device's name, in place of one."""
+        if self.lost:
+            raise HostLostError("Its worker is gone.")
+        return f"{self.where}/{name}"
+
+
+class SomeCluster:
+    """Hosts as a test says; ``workers`` by node."""
+
+    def __init__(self, *seen: SeenHost) -> None:
+        self.seen, self.reachable = seen, True
+        self.workers: dict[str, SomeWorker] = {}
+
+    def hosts(self) -> tuple[SeenHost, ...]:
+        """What the board would say."""
+        if not self.reachable:
+            raise PoolError("Nobody answers.")
+        return self.seen
+
+    def worker_of(self, offer: HostOffer) -> ShippedWorker:
+        """The worker of a host's present node."""
+        found = self.workers.setdefault(offer.node, SomeWorker(f"{offer.name}-{offer.node}"))
+        return cast(ShippedWorker, found)
+
+
+def seen(host: HostOffer, state: Any = "present") -> SeenHost:
+    """A host on the board."""
+    return SeenHost(host.name, host.versions, host, state)
+
+
+def lab_hosts(cluster: SomeCluster, *before: HostOffer) -> LabHosts:
+    """The farm of a controller with one device."""
+    return LabHosts(devices("desk"), cast(HostWorker, SomeWorker("own")), cluster, before=before)
+
+
+def test_calls_go_to_the_host_that_has_the_device() -> None:
+    hosts = lab_hosts(SomeCluster(seen(offer("bench1", "one")), seen(offer("bench2", "two", node="bb"))))
+    assert [hosts.worker.architecture(name) for name in ("desk", "one", "two")] == [
+        "own/desk",
+        "bench1-aa/one",
+        "bench2-bb/two",
+    ]
+    assert {device.name: device.host for device in hosts.farm_devices().devices} == {
+        "desk": "local",
+        "one": "bench1",
+        "two": "bench2",
+    }
+
+
+def test_a_host_that_is_away_has_devices_out_of_reach() -> None:
+    hosts = lab_hosts(SomeCluster(seen(offer("bench1", "one"), "away")), offer("bench3", "three"))
+    for host, device in (("bench1", "one"), ("bench3", "three")):
+        with pytest.raises(LinkError, match=f"{device}: host {host} is out of reach") as caught:
+            hosts.worker.architecture(device)
+        assert caught.value.device == device
+        assert hosts.worker.progress(device) == (0, 0)
+    assert hosts.worker.architecture("desk") == "own/desk"
+
+
+def test_a_host_that_joins_again_gets_the_calls_again() -> None:
+    cluster = SomeCluster(seen(offer("bench1", "one")))
+    hosts = lab_hosts(cluster)
+    assert hosts.worker.architecture("one") == "bench1-aa/one"
+    cluster.workers["aa"].lost = True
+    with pytest.raises(LinkError, match="host bench1 is out of reach"):
+        hosts.worker.architecture("one")
+    cluster.seen = (seen(offer("bench1", "one", node="cc")),)
+    assert hosts.worker.architecture("one") == "bench1-cc/one"
+
+
+def test_without_a_head_node_only_the_own_devices_are_in_reach() -> None:
+    cluster = SomeCluster()
+    cluster.reachable = False
+    hosts = lab_hosts(cluster, offer("bench1", "one"))
+    assert hosts.worker.architecture("desk") == "own/desk"
+    with pytest.raises(LinkError):
+        hosts.worker.architecture("one")
+
+
+def test_a_name_of_two_hosts_is_nobodys() -> None:
+    found = gather(devices("desk", "one"), [offer("bench2", "one", "two"), offer("bench1", "two")])
+    assert [device.name for device in found.devices] == ["desk"]
+    assert dict(found.refused) == {
+        "one": "two hosts name it: the controller itself and bench2.",
+        "two": "two hosts name it: bench1 and bench2.",
+    }
+
+
+def test_an_offer_of_any_version_is_read_or_refused() -> None:
+    good = offer("bench1", "one")
+    assert read_offer("bench1", good.to_json(), frozenset({"aa"})).state == "present"
+    assert read_offer("bench1", good.to_json(), frozenset()).state == "away"
+    for data in (b"", b"[]", b'{"versions": {"stifarm": "99"}}', b'{"versions": 3}'):
+        found = read_offer("bench1", data, frozenset())
+        assert (found.state, found.offer) == ("refused", None)
+        assert "against none" in found.refused
+    broken = good.model_copy(update={"inventory_text": "version: 1\ndevices: [{}]"})
+    refused = read_offer("bench1", broken.to_json(), frozenset({"aa"}))
+    assert refused.state == "refused"
+    assert "bench1:/inventory.yaml:2" in refused.refused
