@@ -10,6 +10,7 @@ StifarmError
 │   ├── TransientError      worth another try: timeout, busy, an interrupted call
 │   │   ├── LinkError           the device cannot be reached now: cable, reboot, server gone
 │   │   └── CommandTimeoutError
+│   ├── HaltedError         a person stopped it
 │   └── StableError         will fail again until somebody changes something: never retried
 │       ├── MissingFileError    a file that was to be read is not on the device
 │       ├── DeviceFullError     no space for what is to be sent
@@ -95,6 +96,10 @@ class CommandTimeoutError(TransientError):
 
 class StableError(DeviceError):
     """A misconfiguration or a refusal: trying again without a change cannot help."""
+
+
+class HaltedError(DeviceError):
+    """A person stopped what was under way; the same command goes on with it."""
 
 
 class MissingFileError(StableError):

@@ -16,7 +16,7 @@ import structlog
 
 from orchestrator.agent_push import AgentFile, PushedAgent, agent_file, bring_agent, device_architecture
 from orchestrator.deploy import Underway
-from orchestrator.errors import LinkError, StableError, TransientError
+from orchestrator.errors import HaltedError, LinkError, StableError, TransientError
 from orchestrator.inventory import Device
 from orchestrator.settings import Settings
 from orchestrator.transports import connect
@@ -28,6 +28,9 @@ reached is tried _TRIES times."""
 
 _FIRST_REACH_S = 8.0
 """A device that was never reached is not tried again after so long: nobody answers where it should be."""
+
+HALT_S = 2.0
+"""A call that a person stops looks within this time; whoever halts asks again as long as it goes on."""
 
 _TRIES = 3
 _RETRY_PAUSE_S = 0.5
@@ -52,6 +55,7 @@ class Reach:
         self._reached: set[str] = set()
         self._progress: dict[str, tuple[int, int]] = {}
         self._waits: dict[str, str] = {}
+        self._halted_until: dict[str, float] = {}
 
     def close(self) -> None:
         """Give connections back; agents go on."""
@@ -121,8 +125,19 @@ class Reach:
 
         def forward(done: int, total: int) -> None:
             self._progress[name] = (done, total)
+            self._go_on(name)
 
         return forward
+
+    def halt(self, name: str) -> None:
+        """End the transfer to a device, or the wait for it, that is under way or begins within HALT_S. What
+        has arrived stays there."""
+        self._halted_until[name] = time.monotonic() + HALT_S
+
+    def _go_on(self, name: str) -> None:
+        """Raises: HaltedError."""
+        if time.monotonic() < self._halted_until.get(name, 0.0):
+            raise HaltedError("it was stopped.", "Run the command again: it goes on.", device=name)
 
     def transferred(self, name: str) -> None:
         """Nothing is on its way to the device any more."""
@@ -169,5 +184,6 @@ class Reach:
             else:
                 self._reached.add(name)
                 return done
+            self._go_on(name)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_PAUSE_MOST_S)

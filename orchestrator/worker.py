@@ -98,6 +98,10 @@ class HostWorker:
         """How far the deploy to a device is, and what the call under way waits for; asks nothing of it."""
         return self._reach.underway(name)
 
+    def halt(self, name: str) -> None:
+        """Stop the transfer under way to a device, or the wait for it; see ``Reach.halt``."""
+        self._reach.halt(name)
+
     # -------------------------------------------------------------- deploying
 
     def deploy(

@@ -70,7 +70,10 @@ def _deploy_one(session: Session, work: Work, bars: Steps, device: Device, *, ve
 def _watched(
     session: Session, name: str, bar: Bar, *, sent: bool = False, every_s: float = _WATCH_S
 ) -> Iterator[None]:
-    """Within the block the bar says what reaching the device waits for; ``sent``: and kB sent and to send."""
+    """Within the block the bar says what reaching the device waits for; ``sent``: and kB sent and to send.
+
+    Transfers and waits end early when the farm's ``stop`` is set.
+    """
     ended = threading.Event()
 
     def watch() -> None:
@@ -79,6 +82,8 @@ def _watched(
             if sent and now.total_bytes:
                 bar(now.sent_bytes // 1000, now.total_bytes // 1000)
             bar.reach(now.waits)
+            if session.farm.stop.is_set():
+                session.worker.halt(name)
 
     with ThreadPoolExecutor(1) as watcher:
         watching = watcher.submit(watch)

@@ -27,6 +27,8 @@ def authenticated(token_path: Path, *, make: bool = True) -> Iterator[None]:
     False. Raises: PoolError when there is no token, or authentication cannot be switched on.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else a thread that calls after the end of our cluster would start another one, by Ray's own defaults.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     with _environment(_authentication(token_path, make=make)):
         _enforce_token_authentication()
         yield
