@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import structlog
 
 from orchestrator.content_cache import Content
-from orchestrator.deploy import DeployReport
+from orchestrator.deploy import DeployReport, Underway
 from orchestrator.dispatch import Worker
 from orchestrator.errors import DeviceError, HostLostError, LinkError, PoolError, StableError
 from orchestrator.hosts import OWN, FarmDevices, HostOffer, SeenHost, gather
@@ -216,15 +216,15 @@ class _Routed:
         self._hosts = hosts
         self.deploy = hosts.deploy
 
-    def progress(self, name: str) -> tuple[int, int]:
-        """Of what goes to the host, then of what goes to the device; (0, 0) while neither can be told."""
+    def progress(self, name: str) -> Underway:
+        """Of what goes to the host, then of what goes to the device."""
         sent = self._hosts.sent.get(name)
         if sent is not None:
-            return sent
+            return Underway(*sent, waits="")
         try:
-            found: tuple[int, int] = self._hosts.call(name, lambda worker: worker.progress(name))
-        except DeviceError:
-            return 0, 0
+            found: Underway = self._hosts.call(name, lambda worker: worker.progress(name))
+        except DeviceError as error:
+            return Underway(0, 0, waits=error.what)
         return found
 
     def __getattr__(self, method: str) -> Callable[..., Any]:

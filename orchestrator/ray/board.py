@@ -68,11 +68,12 @@ class Board:
         self._put(_CONTROLLER, controller.to_json())
 
     def controller(self) -> Announcement:
-        """Who the controller is. Raises: HostError when it is of another version, or no farm's."""
+        """Who the controller is. Raises: HostError when it is of another version; Unreachable when none has
+        said so far that it is there."""
         with self._errors():
             data = self._client.internal_kv_get(_CONTROLLER, NAMESPACE, timeout=_TIMEOUT_S)
         if data is None:
-            raise HostError(
+            raise Unreachable(  # a head node announces itself a moment after it is up
                 f"What answers at {self.endpoint} is no controller of a farm.",
                 "Start one there: stifarm serve --listen ADDRESS, or stifarm host up --listen ADDRESS.",
             )

@@ -128,14 +128,15 @@ def test_who_may_not_join_is_told_why(world: HostWorld) -> None:
             said = refusal(world, token)
         finally:
             board.announce(controller)
-        assert "stifarm 0.1.0 against 99.0, protocol 2 against 99" in said
+        own = controller.versions
+        assert f"stifarm {own.stifarm} against 99.0, protocol {own.protocol} against 99" in said
         assert "Install stifarm 99.0" in said
         host = board.hosts()[0].offer
         assert host is not None
         board.offer(host.model_copy(update={"name": "newer", "versions": newer}))
         seen = next(host for host in board.hosts() if host.name == "newer")
         assert (seen.state, seen.offer) == ("refused", None)
-        assert "stifarm 0.1.0 against 99.0" in seen.refused
+        assert f"stifarm {own.stifarm} against 99.0" in seen.refused
 
 
 def _drive(farm: Farm, hosts: LabHosts, device: str, again: int, ends: dict[str, Outcome | str]) -> None:

@@ -107,7 +107,7 @@ def test_a_host_that_is_away_has_devices_out_of_reach() -> None:
         with pytest.raises(LinkError, match=f"{device}: host {host} is out of reach") as caught:
             hosts.worker.architecture(device)
         assert caught.value.device == device
-        assert hosts.worker.progress(device) == (0, 0)
+        assert hosts.worker.progress(device).waits == f"{device}: host {host} is out of reach."
     assert hosts.worker.architecture("desk") == "own/desk"
 
 
