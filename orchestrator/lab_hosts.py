@@ -7,6 +7,7 @@ again the calls go to it again. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -226,6 +227,11 @@ class _Routed:
         except DeviceError as error:
             return Underway(0, 0, waits=error.what)
         return found
+
+    def halt(self, name: str) -> None:
+        """Where the host is away nothing is under way that could be halted."""
+        with contextlib.suppress(DeviceError):
+            self._hosts.call(name, lambda worker: worker.halt(name))
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_") or not hasattr(Worker, method):
