@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from orchestrator.inventory import RESERVED_NAMES, Device
 from orchestrator.transports.adb_link import with_port
-from orchestrator.transports.adb_server import DEFAULT_PORT, AdbServer, Listed, find_adb, server_address
+from orchestrator.transports.adb_own import find_adb
+from orchestrator.transports.adb_server import DEFAULT_PORT, AdbServer, Listed, server_address
 from orchestrator.transports.adb_socket import ServerAddress
 from orchestrator.transports.adb_states import READY, trouble_of
 

@@ -13,7 +13,8 @@ from orchestrator.discovery import Found, ask_server, how_to_end, servers_of
 from orchestrator.doctor import LITTLE_SPACE_BYTES, Finding
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
-from orchestrator.transports.adb_server import find_adb, listens, server_address
+from orchestrator.transports.adb_own import find_adb, listens
+from orchestrator.transports.adb_server import server_address
 from orchestrator.transports.adb_socket import ServerAddress
 from sti_runtime.units import format_bytes
 

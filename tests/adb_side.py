@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.transports.adb_server import AdbServer, find_adb
+from orchestrator.transports.adb_own import find_adb
+from orchestrator.transports.adb_server import AdbServer
 from orchestrator.transports.adb_socket import ServerAddress
 
 _START_S = 60.0

@@ -24,7 +24,14 @@ class CutLink:
         self.cut_at_bytes: int | None = None
         """Where ``sent_bytes`` ends the connection that brings it there; once."""
 
+        self.cut_before = b""
+        """A text that ends the connection where it first comes, and does not arrive; once."""
+
+        self.stays_cut = False
+        """Whether new connections are ended at once, from a cut on."""
+
         self._ends: list[socket.socket] = []
+        self._broken = False
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __enter__(self) -> CutLink:
@@ -39,12 +46,21 @@ class CutLink:
             _shut(end)
             end.close()
 
+    def cut(self) -> None:
+        """End every connection now."""
+        self._broken = True
+        for end in self._ends:
+            _shut(end)
+
     def _serve(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return  # closed
+            if self._broken and self.stays_cut:
+                client.close()
+                continue
             device = socket.create_connection(self._target)
             self._ends += (client, device)
             for source, sink, counted in ((client, device, True), (device, client, False)):
@@ -53,10 +69,13 @@ class CutLink:
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_BLOCK_BYTES):
+                if counted and self.cut_before and self.cut_before in data:
+                    self.cut_before, self._broken = b"", True
+                    break
                 sink.sendall(data)
                 self.sent_bytes += counted * len(data)
                 if counted and self.cut_at_bytes is not None and self.sent_bytes >= self.cut_at_bytes:
-                    self.cut_at_bytes = None
+                    self.cut_at_bytes, self._broken = None, True
                     break
         _shut(source)
         _shut(sink)

@@ -11,7 +11,7 @@ from orchestrator.cli.output import emit_json, fail, note, out, table, warn
 from orchestrator.discovery import Found, ask_server, entries_for, how_to_end, servers_of
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
-from orchestrator.transports.adb_server import listens
+from orchestrator.transports.adb_own import listens
 from sti_runtime.errors import StifarmError
 
 NOTHING = """\

@@ -17,7 +17,7 @@ from orchestrator.farm import Farm
 from orchestrator.host_checks import host_findings, no_server, server_started
 from orchestrator.inventory import Device
 from orchestrator.side_by_side import side_by_side
-from orchestrator.transports.adb_server import listens
+from orchestrator.transports.adb_own import listens
 from sti_runtime.errors import StifarmError
 
 _MARKS = {"ok": "✓", "note": "!", "problem": "✗"}

@@ -160,12 +160,6 @@ def reboot(folder: Path, delay_s: float = 0.0) -> None:
         )
 
 
-def wait_until_on(folder: Path) -> RunningPhone:
-    """The phone, once it is back from a reboot. Raises: LabError when it does not come."""
-    spec, _ = _spec(folder)
-    return _await(folder, spec, lambda: True)
-
-
 def running(folder: Path) -> RunningPhone | None:
     """The phone in a folder if it is switched on and answers; None when off or rebooting."""
     state = _state(folder)
@@ -292,13 +286,6 @@ def _until(condition: Callable[[], bool], limit_s: float) -> bool:
             return False
         time.sleep(_PAUSE_S)
     return True
-
-
-def _spec(folder: Path) -> tuple[PhoneSpec, int]:
-    try:
-        return load_spec(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LabError(f"There is no phone in {folder}.", "Start it first.") from error
 
 
 def _supervisor(folder: Path) -> ProcessId | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ FaultKind = Literal["cut", "reboot", "full-disk", "slow", "throttle", "unauthori
 Kind = Literal["board", "phone"]
 Name = Annotated[str, Field(pattern=r"^[a-z]+-[0-9]{1,3}$")]
 DEFAULT_FOLDER = Path(".stifarm-lab")
-LAB_ID = re.compile(r"[0-9a-f]{6}")
 
 
 class ActiveFault(Record):

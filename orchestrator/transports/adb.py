@@ -1,8 +1,8 @@
 """The adb transport: phones over USB, and whatever runs adb's daemon, through an adb server.
 
-What is whose: ``adb_socket`` a connection to the server, ``adb_server`` the server itself, ``adb_link`` one
-device behind it, ``adb_script`` and ``adb_shell`` commands, ``adb_files`` and ``adb_sync`` files. Here they
-are put together.
+What is whose: ``adb_socket`` a connection to the server, ``adb_server`` the server itself, ``adb_own`` one
+that we started, ``adb_link`` one device behind it, ``adb_script`` and ``adb_shell`` commands, ``adb_files``
+and ``adb_sync`` files. Here they are put together.
 
 Every call has connections of its own, so that neither devices nor threads wait for one another. What is lost
 with a connection is a ``LinkError``; the next call makes a new one.
@@ -93,7 +93,8 @@ class AdbTransport:
             return self._shell.run(
                 argv, timeout_s=timeout_s, env=env or {}, cap_bytes=output_cap_bytes, stdin=stdin
             )
-        path = stdin_file or self._files.temporary_file()
+        mark = new_mark()
+        path = stdin_file or self._files.temporary_file(mark)
         try:
             self._files.send(path, stdin)
             return self._shell.run(
@@ -105,7 +106,10 @@ class AdbTransport:
                 stdin_file=path,
             )
         except BaseException:
-            self._files.remove(path)
+            if stdin_file is None:
+                self._shell.end(mark)  # remembered where the device cannot be reached: nobody else knows it
+            else:
+                self._files.remove(path)
             raise
 
     def streams_input(self) -> bool:

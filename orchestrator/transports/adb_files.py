@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 from orchestrator.errors import DeviceError, DeviceFullError, MissingFileError, StableError, TransientError
 from orchestrator.transports.adb_link import ANSWER_S, AdbLink
-from orchestrator.transports.adb_script import new_mark
 from orchestrator.transports.adb_shell import AdbShell
 from orchestrator.transports.adb_socket import ProtocolError
 from orchestrator.transports.adb_sync import SyncError, SyncSession, code_of
@@ -79,10 +78,10 @@ class AdbFiles:
         with self._session(path) as session:
             session.send(path, blocks, mode=0o600, mtime_s=int(time.time()))
 
-    def temporary_file(self) -> str:
-        """A new name in a folder that can be written."""
+    def temporary_file(self, mark: str) -> str:
+        """The path of a file named by a mark, in a folder that can be written."""
         folder = self._sh(_TEMPORARY).stdout.decode(errors="surrogateescape").strip()
-        return f"{folder}/.{new_mark()}"
+        return f"{folder}/.{mark}"
 
     def remove(self, path: str) -> None:
         """Remove a file of ours where the device can be reached; the next push would overwrite it anyway."""

@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.errors import DeviceError, LinkError, StableError, near
 from orchestrator.transports.adb_server import AdbServer, Listed, split_endpoint
-from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError
+from orchestrator.transports.adb_socket import AdbSocket, ProtocolError, RefusalError, RequestError
 from orchestrator.transports.adb_states import NO_PERMISSION, READY, Trouble, trouble_of
 
 DEFAULT_DAEMON_PORT = 5555
@@ -83,13 +83,15 @@ class AdbLink:
             ) from error
         except BaseException as error:
             link.close()
-            if isinstance(error, OSError | EOFError | ProtocolError):
+            if isinstance(error, OSError | EOFError | ProtocolError | RequestError):
                 raise self.lost(error) from error
             raise
         return link
 
     def lost(self, error: Exception) -> DeviceError:
         """Our error for what went wrong on an open connection."""
+        if isinstance(error, RequestError):
+            return StableError(error.what, "Pass what is long in a file.", device=self.device)
         self._features = None
         if isinstance(error, ProtocolError):
             return StableError(

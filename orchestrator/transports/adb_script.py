@@ -38,16 +38,19 @@ _REFUSE = 'if [ "$w" ];then echo "$M $w 0";exit;fi\n'
 # "trap :" and not "trap ''": a command would inherit that a signal is ignored.
 _BEGIN = "M={mark};trap : HUP\nset -- {argv}\n"
 # The shell's own standard error is caught in s; redirections belong to the child, so that it keeps its words.
-_RUN = 's=$(exec 2>&1;(exec >&3 2>&4 3>&- 4>&-{stdin}{exports};exec "$@");echo ":$?")\n'
+_RUN = 's=$(exec 2>&1;(exec >&3 2>&4 3>&- 4>&- 5<&-{stdin}{exports};exec "$@");echo ":$?")\n'
 _SAY = 'case $s in :*)w=e;;*)w=s;;esac\necho "$M $w ${s##*:}"\n'
 # Field 5 of proc_pid_stat(5) is the group: another's is never ended.
 _END = 'read -r g </proc/$$/stat;g=${g##*) };g=${g#* * }\nif [ "${g%% *}" = $$ ];then kill -9 0;fi'
 
 _APART = "exec 3>&1 4>&2\n"
 _MERGED = """for d in "$TMPDIR" /data/local/tmp /tmp;do if [ "$d" ]&&[ -w "$d" ];then break;fi;done
-exec 3>&1 4>"$d/.$M"
+exec 3>&1 4>"$d/.$M" 5<"$d/.$M";rm -f "$d/.$M"
 """
-_SAY_MERGED = 'cat "$d/.$M";rm -f "$d/.$M"\n'
+"""The file has no name any more when the command starts: a link that breaks ends the shell with SIGPIPE, and
+nothing may be left then."""
+
+_SAY_MERGED = "cat <&5\n"
 _KILL = (
     "for f in $(grep -ls {patterns} /proc/[0-9]*/cmdline);do p=${{f#/proc/}};"
     'kill -9 -"${{p%/cmdline}}" 2>/dev/null;done;rm -f {rests}'
@@ -74,7 +77,8 @@ def command_script(
     the shell has; None: none.
 
     ``merged``: the connection carries one stream: standard output, the status line, then standard error,
-    which waits in a file until then. Raises: ValueError (a name or text that no command can have).
+    which waits in a file without a name until then. Raises: ValueError (a name or text that no command can
+    have).
     """
     for name in env:
         if _NAME.fullmatch(name) is None:
@@ -98,7 +102,8 @@ def command_script(
 
 
 def kill_script(marks: Sequence[str]) -> bytes:
-    """The text that ends the groups of commands with these marks, found by their command lines."""
+    """The text that ends the groups of commands with these marks, found by their command lines, and removes
+    temporary files with these names."""
     # The brackets keep the text from matching itself: it stands in command lines, too.
     patterns = " ".join(f"-e '[s]{mark[1:]}'" for mark in marks)
     folders = ('"${TMPDIR:-/tmp}"', "/data/local/tmp", "/tmp")

@@ -32,6 +32,9 @@ _PACKET_CAP_BYTES = 16 << 20
 _COMMAND_CAP_BYTES = {True: 32_000, False: 4_000}
 """Longest text of a command, for daemons with shell protocol 2 and without: one message to them holds it."""
 
+_MARKS = 16
+"""So many commands are ended by one: what names them has to fit into the length above."""
+
 _DRAIN_S = 1.0
 _KILL_S = 10.0
 
@@ -95,7 +98,7 @@ class AdbShell:
                 raise self._failed(error, argv, timeout_s) from error
         except BaseException as error:
             link.hang_up()
-            self._end(mark)
+            self.end(mark)
             if isinstance(error, OSError):
                 raise self._failed(error, argv, timeout_s) from error
             raise
@@ -105,7 +108,7 @@ class AdbShell:
                 feed.join(_DRAIN_S)
             link.close()
         if feed is not None and feed.error is not None:
-            self._end(mark)
+            self.end(mark)
             raise feed.error
         return self._completed(tuple(argv), outputs)
 
@@ -149,8 +152,9 @@ class AdbShell:
             error = ProtocolError(f"{error}.")
         return self._link.lost(error)
 
-    def _end(self, mark: str) -> None:
-        """End what a command started, now, or before the next one where the device cannot be reached."""
+    def end(self, mark: str) -> None:
+        """End what a command started, and remove the temporary file of that name: now, or before the next
+        command where the device cannot be reached."""
         if mark not in self._orphans:
             self._orphans.append(mark)
         try:
@@ -159,9 +163,10 @@ class AdbShell:
             _log.info("a command may still run", device=self._link.device, mark=mark, cause=error.what)
 
     def _end_orphans(self) -> None:
-        marks = self._orphans[:]
-        if not marks:
-            return
+        while marks := self._orphans[:_MARKS]:
+            self._end_some(marks)
+
+    def _end_some(self, marks: Sequence[str]) -> None:
         service = b"shell,v2,raw:" if self.has_packets() else b"exec:"
         with self._link.open(service + kill_script(marks), _KILL_S) as link:
             until = time.monotonic() + _KILL_S

@@ -46,6 +46,10 @@ class ProtocolError(StifarmError):
     """The other side does not speak the protocol."""
 
 
+class RequestError(StifarmError):
+    """What is to be asked is no request: it is too long."""
+
+
 class AdbSocket:
     """One connection. Every wait has a limit; ``OSError`` (``TimeoutError`` among them) and ``EOFError`` are
     those of the link."""
@@ -64,7 +68,14 @@ class AdbSocket:
         self.socket.settimeout(max(0.001, timeout_s))
 
     def request(self, service: bytes) -> None:
-        """Ask for a service and wait for ``OKAY``. Raises: RefusalError, ProtocolError, OSError, EOFError."""
+        """Ask for a service and wait for ``OKAY``.
+
+        Raises: RequestError, RefusalError, ProtocolError, OSError, EOFError.
+        """
+        if len(service) > REQUEST_CAP_BYTES:
+            raise RequestError(
+                f"a request to an adb server has {REQUEST_CAP_BYTES} bytes at most, not {len(service)}."
+            )
         self.send(b"%04x" % len(service) + service)
         status = self.exactly(4)
         if status == b"FAIL":

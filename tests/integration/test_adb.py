@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.adb_link import AdbLink
+from orchestrator.transports.adb_own import listens
+from orchestrator.transports.adb_server import AdbServer, server_address
+from orchestrator.transports.adb_socket import RefusalError, ServerAddress
 from orchestrator.transports.base import Transport
 from tests.adb_side import Daemon, Server, free_port, require_adb
 
@@ -260,6 +264,98 @@ def test_a_server_is_started_where_none_runs_and_again_when_it_died(
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: comes_back(transport))
     assert json.loads(record.read_text())["pid"] != first
+
+
+@pytest.fixture
+def own_server(own_port: int) -> Callable[[], AdbServer]:
+    """Our own server, which has been started; for a device each, as it is in use."""
+    address = server_address(None)
+
+    def made() -> AdbServer:
+        return AdbServer(address, "under-test", ours=True, hangs_s=2)
+
+    assert address.port == own_port
+    made().ask("host:version", 60)
+    return made
+
+
+LATE = """
+import socket, sys, threading
+def serve(client):
+    with client:
+        asked = client.recv(1 << 16)
+        if asked == b"000chost:version":
+            client.sendall(b"OKAY00040029")
+        while asked and client.recv(1 << 16):
+            pass
+with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+"""An adb server that says its version at once, and takes its time for everything else."""
+
+
+def test_a_deadline_that_is_too_short_ends_no_server_of_ours(
+    own_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    program = tmp_path / "adb"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/late.py "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("ADBUTILS_ADB_PATH", str(program))
+    server = AdbServer(server_address(None), "under-test", ours=True, hangs_s=60)
+    server.open("host:version", 60).close()
+    record = tmp_path / f"state/stifarm/adb-server-{own_port}.json"
+    before = record.read_text()
+    for limit_s in (0.2, 0.0):
+        with pytest.raises(
+            LinkError, match=r"under-test: the adb server at .* does not answer in time.*load"
+        ):
+            server.open("host:transport:A", limit_s)
+    assert record.read_text() == before
+    assert server.ask("host:version", 60)
+
+
+def test_a_server_of_ours_that_hangs_is_replaced_once_for_all(
+    own_server: Callable[[], AdbServer], own_port: int
+) -> None:
+    (hung,) = servers_at(own_port)
+    os.kill(hung, signal.SIGSTOP)
+    with ThreadPoolExecutor(5) as pool:  # some see it hang, some see it end
+        asked = [pool.submit(own_server().open, "host:version", limit_s) for limit_s in (3, 3, 4, 5, 9)]
+        links = [each.result() for each in asked]
+    (new,) = servers_at(own_port)
+    assert new != hung
+    for link in links:
+        assert link.block()
+        link.close()
+
+
+def servers_at(port: int) -> list[int]:
+    """The processes that are adb servers at a port."""
+    argv = os.fsencode(f"\0-P\0{port}\0nodaemon\0server\0")
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (entry / "cmdline").read_bytes().endswith(argv):
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_server_that_takes_no_more_connections_is_there() -> None:
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        assert listens(ServerAddress(*full.getsockname()))
+
+
+def test_a_request_that_is_too_long_is_not_sent(shared_server: Server) -> None:
+    with pytest.raises(StableError, match="under-test: a request to an adb server has 65535 bytes at most"):
+        shared_server.asked().ask("host:" + "x" * 65531)
+    with pytest.raises(RefusalError, match="unknown host service"):
+        shared_server.asked().ask("host:" + "x" * 65530)
 
 
 def test_no_server_can_be_started(own_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,14 @@ from agent.spool import Spool
 from orchestrator.agent_push import bring_agent
 from orchestrator.agent_verbs import call_agent
 from orchestrator.deploy import deploy_bundle
-from orchestrator.errors import StableError, TransientError
+from orchestrator.errors import LinkError, StableError, TransientError
 from orchestrator.inventory import parse_inventory
 from orchestrator.job_push import push_job
 from orchestrator.lab import phone
 from orchestrator.lab.phone import PhoneSpec
 from orchestrator.task_push import PIECE_BYTES, deploy_task_data
 from orchestrator.transports import connect
+from orchestrator.transports.adb_script import new_mark
 from orchestrator.transports.base import Transport
 from sti_runtime.bundle import Bundle
 from tests.adb_side import Daemon, Server
@@ -39,18 +43,26 @@ OVERHEAD_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Far:
-    """A device behind a link that can be cut, with an agent. ``seen``: its work folder for this host."""
+    """A device behind a link that can be cut, with an agent. ``seen``: its work folder for this host;
+    ``temporary``: the folder above for what is short-lived, where the device has one of its own."""
 
     link: CutLink
     transport: Transport
     spool: str
     seen: Path
     inventory: str
+    temporary: Path | None
 
     def leftovers(self) -> list[str]:
-        """What lies beside the work folder, and in it."""
+        """What lies beside the work folder, and in it, and for a short time elsewhere."""
         around = [path.name for path in self.seen.parent.iterdir() if path != self.seen]
-        return around + [path.name for path in self.seen.iterdir()]
+        return around + [path.name for path in self.seen.iterdir()] + self.short_lived()
+
+    def short_lived(self) -> list[str]:
+        """What lies in the folder for temporary files, beside the farm's."""
+        if self.temporary is None:
+            return []
+        return [path.name for path in self.temporary.iterdir() if path != self.seen.parent]
 
 
 def opened(text: str) -> Transport:
@@ -58,12 +70,12 @@ def opened(text: str) -> Transport:
 
 
 @contextmanager
-def far(link: CutLink, fields: str, spool: str, seen: Path) -> Iterator[Far]:
+def far(link: CutLink, fields: str, spool: str, seen: Path, temporary: Path | None = None) -> Iterator[Far]:
     text = f"version: 1\ndevices: [{{name: under-test, {fields}}}]"
     transport = opened(text)
     try:
         transport.agent_argv = (bring_agent(transport, spool).path,)
-        yield Far(link, transport, spool, seen, text)
+        yield Far(link, transport, spool, seen, text, temporary)
     finally:
         transport.close()
 
@@ -80,7 +92,7 @@ def phone_behind(folder: Path, spec: PhoneSpec) -> Iterator[Far]:
         spool = f"{running.workdir}/farm/spool"
         seen = (Path("/") if running.plain else running.folder) / spool.lstrip("/")
         fields = f'transport: adb, address: "127.0.0.1:{link.port}", adb_server: "{server.address}"'
-        yield stack.enter_context(far(link, fields, spool, seen))
+        yield stack.enter_context(far(link, fields, spool, seen, temporary=seen.parents[1]))
 
 
 def old_phone(folder: Path) -> AbstractContextManager[Far]:
@@ -194,6 +206,56 @@ def test_a_killed_host_leaves_nothing_that_clean_does_not_remove(device: Far, bu
     assert list((device.seen / "incoming").iterdir()) == []
     call_agent(device.transport, device.spool, "clean")
     assert device.leftovers() == []
+
+
+# ------------------------------------------------------------------ commands
+
+CUT_OFF = ': >"$1/began"; while [ ! -e "$1/go" ]; do sleep 0.05; done; echo late; echo late >&2 # $2'
+
+
+def named_by(token: str) -> list[str]:
+    """The processes of this machine whose command lines have a word."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(token) in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("device", ["old phone"], indirect=True)
+def test_a_command_that_is_cut_off_leaves_no_file(device: Far) -> None:
+    token = new_mark()
+    (device.seen / "commands").mkdir()
+    argv = ["sh", "-c", CUT_OFF, "sh", f"{device.spool}/commands", token]
+    with ThreadPoolExecutor(1) as pool:
+        during = pool.submit(device.transport.run, argv, timeout_s=600)
+        wait_for((device.seen / "commands/began").exists)
+        assert named_by(token)
+        device.link.cut()
+        with pytest.raises(LinkError):
+            during.result()
+    (device.seen / "commands/go").touch()
+    wait_for(lambda: not named_by(token))
+    assert device.short_lived() == []
+
+
+@pytest.mark.parametrize("device", ["old phone"], indirect=True)
+def test_input_that_is_cut_off_is_removed_by_the_next_command(device: Far) -> None:
+    device.link.cut_before, device.link.stays_cut = b"set -- wc", True
+    with pytest.raises(LinkError):
+        device.transport.run(["wc", "-c"], timeout_s=600, stdin=[b"input"])
+    assert device.short_lived() != []
+    device.link.stays_cut = False
+    assert device.transport.run(["true"], timeout_s=600).ok
+    assert device.short_lived() == []
 
 
 # ------------------------------------------------------------------ task data

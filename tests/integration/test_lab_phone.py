@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def needs_namespaces() -> None:
     reason = phone.plain_because()
     if reason is not None:
         pytest.skip(f"needs user namespaces: {reason}")
+
+
+def on_again(folder: Path) -> RunningPhone:
+    """The phone, once it is back from a reboot."""
+    deadline = time.monotonic() + 120
+    while (running := phone.running(folder)) is None:
+        assert time.monotonic() < deadline, "the phone does not come back"
+        time.sleep(0.05)
+    return running
 
 
 def test_a_stock_client_moves_files_and_runs_commands(
@@ -149,7 +159,7 @@ def test_a_reboot_ends_what_ran_and_gives_a_new_boot_id(switch_on: Switch, syste
     system_adb.out("shell", "echo kept > /data/local/tmp/kept; sleep 3600 >/dev/null 2>&1 </dev/null &")
     assert b"sleep" in system_adb.out("shell", "ps -ef | grep '[s]leep 3600'")
     phone.reboot(first.folder)
-    second = phone.wait_until_on(first.folder)
+    second = on_again(first.folder)
     assert (second.endpoint, second.boots) == (first.endpoint, 2)
     assert second.boot_id != first.boot_id
     system_adb.wait_for_state("device")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +64,51 @@ def test_what_cannot_be_run(shell: tuple[str, ...]) -> None:
 def test_what_is_left_in_the_group_ends(shell: tuple[str, ...]) -> None:
     status, _, _ = ran(shell, ["sh", "-c", "sleep 600 &"])  # run() would wait for its end of the pipe
     assert status == Status(0, "")
+
+
+# ------------------------------------------------------------------ outputs that come in one stream
+
+EVERY_SHELL = pytest.mark.parametrize("shell", [*SHELLS, ("bash",)], ids=lambda each: each[0], indirect=True)
+
+
+def merged(shell: tuple[str, ...], folder: Path, argv: list[str]) -> tuple[subprocess.Popen[bytes], str]:
+    """A command whose outputs come in one stream, and its mark; temporary files are in the folder."""
+    mark = new_mark()
+    process = subprocess.Popen(
+        [*shell, "-c", command_script(argv, {}, mark, stdin=None, merged=True)],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return process, mark
+
+
+@EVERY_SHELL
+def test_in_one_stream_the_status_precedes_the_errors(shell: tuple[str, ...], tmp_path: Path) -> None:
+    script = 'for i in 1 2 3; do echo "err $i" >&2; echo "out $i"; done; exit 7'
+    process, mark = merged(shell, tmp_path, ["sh", "-c", script])
+    said, _ = process.communicate(timeout=300)
+    status = StatusFilter(mark)
+    assert status.feed(said) == (b"out 1\nout 2\nout 3\n", b"err 1\nerr 2\nerr 3\n")
+    assert status.status == Status(7, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@EVERY_SHELL
+def test_where_the_reader_has_left_no_file_is_left(shell: tuple[str, ...], tmp_path: Path) -> None:
+    go, folder = tmp_path / "go", tmp_path / "temporary"
+    folder.mkdir()
+    os.mkfifo(go)
+    process, _ = merged(shell, folder, ["sh", "-c", 'read -r line <"$1"; echo err >&2', "sh", str(go)])
+    assert process.stdout is not None
+    process.stdout.close()
+    go.write_text("\n")  # waits until the command reads it
+    assert process.wait(timeout=300) == -signal.SIGPIPE
+    assert list(folder.iterdir()) == []
+
+
+# ------------------------------------------------------------------ what the host sees to
 
 
 @pytest.mark.parametrize(
