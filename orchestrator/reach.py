@@ -127,7 +127,7 @@ class Reach:
         return agent
 
     def let_in(self, name: str) -> None:
-        """A device's agent has just let a lease of ours in: if it was pushed by us, others there may go."""
+        """A device's agent has just let a lease of ours in: where it was pushed by us, others there go."""
         if name in self._beside_others:
             transport = self.transport(name)
             self.retried(name, lambda: remove_others(transport, transport.agent_argv[0]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from db.backup import backup
 from db.session import sqlite_url
-from db.transfer import backup
 from orchestrator import fleet
 from orchestrator.audit import audit_device
 from orchestrator.dispatch import run_job
