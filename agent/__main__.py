@@ -161,7 +161,7 @@ def _parser() -> _Parser:
     verb = add("accept-task", accept, "Take in task data from standard input.", writes=True)
     verb.add_argument("digest")
     accept = _accepting("agent.accepting_job", "accept_job", "job_id", "attempt", "digest")
-    verb = add("accept-job", accept, "Take in a job file from standard input.")
+    verb = add("accept-job", accept, "Take in a job file from standard input.", writes=True)
     for name in ("job_id", "attempt", "digest"):
         verb.add_argument(name)
     verb = add("collect", _in_spool(house, "collect", "keep"), "Remove content not kept.", writes=True)

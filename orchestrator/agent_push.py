@@ -104,7 +104,8 @@ def bring_agent(
     the agent for this device; None: its architecture is asked. ``asking``: the words of a verb whose answer
     holds all that ``version`` says; asking it is how the executable is checked.
 
-    An executable that arrives damaged is sent once more. Raises: DeviceError.
+    An executable that arrives damaged is sent once more. Others that are there stay: the device may be
+    another farm's (see ``remove_others``). Raises: DeviceError.
     """
     source = file or agent_file(device_architecture(transport), transport.device)
     path = source.place(spool)
@@ -122,7 +123,6 @@ def bring_agent(
             cause = str(error)
             _log.warning("the agent did not arrive whole", device=transport.device, cause=cause)
         else:
-            _remove_others(transport, path)
             return PushedAgent(path, source.architecture, source.digest, source.bytes, False, answer)
     raise StableError(
         f"the agent for {source.architecture} was sent twice and does not run there: {cause}",
@@ -176,8 +176,9 @@ def _must(transport: Transport, *argv: str) -> None:
         raise _WrongFileError(f"{' '.join(argv)} failed: {done.error_text() or done.exit_code}.")
 
 
-def _remove_others(transport: Transport, path: str) -> None:
-    """Remove agents pushed before; one that still runs goes on (its file lives until it ends)."""
+def remove_others(transport: Transport, path: str) -> None:
+    """Remove agents but the one at ``path``; one that still runs goes on (its file lives until it ends). The
+    device must be ours: its agent has let a lease in. Raises: TransientError."""
     folder, _, name = path.rpartition("/")
     argv = ("find", folder, "-name", "stifarm-agent-*", "!", "-name", name, "-exec", "rm", "-f", "{}", "+")
     try:

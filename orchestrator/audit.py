@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from db.audit import Audit, Discrepancy, attempts_of, audit_attempt
@@ -9,7 +10,7 @@ from db.errors import StoreError
 from db.jobs import get_job
 from orchestrator.dispatch import Worker
 from orchestrator.farm import Farm
-from sti_runtime.messages import JournalRecord
+from sti_runtime.messages import JournalRecord, StartRecord
 
 _NONE = Audit(0, 0, ())
 
@@ -19,7 +20,8 @@ class DeviceAudit:
     """What auditing one device found.
 
     ``journals``: compared. ``forgotten``: attempts of the store whose journal is no longer on the device, as
-    after a clean; nothing can be said of them. ``foreign``: journals of jobs that the store does not know.
+    after a clean; nothing can be said of them. ``foreign``: journals of jobs that the store does not know
+    and that no lease of its own began; one that it began was lost from it, which is a discrepancy.
     """
 
     device: str
@@ -41,10 +43,14 @@ def audit_device(farm: Farm, worker: Worker, name: str, device_id: int) -> Devic
     there = worker.journals(name)
     audit, foreign = _NONE, []
     for job_id, attempt in there:
-        if not _known(farm, job_id):
-            foreign.append(f"{job_id}/{attempt}")
-            continue
         records, damage = _whole_journal(worker, name, job_id, attempt)
+        if not _known(farm, job_id):
+            if _begun_by(records, farm.store.store_id):
+                lost = Discrepancy(job_id, attempt, 0, "the job is not in the store, which began it")
+                audit += Audit(len(records), 0, (lost,))
+            else:
+                foreign.append(f"{job_id}/{attempt}")
+            continue
         with farm.store.reader() as session:
             found = audit_attempt(
                 session, device_id=device_id, job_id=job_id, attempt=attempt, records=records
@@ -54,6 +60,12 @@ def audit_device(farm: Farm, worker: Worker, name: str, device_id: int) -> Devic
             found = replace(found, discrepancies=(*found.discrepancies, damaged))
         audit += found
     return DeviceAudit(name, len(there) - len(foreign), audit, len(stored - set(there)), tuple(foreign))
+
+
+def _begun_by(records: Sequence[JournalRecord], store_id: str) -> bool:
+    """Whether a start in this journal was under a lease of the store."""
+    starts = (record.payload for record in records if isinstance(record.payload, StartRecord))
+    return any(start.lease.store == store_id for start in starts)
 
 
 def _known(farm: Farm, job_id: str) -> bool:

@@ -20,6 +20,7 @@ from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.chunk_stream import pack_blocks, small_packs
 from orchestrator.counterpart import other_protocol
 from orchestrator.errors import AgentError, StableError
+from orchestrator.ownership import require_ours
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.errors import DigestError, FormatError
 from sti_runtime.journal_format import PROTOCOL_VERSION
@@ -132,8 +133,9 @@ def deploy_bundle(
     """Bring a bundle to a device; ``progress`` gets (bytes sent, bytes to send), ``lease`` fences, ``held``
     is what the device just said that it holds (None: it is asked).
 
-    Raises: DigestError or FormatError when the host's bundle is damaged, DeviceFullError, AgentError,
-    StableError for a chunk that arrives damaged twice, TransientError.
+    Raises: DigestError or FormatError when the host's bundle is damaged, DeviceFullError, AgentError (for a
+    lease that is refused nothing was sent), StableError for a chunk that arrives damaged twice,
+    TransientError.
     """
     began = time.monotonic()
     fence = lease_arguments(lease)
@@ -147,6 +149,7 @@ def deploy_bundle(
     announced = f"{spool}/incoming/{digest}/{MANIFEST_NAME}"
     if digest not in held.incoming:
         announced = f"{spool}/incoming/{digest}.manifest"
+        require_ours(transport, spool, lease)  # the agent is asked when the manifest is there
         transport.push(manifest_path, announced)
     sender = _Sender(transport, spool, bundle_path, digest, manifest.all_chunks(), progress, fence)
     for attempt in range(_TRIES):

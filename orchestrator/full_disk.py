@@ -6,12 +6,11 @@ deployed again and is what takes space; jobs, settings and the rest only when ev
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
-from orchestrator.agent_verbs import take_over_remedy
-from orchestrator.errors import AgentError, DeviceFullError, MissingFileError, StableError, TransientError
+from orchestrator.errors import DeviceFullError, StableError, TransientError
+from orchestrator.ownership import FENCE, require_ours
 from orchestrator.tailing import agent_runs
 from orchestrator.transports.base import Transport
 from sti_runtime.messages import Lease
@@ -20,12 +19,10 @@ CONTENT = ("bundles", "tasks", "incoming")
 """What can be deployed again."""
 
 SETTINGS = "settings.journal"
-_FENCE = "fence.json"
-OWNED = (*CONTENT, "jobs", "locks", "bin", _FENCE, SETTINGS, "device_id")
+OWNED = (*CONTENT, "jobs", "locks", "bin", FENCE, SETTINGS, "device_id")
 """Everything of ours in a work folder (docs/job-and-journal.md, 1)."""
 
 _AGENT = re.compile(r"stifarm-agent-[0-9a-f]{16}")
-_FENCE_CAP_BYTES = 1 << 20
 _LIST_TIMEOUT_S = 60.0
 _REMOVE_TIMEOUT_S = 600.0
 
@@ -33,7 +30,7 @@ _REMOVE_TIMEOUT_S = 600.0
 def remove_content(transport: Transport, spool: str, lease: Lease | None) -> None:
     """Remove bundles and task rows. Raises: AgentError when the device is another's; TransientError while a
     job runs there; DeviceError."""
-    _require_ours(transport, spool, lease)
+    require_ours(transport, spool, lease)
     _require_idle(transport, spool)
     _remove(transport, spool, CONTENT)
 
@@ -41,7 +38,7 @@ def remove_content(transport: Transport, spool: str, lease: Lease | None) -> Non
 def remove_everything(transport: Transport, spool: str, lease: Lease | None) -> tuple[str, ...]:
     """Remove all that is ours; its names. Raises: as ``remove_content``; DeviceFullError when settings of the
     device are to be put back, which only an agent can."""
-    _require_ours(transport, spool, lease)
+    require_ours(transport, spool, lease)
     _require_idle(transport, spool)
     script = 'cd -- "$1" || exit 0; shift; for each; do test ! -e "$each" || echo "$each"; done'
     listed = _listed(transport, script, spool, *OWNED)
@@ -61,34 +58,6 @@ def agents_there(transport: Transport, spool: str) -> list[str]:
     script = 'for each in "$1"/stifarm-agent-*; do test ! -x "$each" || echo "$each"; done'
     paths = _listed(transport, script, f"{spool}/bin")
     return [path for path in paths if _AGENT.fullmatch(path.removeprefix(f"{spool}/bin/"))]
-
-
-def _require_ours(transport: Transport, spool: str, lease: Lease | None) -> None:
-    """What the agent's fence does, read from here. Raises: AgentError."""
-    if lease is None:
-        return
-    try:
-        fence = json.loads(transport.read_from(f"{spool}/{_FENCE}", 0, _FENCE_CAP_BYTES))
-        owner, highest = str(fence["owner"]), int(fence["counters"].get(lease.store, 0))
-    except MissingFileError:
-        return
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise StableError(
-            f"{spool}/{_FENCE} is damaged, so nobody knows whose it is.",
-            "Free some space on it; then clean again.",
-            device=transport.device,
-        ) from error
-    if owner != lease.store:
-        refusal = f"the device belongs to store {owner[:64]!r}, this lease is of store {lease.store!r}"
-        raise AgentError(
-            refusal + ".", take_over_remedy(transport.device, refusal) or "", device=transport.device
-        )
-    if lease.counter < highest:
-        raise AgentError(
-            f"the lease has counter {lease.counter}, {highest} was seen already.",
-            "Run the command again.",
-            device=transport.device,
-        )
 
 
 def _require_idle(transport: Transport, spool: str) -> None:

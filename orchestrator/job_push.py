@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from orchestrator.agent_verbs import call_agent
+from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.deploy import COMMIT_TIMEOUT_S, PACK_FILE
 from orchestrator.errors import AgentError, StableError
 from orchestrator.transports.base import Transport
@@ -19,9 +19,11 @@ _log = structlog.get_logger(__name__)
 
 
 def push_job(transport: Transport, spool: str, job: Job) -> bool:
-    """Have the job's file on the device; whether it was sent now: False where it was there before.
+    """Have the job's file on the device, its lease let in first; whether it was sent now: False where it was
+    there before.
 
-    Raises: StableError when this attempt's folder holds another job; DeviceError.
+    Raises: AgentError when the lease is refused; StableError when this attempt's folder holds another job;
+    DeviceError.
     """
     data = job.to_json()
     digest = sha256_hex(data)
@@ -52,6 +54,7 @@ def _send(transport: Transport, spool: str, job: Job, data: bytes, digest: str) 
                 job.id,
                 str(job.attempt),
                 digest,
+                *lease_arguments(job.lease),
                 timeout_s=COMMIT_TIMEOUT_S,
                 stdin=_blocks(data),
                 stdin_file=f"{spool}/{PACK_FILE}",

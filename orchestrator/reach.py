@@ -14,7 +14,14 @@ from typing import TypeVar
 
 import structlog
 
-from orchestrator.agent_push import AgentFile, PushedAgent, agent_file, bring_agent, device_architecture
+from orchestrator.agent_push import (
+    AgentFile,
+    PushedAgent,
+    agent_file,
+    bring_agent,
+    device_architecture,
+    remove_others,
+)
 from orchestrator.deploy import Underway
 from orchestrator.errors import HaltedError, LinkError, StableError, TransientError
 from orchestrator.inventory import Device
@@ -50,6 +57,7 @@ class Reach:
         self._transports: dict[str, Transport] = {}
         self._transports_lock = threading.Lock()
         self._have_agent: set[str] = set()
+        self._beside_others: set[str] = set()
         self._agent_files: dict[str, AgentFile] = {}
         self._workdirs: dict[str, str] = {}
         self._reached: set[str] = set()
@@ -114,7 +122,16 @@ class Reach:
             raise
         transport.agent_argv = (agent.path,)
         self._have_agent.add(name)
+        if not agent.already:
+            self._beside_others.add(name)
         return agent
+
+    def let_in(self, name: str) -> None:
+        """A device's agent has just let a lease of ours in: where it was pushed by us, others there go."""
+        if name in self._beside_others:
+            transport = self.transport(name)
+            self.retried(name, lambda: remove_others(transport, transport.agent_argv[0]))
+            self._beside_others.discard(name)
 
     def underway(self, name: str) -> Underway:
         """How far the deploy to a device is, and what the call under way waits for; asks nothing of it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.agent_push import device_architecture
+from orchestrator.agent_push import device_architecture, remove_others
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.counterpart import refuse_replaced
 from orchestrator.deploy import (
@@ -156,7 +156,9 @@ class HostWorker:
         spool = self._reach.spool(name)
         folder = f"{spool}/jobs/{job.id}/{job.attempt}"
         with self._reach.locks[name]:
-            if not self._reach.retried(name, lambda: push_job(transport, spool, job)):
+            sent = self._reach.retried(name, lambda: push_job(transport, spool, job))
+            self._reach.let_in(name)
+            if not sent:
                 state = call_agent(transport, spool, "status", job.id, str(job.attempt)).get("state")
                 if state in ("running", "ended"):
                     return False
@@ -268,13 +270,17 @@ class HostWorker:
             call_agent(transport, self._reach.spool(name), "forget", "take-over", "1", *taking)
 
     def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, Any]:
-        """Remove bundles and task data that are not in ``keep`` (digests); running jobs keep theirs."""
-        _, transport = self._reach.device(name)
+        """Remove bundles and task data that are not in ``keep`` (digests); running jobs keep theirs. Of
+        agents that were pushed only the present one stays."""
+        device, transport = self._reach.device(name)
         arguments = [part for digest in keep for part in ("--keep", digest)]
         with self._reach.locks[name]:
-            return call_agent(
+            answer = call_agent(
                 transport, self._reach.spool(name), "collect", *arguments, *lease_arguments(lease)
             )
+            if device.native:
+                remove_others(transport, transport.agent_argv[0])
+        return answer
 
     def verify(self, name: str, bundle: str) -> None:
         """Check every chunk of a deployed bundle on the device. Raises: StableError naming the damage."""

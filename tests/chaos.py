@@ -11,11 +11,13 @@ every journal with the store; bystanders (tests/bystanders.py) must have been le
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -301,7 +303,10 @@ def run(root: Path, *, faults: int, seed: int, boards: int = 2, phones: int = 2)
         assert (code, wrong) == (0, []), wrong
         gone = {audit["device"]: audit["forgotten"] for audit in audits if audit["forgotten"]}
         assert gone == {}, f"journals are gone from devices: {gone}"
+        foreign = {audit["device"]: audit["foreign"] for audit in audits if audit["foreign"]}
+        assert foreign == {}, f"journals of another farm are on devices: {foreign}"
         require_checker_sees_a_loss(chaos)
+        require_checker_sees_a_lost_job(chaos)
         assert chaos.bystanders is not None
         touched = chaos.bystanders.touched()
         assert touched == [], touched
@@ -333,12 +338,40 @@ def require_checker_sees_a_loss(chaos: Chaos) -> None:
         assert (code, len(found)) == (1, 1), found
 
 
+def require_checker_sees_a_lost_job(chaos: Chaos) -> None:
+    """A copy of the store without one whole job must not pass: every journal of it is missed."""
+    copy = chaos.root / "lossy-job.sqlite"
+    backup(sqlite_url(chaos.home / "store.sqlite"), copy)
+    job = lose_job(copy, chaos.chance)
+    code, audits = chaos.audit(store=copy)
+    found = [wrong["job_id"] for audit in audits for wrong in audit["discrepancies"]]
+    assert (code, set(found)) == (1, {job}), found
+    assert [audit["foreign"] for audit in audits if audit["foreign"]] == []
+
+
 def require_checker_sees_a_kill(bystanders: Bystanders) -> None:
     """A bystander's process that is killed on purpose must not pass."""
     for victim in bystanders.foreign:
         assert victim.process is not None
         kill(victim.process, signal.SIGKILL)
     wait_for(lambda: all(each.touched for each in bystanders.foreign), "somebody to miss those killed")
+
+
+_DROPS = (
+    "DELETE FROM journal_records WHERE job_id = ?",
+    "DELETE FROM attempts WHERE job_id = ?",
+    "DELETE FROM jobs WHERE id = ?",
+)
+
+
+def lose_job(store: Path, chance: random.Random) -> str:
+    """Drop a job that was begun, with its attempts and records, from a SQLite store; its id."""
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
+        begun = connection.execute("SELECT DISTINCT job_id FROM journal_records ORDER BY job_id").fetchall()
+        (job,) = chance.choice(begun)
+        for drop in _DROPS:
+            connection.execute(drop, (job,))
+    return str(job)
 
 
 def _lose_record(session: Session, chance: random.Random) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import paramiko
 from paramiko.channel import Channel
-from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_SUCCESSFUL, MSG_CHANNEL_REQUEST, OPEN_SUCCEEDED
+from paramiko.message import Message
 
 from tests.ssh_server import make_key, public_part
 
@@ -55,9 +56,30 @@ class _Files(paramiko.SFTPServerInterface):
         return _Handle(int(path.rpartition("-")[2])).stat()
 
 
+class _Transport(paramiko.Transport):
+    """Answers keepalives, whatever else it does not answer."""
+
+    _channel_handler_table = {  # noqa: RUF012 - the library's own way to hang in a handler
+        **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
+        MSG_CHANNEL_REQUEST: lambda channel, message: _request(channel, message),
+    }
+
+    def __init__(self, client: socket.socket, unanswered: Collection[str]) -> None:
+        super().__init__(client)
+        self.unanswered = unanswered
+
+
+def _request(channel: Channel, message: Message) -> None:
+    start = message.packet.tell()
+    assert isinstance(channel.transport, _Transport)
+    if message.get_text() not in channel.transport.unanswered:
+        message.packet.seek(start)
+        channel._handle_request(message)  # type: ignore[attr-defined]
+
+
 class _Board(paramiko.ServerInterface):
-    def __init__(self, command: Command) -> None:
-        self._command = command
+    def __init__(self, command: Command, transport: _Transport) -> None:
+        self._command, self._transport = command, transport
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         return AUTH_SUCCESSFUL
@@ -66,6 +88,7 @@ class _Board(paramiko.ServerInterface):
         return "publickey"
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
+        self._transport.default_window_size = 0 if "input" in self._transport.unanswered else 1 << 21
         return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: Channel, command: bytes) -> bool:
@@ -103,8 +126,9 @@ def _warden(channel: Channel) -> None:
 
 
 @contextmanager
-def hostile_ssh(folder: Path, command: Command) -> Iterator[str]:
-    """What an inventory says of such a board, in YAML's flow style."""
+def hostile_ssh(folder: Path, command: Command, unanswered: Collection[str] = ()) -> Iterator[str]:
+    """What an inventory says of such a board, in YAML's flow style. ``unanswered``: "exec" or "subsystem" for
+    requests that get no answer, "input" for channels that take none; may change meanwhile."""
     folder.mkdir(parents=True)
     host, user = make_key(folder / "host", "rsa"), make_key(folder / "user")
     key = paramiko.RSAKey.from_private_key_file(str(host))
@@ -116,12 +140,12 @@ def hostile_ssh(folder: Path, command: Command) -> Iterator[str]:
                 client, _ = listener.accept()
             except OSError:
                 return
-            transport = paramiko.Transport(client)
+            transport = _Transport(client, unanswered)
             transport.add_server_key(key)
             transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files)
             transports.append(transport)
             try:
-                transport.start_server(server=_Board(command))
+                transport.start_server(server=_Board(command, transport))
             except (paramiko.SSHException, EOFError):
                 transport.close()
 

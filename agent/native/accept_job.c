@@ -93,7 +93,7 @@ StiCode verb_accept_job(int argc, char **argv, Text *out, int *exit_code, StiErr
   const char *state = NULL;
   Arena arena = {0};
   signals_install();
-  STI_TRY(arguments_open(argc, argv, 3, TAKES_SPOOL, &arguments, &spool, error));
+  STI_TRY(arguments_open(argc, argv, 3, TAKES_LEASE, &arguments, &spool, error));
   StiCode code = take_job(&arena, &spool, arguments.words, &state, error);
   arena_free(&arena);
   if (code != STI_OK) return code;

@@ -53,13 +53,21 @@ def endpoint_of(device: Device, home: Path | None = None) -> Endpoint:
     return _endpoint(device, device.address, config, folder, jumps=8)
 
 
-def _endpoint(device: Device, address: str, config: paramiko.SSHConfig, folder: Path, jumps: int) -> Endpoint:
-    match = _ADDRESS.fullmatch(address)
+def _endpoint(
+    device: Device,
+    address: str,
+    config: paramiko.SSHConfig,
+    folder: Path,
+    jumps: int,
+    through: str | None = None,
+) -> Endpoint:
+    """``through``: the servers on the way, instead of those that the configuration names for this one."""
+    match = _ADDRESS.fullmatch(address.strip().removeprefix("ssh://"))
     if match is None or jumps == 0:
         raise StableError(f"{address!r} is no address.", "Give [user@]host[:port].", device=device.name)
     host = match["six"] or match["host"]
     said = config.lookup(host)
-    if said.get("proxycommand", "none").lower() != "none":
+    if through is None and said.get("proxycommand", "none").lower() != "none":
         raise StableError(
             f"the ssh configuration reaches {host} by a ProxyCommand, which is not supported.",
             f"Use ProxyJump for it in {folder / 'config'}.",
@@ -70,7 +78,8 @@ def _endpoint(device: Device, address: str, config: paramiko.SSHConfig, folder: 
         files = (device.key_file,)
     hosts = tuple(Path(name).expanduser() for name in said.get("userknownhostsfile", "").split())
     hosts = hosts or (folder / "known_hosts", SYSTEM_KNOWN_HOSTS)
-    jump = said.get("proxyjump", "none").split(",")[-1]
+    # Each of a list is reached through those before it. Source: ssh_config(5), ProxyJump.
+    before, _, jump = (through or said.get("proxyjump", "none")).rpartition(",")
     return Endpoint(
         host=said.get("hostname", host),
         port=int(match["port"] or said.get("port", DEFAULT_PORT)),
@@ -80,7 +89,9 @@ def _endpoint(device: Device, address: str, config: paramiko.SSHConfig, folder: 
         own_keys=bool(files),
         agent=said.get("identitiesonly", "no").lower() != "yes",
         known_hosts=hosts if device.known_hosts is None else (device.known_hosts,),
-        jump=None if jump.lower() == "none" else _endpoint(device, jump, config, folder, jumps - 1),
+        jump=None
+        if jump.lower() == "none"
+        else _endpoint(device, jump, config, folder, jumps - 1, before or None),
     )
 
 

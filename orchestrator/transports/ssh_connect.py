@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import re
 import shlex
 import socket
 import threading
@@ -207,12 +208,15 @@ def _greet(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> No
     _check_host_key(key.get_name(), key.asbytes(), known, bare, endpoint, name, device)
 
 
-def _scan(endpoint: Endpoint, kind: str) -> str:
+def scan_command(endpoint: Endpoint, kind: str) -> str:
     """The command that records a server's key; the key is asked for where the server can be reached from."""
     words = ["ssh-keyscan", "-t", kind, "-p", str(endpoint.port), endpoint.host]
     if endpoint.jump is not None:
         words = [*_ssh(endpoint.jump), str(endpoint.jump).rpartition(":")[0], *words]
-    renamed = f" | sed 's/^[^ ]*/{endpoint.alias}/'" if endpoint.alias else ""
+    renamed = ""
+    if endpoint.alias:
+        replacement = re.sub(r"[\\/&]", r"\\\g<0>", endpoint.alias)
+        renamed = " | sed " + shlex.quote(f"s/^[^ ]*/{replacement}/")
     return f"{shlex.join(words)}{renamed} >> {shlex.quote(str(endpoint.known_hosts[0]))}"
 
 
@@ -251,18 +255,18 @@ def _check_host_key(
     if matching:
         return
     shown = f"{kind} {fingerprint(blob)}"
-    scan = _scan(endpoint, _KEY_FILES.get(kind, "ecdsa"))
+    scan = scan_command(endpoint, _KEY_FILES.get(kind, "ecdsa"))
     compare = (
         f"compare the fingerprint with what the board says"
         f" (there: ssh-keygen -lf /etc/ssh/ssh_host_{_KEY_FILES.get(kind, 'ecdsa')}_key.pub)"
     )
     others = [each for each in known if not each.revoked]
     if others:
+        forget = shlex.join(["ssh-keygen", "-R", name, "-f", str(others[0].file)])
         raise StableError(
             f"the host key of {name} has changed: it shows {shown}, recorded is {others[0]}."
             " Either the board was installed anew, or somebody is in between.",
-            f"If you know why, forget the old key: ssh-keygen -R '{name}' -f {others[0].file}; then {compare}"
-            f" and accept it: {scan}",
+            f"If you know why, forget the old key: {forget}; then {compare} and accept it: {scan}",
             device=device,
         )
     unrecorded = "does not record" if len(endpoint.known_hosts) == 1 else "do not record"

@@ -14,6 +14,7 @@ from paramiko.channel import Channel
 
 from orchestrator.errors import CommandTimeoutError, LinkError, StableError
 from orchestrator.transports.base import Completed
+from orchestrator.transports.ssh_channels import UnansweredError, request, send
 from orchestrator.transports.ssh_script import LAUNCH, command_line, not_run
 from orchestrator.transports.ssh_sessions import Sessions, Warden, no_shell
 
@@ -52,27 +53,26 @@ def execute(
         name = argv[0] if argv else "nothing"
         raise StableError(f"{name} cannot be run: {error}.", "Correct the command.", device=device) from error
     with sessions.command() as channel:
-        run = _Run(channel, token, cap_bytes, sink)
+        run = _Run(channel, token, cap_bytes, sink, time.monotonic() + timeout_s)
         try:
             run.start(line)
-            group = run.group(timeout_s)
-            if group is not None and not keep:
-                warden.watch(group, token)
-            if group is not None:
-                run.go(stdin)
-            ended = run.wait() if group is None or keep else _guarded(run, warden, group, token)
+            group = run.group()
+            if group is None:
+                ended = run.wait()
+            elif keep:
+                ended = run.go(stdin)
+            else:
+                ended = _guarded(run, warden, group, token, stdin)
             if ended:
                 run.drain()
+        except UnansweredError as error:
+            raise _late(argv, timeout_s, device) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise sessions.lost() from error
         if run.error is not None:
             raise run.error
         if not ended:
-            raise CommandTimeoutError(
-                f"{' '.join(argv)[:200]} did not end within {timeout_s:g} s and was killed.",
-                "Try again; if it happens again, look at the load of the device.",
-                device=device,
-            )
+            raise _late(argv, timeout_s, device)
         if group is None:
             code = run.exit_code()
             if code is None or code < 0:  # the board goes down: a shell without use for commands exits
@@ -81,10 +81,19 @@ def execute(
         return _completed(run, argv, token, device)
 
 
-def _guarded(run: _Run, warden: Warden, group: int, token: str) -> bool:
-    """Wait for the command's end, whether it came in time; nothing of its group is left then."""
+def _late(argv: Sequence[str], timeout_s: float, device: str) -> CommandTimeoutError:
+    return CommandTimeoutError(
+        f"{' '.join(argv)[:200]} did not end within {timeout_s:g} s and was killed.",
+        "Try again; if it happens again, look at the load of the device.",
+        device=device,
+    )
+
+
+def _guarded(run: _Run, warden: Warden, group: int, token: str, stdin: Iterable[bytes] | None) -> bool:
+    """Let the command go and wait for its end, whether it came in time; nothing of its group is left then."""
+    warden.watch(group, token)
     try:
-        return run.wait()
+        return run.go(stdin)
     finally:
         warden.end(group, token)
         run.settle()
@@ -141,8 +150,10 @@ class _Output:
 class _Run:
     """A command on a channel: its outputs are read, and its input written, by threads."""
 
-    def __init__(self, channel: Channel, token: str, cap_bytes: int, sink: Sink | None) -> None:
-        self._channel = channel
+    def __init__(
+        self, channel: Channel, token: str, cap_bytes: int, sink: Sink | None, deadline: float
+    ) -> None:
+        self._channel, self._deadline = channel, deadline
         word = token.encode()
         self.stdout = _Output(re.compile(b"\n" + word + b" ([0-9]{1,9})\n"), cap_bytes, sink)
         self.stderr = _Output(re.compile(word + b"\n"), cap_bytes, None)
@@ -151,14 +162,14 @@ class _Run:
         self._done = threading.Event()  # the command has ended, or its input or output failed here
         self._moved = time.monotonic()
         self._threads: list[threading.Thread] = []
-        self._deadline = 0.0
 
     def start(self, line: bytes) -> None:
-        """Send the command off; it waits for ``go``. Raises: OSError, paramiko.SSHException."""
+        """Send the command off; it waits for ``go``. Raises: UnansweredError, OSError,
+        paramiko.SSHException."""
         channel = self._channel
         channel.settimeout(None)
-        channel.exec_command(LAUNCH)
-        channel.sendall(line)
+        request(channel, "exec", LAUNCH, self._left_s())
+        send(channel, line, self._left_s())
         jobs: list[Callable[[], None]] = [
             lambda: self._read(channel.recv, self.stdout),
             lambda: self._read(channel.recv_stderr, self.stderr),
@@ -167,29 +178,32 @@ class _Run:
         for job in jobs:
             self._begin(job)
 
-    def go(self, stdin: Iterable[bytes] | None) -> None:
-        """Let the command begin, with its input. Raises: OSError."""
-        self._channel.sendall(b"\n")
+    def go(self, stdin: Iterable[bytes] | None) -> bool:
+        """Let the command begin, with its input; see ``wait``. Raises: UnansweredError, OSError."""
+        send(self._channel, b"\n", self._left_s())
         if stdin is None:
             self._channel.shutdown_write()
         else:
             self._begin(lambda: self._feed(stdin))
+        return self.wait()
 
     def _begin(self, job: Callable[[], None]) -> None:
         thread = threading.Thread(target=job, daemon=True)
         thread.start()
         self._threads.append(thread)
 
-    def group(self, timeout_s: float) -> int | None:
+    def group(self) -> int | None:
         """The command's process group as it was announced; None when the command ended before."""
-        self._deadline = time.monotonic() + timeout_s
-        self._heard.wait(timeout_s)
+        self._heard.wait(self._left_s())
         found = self.stdout.found
         return None if found is None else int(found[1])
 
     def wait(self) -> bool:
         """Wait for the command's end; whether it came in time."""
-        return self._done.wait(max(0.0, self._deadline - time.monotonic()))
+        return self._done.wait(self._left_s())
+
+    def _left_s(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
     def settle(self) -> None:
         """Let the server say how a command ended that was killed: the next one begins after that."""

@@ -12,6 +12,7 @@ import paramiko
 from paramiko.channel import Channel
 
 from orchestrator.errors import LinkError, StableError
+from orchestrator.transports.ssh_channels import UnansweredError, request, send
 from orchestrator.transports.ssh_connect import Connection
 from orchestrator.transports.ssh_script import LAUNCH, WARDEN, WARDEN_READY, quoted
 
@@ -23,7 +24,9 @@ _ONE_AT_A_TIME = re.compile(r"SSH-2\.0-dropbear")
 ends before a command was begun on it. Seen with 2022.83."""
 
 _OPEN_S = 60.0
-_ANSWER_S = 30.0
+_PATIENCE = 2.0
+"""A board may need so many times as long for a process as for a sign of life."""
+
 _STEP_S = 0.2
 _READ_BYTES = 1 << 16
 _NOISE_BYTES = 1 << 16
@@ -34,6 +37,7 @@ class Sessions:
 
     def __init__(self, connection: Connection, device: str) -> None:
         self._connection, self._device = connection, device
+        self.answer_s = _PATIENCE * connection.link.silence_s
         self._changed = threading.Condition()
         self._opening = threading.Lock()
         self._limit, self._open = COMMANDS_AT_ONCE, 0
@@ -95,9 +99,9 @@ class Sessions:
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self.lost() from error
 
-    def lost(self) -> LinkError:
+    def lost(self, cause: str | None = None) -> LinkError:
         """The error for a link that has ended, or does not answer and is ended now."""
-        cause = self._connection.cause()
+        cause = cause or self._connection.cause()
         self._connection.close()
         return LinkError(f"the ssh link was lost: {cause}.", "Try again.", device=self._device)
 
@@ -119,21 +123,27 @@ class SessionRefusedError(Exception):
 
 
 class Warden:
-    """Ends process groups on the board, at once and without starting a process; see ``WARDEN``."""
+    """Ends process groups on the board, at once and without starting a process; see ``WARDEN``.
+
+    Raises: LinkError (it was not there in ``Sessions.answer_s``, too), StableError.
+    """
 
     def __init__(self, sessions: Sessions, device: str) -> None:
         self._lock = threading.Lock()
         self._channel = sessions.open_kept()
-        self._channel.settimeout(_ANSWER_S)
+        self._answer_s = sessions.answer_s
+        self._channel.settimeout(self._answer_s)
         self._said = b""
         try:
-            self._channel.exec_command(LAUNCH)
+            request(self._channel, "exec", LAUNCH, self._answer_s)
             # Its text goes as an argument of a second sh, which finds the input as the first one leaves it.
             text = b"nl=$(printf '\\nx'); nl=${nl%x}; exec sh -c " + quoted(WARDEN) + b"\n"
-            self._channel.sendall(text)
+            send(self._channel, text, self._answer_s)
             self._await(WARDEN_READY)
+        except UnansweredError as error:
+            raise sessions.lost(str(error)) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
-            self._channel.status_event.wait(_ANSWER_S)
+            self._channel.status_event.wait(self._answer_s)
             exited = self._channel.exit_status >= 0  # else the board goes down, or the link
             if exited and isinstance(error, EOFError):
                 raise no_shell(self._said.decode(errors="replace"), device) from error
@@ -151,7 +161,7 @@ class Warden:
             self._await(token.encode())
 
     def _await(self, line: bytes) -> None:
-        until = time.monotonic() + _ANSWER_S
+        until = time.monotonic() + self._answer_s
         while time.monotonic() < until:
             before, found, after = self._said.partition(b"\n" + line + b"\n")
             if found:

@@ -18,6 +18,7 @@ from paramiko.sftp import CMD_EXTENDED
 from orchestrator.errors import LinkError, StableError
 from orchestrator.transports.base import Progress
 from orchestrator.transports.room import check_room
+from orchestrator.transports.ssh_channels import UnansweredError, request
 from orchestrator.transports.ssh_files import (
     Command,
     Keep,
@@ -209,8 +210,11 @@ class SftpFiles:
         channel = self._sessions.open_kept()
         pipe = Pipe(channel)
         try:
-            channel.invoke_subsystem("sftp")
+            request(channel, "subsystem", "sftp", self._sessions.answer_s)
             return paramiko.SFTPClient(pipe), pipe  # type: ignore[arg-type]
+        except UnansweredError as error:
+            channel.close()
+            raise SessionEndedError(str(error)) from error
         except (SessionEndedError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             # It has none, or a login script talks where it should be heard.
             refused = channel.closed or channel.eof_received or isinstance(error, paramiko.SFTPError)

@@ -114,6 +114,19 @@ def test_a_job_file_is_taken_in_once(agent: Agent, spool: Spool) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["job.json"]
 
 
+def test_a_job_file_is_taken_in_under_a_lease_that_the_fence_admits(agent: Agent, spool: Spool) -> None:
+    assert call(agent, spool, "collect", "--lease", "store-a:7")[0] == 0
+    source, job = spool.root.with_name("job"), make_job(spool)
+    source.write_bytes(job.to_json())
+    words = ("accept-job", job.id, job.attempt, sha256_hex(job.to_json()))
+    for lease in ("store-a:6", "store-b:9"):
+        code, answer = call(agent, spool, *words, "--lease", lease, stdin=source)
+        assert (code, kind(answer)) == (3, "RefusedError")
+        assert list(spool.jobs.iterdir()) == []
+    assert call(agent, spool, *words, "--lease", "store-a:8", stdin=source)[1]["state"] == "accepted"
+    assert call(agent, spool, *words, "--lease", "store-a:7")[0] == 3, "even where it is there already"
+
+
 @pytest.mark.parametrize("left", ["cut", "zeros", "empty"])
 def test_a_job_file_that_a_power_cut_tore_is_replaced(agent: Agent, spool: Spool, left: str) -> None:
     job = make_job(spool)

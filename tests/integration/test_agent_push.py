@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent_push import MACHINES, bring_agent, device_architecture
+from orchestrator.agent_push import MACHINES, bring_agent, device_architecture, remove_others
 from orchestrator.errors import DeviceError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.settings import load_settings
@@ -72,11 +72,14 @@ def test_what_is_broken_there_is_replaced(tmp_path: Path, damage: str) -> None:
     assert executables(tmp_path) == [path.name]
 
 
-def test_older_agents_are_removed_and_the_rest_of_the_folder_stays(tmp_path: Path) -> None:
+def test_other_agents_are_removed_not_before_it_is_asked_for_and_the_rest_stays(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    for name in ("stifarm-agent-0123456789abcdef", "stifarm-agent-0.partial", "mine"):
+    names = {"stifarm-agent-0123456789abcdef", "stifarm-agent-0.partial", "mine"}
+    for name in names:
         (tmp_path / "bin" / name).touch()
     path = bring_agent(LocalTransport("desk"), str(tmp_path)).path
+    assert set(executables(tmp_path)) == {*names, Path(path).name}
+    remove_others(LocalTransport("desk"), path)
     assert executables(tmp_path) == ["mine", Path(path).name]
 
 

@@ -19,6 +19,7 @@ import pytest
 from agent.chunks import missing
 from agent.spool import Spool
 from orchestrator.agent_push import MACHINES
+from orchestrator.agent_verbs import call_agent
 from orchestrator.chunk_stream import pack_blocks, read_ahead
 from orchestrator.deploy import deploy_bundle
 from orchestrator.errors import AgentError, DeviceFullError, StableError, TransientError
@@ -199,8 +200,13 @@ def test_a_stale_controller_is_refused(bundle: Path, tmp_path: Path) -> None:
     spool = str(tmp_path / "spool")
     deploy_bundle(Counting(), spool, bundle, lease=Lease(store="s", counter=7, takeover=False))
     other = tiny_bundle(tmp_path / "bundles", seed=5)
+    stale = Lease(store="s", counter=6, takeover=False)
+    with pytest.raises(AgentError, match="under-test: the lease has counter 6, 7 was seen already"):
+        deploy_bundle(Counting(), spool, other, lease=stale)
+    assert list((tmp_path / "spool/incoming").iterdir()) == []  # not even the manifest
+    call_agent(Counting(), spool, "missing", str(other / MANIFEST_NAME))
     with pytest.raises(AgentError, match=r"under-test: the agent's missing failed .exit code 3"):
-        deploy_bundle(Counting(), spool, other, lease=Lease(store="s", counter=6, takeover=False))
+        deploy_bundle(Counting(), spool, other, lease=stale)
 
 
 def test_a_device_that_is_full_says_so_before_the_first_chunk(bundle: Path, tmp_path: Path) -> None:

@@ -173,23 +173,27 @@ def test_a_device_of_another_farm_gets_neither_content_nor_jobs_before_it_is_tak
         device_id, _ = fleet.probe_device(first, worker, dut)
         with fleet.leased(first, device_id) as lease:
             worker.deploy("dut", *content, lease)
+        (agent,) = (workdir / "bin").iterdir()
+        agent_of_the_first = agent.rename(agent.with_name("stifarm-agent-0123456789abcdef"))
         with farm_with(tmp_path / "second", one("mine", workdir)) as (second, other):
             mine = second.inventory.devices[0]
             newer = tiny_bundle(tmp_path / "bundles", seed=1), content[1]
             (refused,) = fleet.deploy(second, other, [mine], *newer)
             assert isinstance(refused.error, AgentError)
             assert "stifarm devices take-over --devices mine" in refused.error.remedy
-            assert not any(path.is_dir() for path in (workdir / "incoming").iterdir())  # announced, no more
+            assert list((workdir / "incoming").iterdir()) == []
             # With nothing to send a deploy changes nothing; a job is refused by the agent itself.
             assert fleet.deploy(second, other, [mine], *content)[0].error is None
             request = probe_request(fleet.ready_device(second, other, mine, content[0].name))
-            outcome = run_job(second.store, other, second.owner, request)
-            with pytest.raises(StableError, match="belongs to store") as failed:
-                outcome.require_complete()
+            with pytest.raises(AgentError, match="belongs to store") as failed:
+                run_job(second.store, other, second.owner, request)
+            assert list((workdir / "jobs").iterdir()) == []
+            assert agent_of_the_first.is_file()
             assert "stifarm devices take-over --devices mine" in failed.value.remedy
             with fleet.leased(second, request.device_id) as lease:
                 other.take_over("mine", lease)
             assert fleet.deploy(second, other, [mine], *newer)[0].error is None
+            assert not agent_of_the_first.exists()
             assert run_job(second.store, other, second.owner, request).complete
         (lost,) = fleet.deploy(first, worker, [dut], *content)
         assert isinstance(lost.error, AgentError)  # the new owner's deploy has removed what it does not know

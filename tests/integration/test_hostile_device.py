@@ -18,6 +18,7 @@ from paramiko.channel import Channel
 from orchestrator.errors import (
     CommandTimeoutError,
     DeviceError,
+    LinkError,
     MissingFileError,
     StableError,
     TransientError,
@@ -25,6 +26,8 @@ from orchestrator.errors import (
 from orchestrator.inventory import parse_inventory
 from orchestrator.transports import connect
 from orchestrator.transports.base import Transport
+from orchestrator.transports.ssh import SshTransport
+from orchestrator.transports.ssh_address import endpoint_of
 from tests.hostile_adb import FEATURES, SHELL, Serve, endless, exactly, hostile_adb, says, sync
 from tests.hostile_ssh import SIZE, announce, hostile_ssh
 
@@ -204,6 +207,41 @@ def test_files_over_ssh(tmp_path: Path) -> None:
         transport.pull("/file-100", tmp_path / "here")
         assert (tmp_path / "here").read_bytes() == b"x" * 100
     assert not list(tmp_path.glob(".*"))
+
+
+@contextmanager
+def reached_soon(fields: str) -> Iterator[SshTransport]:
+    """As ``reached``, by a transport that soon gives a board up."""
+    text = f"version: 1\ndevices: [{{name: hostile, {fields}}}]"
+    device = parse_inventory(text.encode(), Path("inventory.yaml")).devices[0]
+    with closing(SshTransport("hostile", lambda: endpoint_of(device), silence_s=3)) as transport:
+        yield transport
+
+
+def test_a_board_that_answers_keepalives_only(tmp_path: Path) -> None:
+    """Every wait ends: for the warden and files with the link, for a command with its time."""
+
+    def command(channel: Channel, token: bytes) -> None:
+        announce(channel, token)
+        channel.send_exit_status(0)
+
+    unanswered = {"exec"}
+    with hostile_ssh(tmp_path / "ssh", command, unanswered) as fields, reached_soon(fields) as transport:
+        with pytest.raises(LinkError, match="answered no exec request within 6 s"):
+            transport.run(["true"], timeout_s=1)
+        unanswered.clear()
+        assert transport.run(["true"], timeout_s=60).ok
+        for what in ("exec", "input"):
+            unanswered.add(what)
+            with pytest.raises(CommandTimeoutError, match="hostile: true did not end within 1 s"):
+                transport.run(["true"], timeout_s=1)
+            unanswered.clear()
+            assert transport.run(["true"], timeout_s=60).ok
+        unanswered.add("subsystem")
+        with pytest.raises(LinkError, match="answered no subsystem request within 6 s"):
+            transport.read_from("/file-10", 0, 10)
+        unanswered.clear()
+        assert transport.read_from("/file-10", 0, 10) == b"x" * 10
 
 
 def test_a_home_over_ssh_that_is_no_path(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from db.errors import LeaseHeldError
 from db.leases import acquire_lease
 from orchestrator import measure
 from orchestrator.dispatch import Outcome, Request, lose_attempts, next_repetition, run_job
-from orchestrator.errors import StableError
+from orchestrator.errors import AgentError, StableError
 from orchestrator.farm import ControllerBusyError, Farm, controlling
 from orchestrator.measure import Question, RunSettings
 from orchestrator.worker import HostWorker
@@ -247,10 +247,9 @@ def test_another_farms_device_refuses_and_says_why(farm: Farm, worker: HostWorke
     write_inventory(other, DESK.replace("threads", f"workdir: {spool}, threads"))
     with open_world(other) as second:
         stranger = HostWorker(second.settings, second.inventory.devices)
-        outcome = run(second, stranger, probe_request(second, stranger, 2))
-        with pytest.raises(StableError, match=r"desk: its agent refused job .*store") as caught:
-            outcome.require_complete()
-        assert caught.value.remedy
+        with pytest.raises(AgentError, match=r"desk: .* belongs to store") as caught:
+            run(second, stranger, probe_request(second, stranger, 2))
+        assert "take-over" in caught.value.remedy
         stranger.close()
 
 

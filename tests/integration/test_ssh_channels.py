@@ -39,6 +39,13 @@ def closed_by_the_server(connection: Connection) -> tuple[Channel, Message]:
     return channel, late
 
 
+def send_until_it_ends(connection: Connection, late: Message) -> None:
+    """At first a loaded server may not have forgotten the last channel of that number."""
+    for _ in range(100):
+        connection.transport._send_user_message(late)  # type: ignore[attr-defined]
+        said(connection)
+
+
 def test_a_late_end_of_input_is_not_sent(tmp_path: Path) -> None:
     server = SshServer(tmp_path / "sshd")
     server.start()
@@ -50,9 +57,8 @@ def test_a_late_end_of_input_is_not_sent(tmp_path: Path) -> None:
         channel.transport._send_user_message(late)  # type: ignore[union-attr]
         assert said(connection) == b"heard\n"
         # As the library alone would send it, the server ends the connection.
-        connection.transport._send_user_message(late)  # type: ignore[attr-defined]
         with pytest.raises((paramiko.SSHException, OSError, EOFError)):
-            said(connection)
+            send_until_it_ends(connection, late)
         connection.close()
     finally:
         server.stop()

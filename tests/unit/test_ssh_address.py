@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import getpass
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import StableError
 from orchestrator.inventory import Device, parse_inventory
-from orchestrator.transports.ssh_address import endpoint_of
+from orchestrator.transports.ssh_address import Endpoint, endpoint_of
+from orchestrator.transports.ssh_connect import scan_command
 from orchestrator.transports.ssh_known_hosts import keys_of, read_known_hosts, recorded_name
 
 BLOB = base64.b64encode(b"key").decode()
@@ -47,6 +50,35 @@ def test_the_configuration_names_host_user_port_keys_and_jump(tmp_path: Path) ->
     assert (found.own_keys, found.agent) == (True, False)
     assert found.jump is not None
     assert (found.jump.host, found.jump.port, found.jump.user) == ("gate", 22022, "me")
+
+
+def hosts_on_the_way(found: Endpoint) -> list[str]:
+    return [found.host] if found.jump is None else [*hosts_on_the_way(found.jump), found.host]
+
+
+def test_jumps_are_made_in_the_order_of_their_list(tmp_path: Path) -> None:
+    home = configured(
+        tmp_path,
+        "Host pi\n ProxyJump gate,me@inner:23\nHost inner\n ProxyJump elsewhere\n"
+        "Host gate\n ProxyJump first\n",
+    )
+    found = endpoint_of(device("pi"), home)
+    assert hosts_on_the_way(found) == ["first", "gate", "inner", "pi"]
+    assert found.jump is not None
+    assert (found.jump.user, found.jump.port) == ("me", 23)
+
+
+def test_a_command_to_paste_holds_what_it_was_made_of(tmp_path: Path) -> None:
+    alias = r"a'; touch injected; '/&\1"
+    home = configured(tmp_path, f"Host pi\n HostKeyAlias {alias}\n UserKnownHostsFile {tmp_path}/known\n")
+    found = endpoint_of(device("pi"), home)
+    assert found.alias == alias
+    (tmp_path / "ssh-keyscan").write_text("#!/bin/sh\necho host ssh-ed25519 key\n")
+    (tmp_path / "ssh-keyscan").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", scan_command(found, "ed25519")], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "known").read_text() == f"{alias} ssh-ed25519 key\n"
+    assert not (tmp_path / "injected").exists()
 
 
 def test_the_inventory_has_the_last_word(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Whose a device is, read from here: for what is to be done there before an agent can refuse it."""
+
+from __future__ import annotations
+
+import json
+
+from orchestrator.agent_verbs import take_over_remedy
+from orchestrator.errors import AgentError, MissingFileError, StableError
+from orchestrator.transports.base import Transport
+from sti_runtime.messages import Lease
+
+FENCE = "fence.json"
+"""Below the spool (docs/job-and-journal.md, 5)."""
+
+_FENCE_CAP_BYTES = 1 << 20
+
+
+def require_ours(transport: Transport, spool: str, lease: Lease | None) -> None:
+    """As the agent's fence, which has the last word, but nothing is remembered; without a lease all goes.
+
+    Raises: AgentError when the lease would be refused; StableError for a damaged fence; DeviceError.
+    """
+    if lease is None:
+        return
+    try:
+        fence = json.loads(transport.read_from(f"{spool}/{FENCE}", 0, _FENCE_CAP_BYTES))
+        owner, highest = str(fence["owner"]), int(fence["counters"].get(lease.store, 0))
+    except MissingFileError:
+        return
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise StableError(
+            f"{spool}/{FENCE} is damaged, so nobody knows whose it is.",
+            "Free some space on it; then clean again.",
+            device=transport.device,
+        ) from error
+    if owner != lease.store and not lease.takeover:
+        refusal = f"the device belongs to store {owner[:64]!r}, this lease is of store {lease.store!r}"
+        raise AgentError(
+            refusal + ".", take_over_remedy(transport.device, refusal) or "", device=transport.device
+        )
+    if lease.counter < highest:
+        raise AgentError(
+            f"the lease has counter {lease.counter}, {highest} was seen already.",
+            "Run the command again.",
+            device=transport.device,
+        )
