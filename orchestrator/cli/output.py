@@ -46,9 +46,9 @@ WIDE = 220
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
+    """A line for people, on stderr; a long one breaks at blanks, indented."""
     with _SCREEN:
-        err.print(_text(text), soft_wrap=True)
+        err.print(_indented(text), soft_wrap=True)
 
 
 def success(text: str) -> None:
@@ -60,7 +60,7 @@ def success(text: str) -> None:
 def warn(text: str) -> None:
     """A line that wants attention, on stderr."""
     with _SCREEN:
-        err.print(Text("! ", "yellow"), _text(text), sep="", soft_wrap=True)
+        err.print(Text("! ", "yellow"), _indented(text), sep="", soft_wrap=True)
 
 
 def fail(error: StifarmError) -> None:
@@ -187,6 +187,12 @@ def _wrapped(text: str, indent: int, console: Console) -> list[str]:
         return [plain(text)]
     width = max(console.width - indent, 20)
     return textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _indented(text: str) -> Text:
+    """A line, broken below its own beginning where it is too long for the terminal."""
+    indent = len(text) - len(text.lstrip(" ")) + 2
+    return Text(f"\n{' ' * indent}".join(_wrapped(text, indent, err)))
 
 
 # ------------------------------------------------------------------ progress

@@ -187,6 +187,16 @@ def test_lines_written_beside_bars_leave_no_bar_behind(monkeypatch: pytest.Monke
         assert sum(line.startswith(label) for line in screen) == 1, screen
 
 
+def test_a_long_note_breaks_at_blanks_with_an_indent(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "err", Console(file=shown, width=40, force_terminal=True, color_system=None))
+    output.note(f"  board: {'words ' * 20}")
+    lines = shown.getvalue().splitlines()
+    assert lines[0].startswith("  board: words")
+    assert len(lines) > 2
+    assert all(line.startswith("    words") and len(line) <= 40 for line in lines[1:])
+
+
 def screen_of(written: str, width: int) -> list[str]:
     """What an endless terminal shows after rich has written this: text, cursor up, and erased lines."""
     lines, row, column = [""], 0, 0
