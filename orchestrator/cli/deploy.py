@@ -44,7 +44,7 @@ def deploy(
 
     Example: stifarm deploy --devices all
     """
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:

@@ -85,7 +85,7 @@ def plan(
     Example: stifarm plan --devices all --target 100ms,200ms --preload 1MB
     """
     asked = questions(target, preload, working, policy, slack=slack, seed=seed)
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         chosen = select(farm.inventory.devices, devices)
@@ -211,7 +211,7 @@ def evaluate(
     if kind is None:
         raise InputError(f"--kind {request_kind!r} is unknown.", f"Choose {' or '.join(KINDS)}.")
     asked = questions(target, preload, working, policy, slack=slack, seed=seed)
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         settings = RunSettings(

@@ -52,7 +52,7 @@ def importance(
     """
     from orchestrator.ray.pool import RayPool
 
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         name = only_task(farm, task, known)
         task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
@@ -119,7 +119,7 @@ def profile(
 
     Example: stifarm profile --devices all
     """
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:

@@ -214,6 +214,14 @@ def test_without_anything_made_yet(
     assert remedy in to_do
 
 
+@pytest.mark.parametrize("verb", [("deploy",), ("profile",), ("importance",), PLAN, EVAL])
+def test_a_missing_inventory_is_said_first(empty: Path, run: Run, verb: tuple[str, ...]) -> None:
+    what, _ = refusal(run(empty, "--inventory", "nope.yaml", *verb), USAGE)
+    assert "nope.yaml" in what
+    what, _ = refusal(run(empty, *verb), USAGE)
+    assert str(empty / ".stifarm") in what
+
+
 def test_a_query_without_plans_is_an_empty_document(empty: Path, run: Run) -> None:
     answer = run(empty, *QUERY, "--json")
     assert answer.code == FAILED
@@ -255,8 +263,6 @@ def test_every_problem_of_the_inventory_has_its_line(empty: Path, run: Run) -> N
     )
     for words in (("devices", "list"), ("deploy",), ("doctor",)):
         answer = run(empty, *words)
-        if "no bundle yet" in answer.err:
-            continue
         what, remedy = refusal(answer, USAGE)
         path = empty / "inventory.yaml"
         for line, text in ((3, "colour"), (4, "'a'"), (4, "locl"), (5, "3 parsecs")):
