@@ -84,5 +84,6 @@ def _deployed_json(item: fleet.Deployed) -> dict[str, Any]:
         "sent_bytes": sum(r.bytes_sent for r in item.reports),
         "seconds": sum(r.seconds for r in item.reports),
         "already": bool(item.reports) and all(r.already for r in item.reports),
-        "error": None if item.error is None else str(item.error),
+        "error": None if item.error is None else item.error.what,
+        "remedy": None if item.error is None else item.error.remedy.strip(),
     }

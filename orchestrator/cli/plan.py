@@ -32,7 +32,7 @@ from orchestrator.cli.output import (
     table,
     warn,
 )
-from orchestrator.cli.over_devices import each_device, finish, ready_with_content
+from orchestrator.cli.over_devices import each_device, failures_json, finish, ready_with_content
 from orchestrator.dispatch import Outcome
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
@@ -105,6 +105,7 @@ def plan(
             {
                 "plans": [report.plan_json(answer) for answer in shown],
                 "infeasible": [_infeasible_json(answer) for answer in infeasible],
+                "failed": failures_json(errors),
             }
         )
     else:
@@ -234,6 +235,7 @@ def evaluate(
             {
                 "plans": [report.plan_json(answer) for answer in shown],
                 "infeasible": [_infeasible_json(answer) for answer in answers if answer.plan is None],
+                "failed": failures_json(errors),
             }
         )
     else:

@@ -27,7 +27,7 @@ from orchestrator.cli.output import (
     table,
     warn,
 )
-from orchestrator.cli.over_devices import each_device, finish
+from orchestrator.cli.over_devices import each_device, failures_json, finish
 from orchestrator.farm import Farm, controlling
 from orchestrator.fleet import ReadyDevice
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
@@ -135,6 +135,7 @@ def profile(
                 }
                 for p in done
             ]
+            + failures_json(errors)
         )
     else:
         show_profiles(done, known)

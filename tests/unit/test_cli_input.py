@@ -189,6 +189,13 @@ def test_wrong_usage_is_exit_code_2(world: Path, run: Run, words: tuple[str, ...
     assert "Usage" in answer.err
 
 
+def test_wrong_usage_is_a_document_too_where_one_is_asked_for(empty: Path, run: Run) -> None:
+    for words, named in ((("plan", "--json"), "--target"), (("devices", "clean", "--json"), "--devices")):
+        answer = run(empty, *words)
+        assert answer.code == USAGE
+        assert named in json.loads(answer.out)["error"]
+
+
 # ------------------------------------------------------------------ nothing there yet
 
 
@@ -246,7 +253,9 @@ def refusal_in_table(answer: Answer) -> tuple[str, str]:
 def test_a_device_without_profile_fails_alone(world: Path, run: Run) -> None:
     answer = run(world, "plan", "--target", "1000s", "--working", "1MB", "--json")
     assert answer.code == 3
-    assert [plan["device"] for plan in json.loads(answer.out)["plans"]] == ["desk"]
+    document = json.loads(answer.out)
+    assert [plan["device"] for plan in document["plans"]] == ["desk"]
+    assert "board" in document["failed"][0]["error"]
     assert re.search(r"^error .*'?board", answer.err, re.MULTILINE)
 
 
