@@ -6,7 +6,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.errors import AgentError, DeviceError, DeviceFullError, StableError, TransientError
+from orchestrator.errors import (
+    AgentError,
+    DeviceError,
+    DeviceFullError,
+    StableError,
+    TransientError,
+    new_agent_remedy,
+)
 from orchestrator.transports.base import Completed, Transport
 from sti_runtime.errors import ResourceError
 from sti_runtime.messages import Lease
@@ -111,6 +118,6 @@ def _said(stdout: bytes) -> dict[str, Any]:
 def _not_an_answer(transport: Transport, verb: str, completed: Completed) -> StableError:
     return StableError(
         f"the agent's {verb} gave no JSON object but {completed.stdout[:80]!r}.",
-        "Update stifarm on the device: agent and host must be of one version.",
+        new_agent_remedy(transport.device),
         device=transport.device,
     )

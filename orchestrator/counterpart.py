@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.errors import StableError
+from orchestrator.errors import StableError, new_agent_remedy
 from orchestrator.inventory import Device
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.journal_format import PROTOCOL_VERSION
@@ -44,6 +44,6 @@ def other_protocol(device: str, spoken: str) -> StableError:
     """The error for an installed agent of another version than this host's."""
     return StableError(
         f"its agent speaks protocol {spoken}, this stifarm {PROTOCOL_VERSION}.",
-        "Install the same version of stifarm on both sides.",
+        new_agent_remedy(device),
         device=device,
     )

@@ -19,7 +19,7 @@ import structlog
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.chunk_stream import pack_blocks, small_packs
 from orchestrator.counterpart import other_protocol
-from orchestrator.errors import AgentError, StableError
+from orchestrator.errors import AgentError, StableError, new_agent_remedy
 from orchestrator.ownership import require_ours
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.errors import DigestError, FormatError
@@ -90,7 +90,7 @@ class Held:
         if not good or not isinstance(identity, str) or not 0 < len(identity) <= 100:
             raise StableError(
                 f"the agent does not say what the device holds ({str(answer)[:80]}).",
-                "Update stifarm on the device: agent and host must be of one version.",
+                new_agent_remedy(device),
                 device=device,
             )
         bundles, incoming, tasks = (frozenset(kind or ()) for kind in kinds)
@@ -247,7 +247,7 @@ class _Sender:
         if last and not rejected and answer.get("state") != "committed":
             raise StableError(
                 f"the agent took every chunk and still lacks {str(answer.get('remaining'))[:20]}.",
-                "Update stifarm on the device: agent and host must be of one version.",
+                new_agent_remedy(self._transport.device),
                 device=self._transport.device,
             )
         return rejected
@@ -281,7 +281,7 @@ def _indices(answer: dict[str, Any], key: str, count: int, device: str) -> list[
     if not good or value is None or len(set(value)) != len(value):
         raise StableError(
             f"the agent's answer names chunks that the bundle has not ({key}: {str(value)[:80]}).",
-            "Update stifarm on the device: agent and host must be of one version.",
+            new_agent_remedy(device),
             device=device,
         )
     return list(value)

@@ -388,9 +388,9 @@ def _drive(
                 device=name,
             )
         restarts += 1
-        structlog.get_logger(__name__).warning(
-            "agent is gone, starting it again", device=name, job=job.id, detail=polled.detail
-        )
+        log = structlog.get_logger(__name__)
+        log.warning("its agent is gone, started again", device=name)
+        log.info("what the agent that is gone had said", device=name, job=job.id, detail=polled.detail)
         # From the start: after a reboot the journal may be shorter than what was read of it.
         offset = 0
         start = True

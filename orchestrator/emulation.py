@@ -34,6 +34,7 @@ from orchestrator.inventory import Device, EmulateSpec
 from sti_runtime.errors import FormatError
 from sti_runtime.messages import Emulation, VerifiedEmulation
 from sti_runtime.records import Digest, Record, canonical_json, sha256_hex
+from sti_runtime.units import format_bytes, format_ns, format_rate
 
 TOLERANCE = 0.15
 """Largest relative deviation of a verified rate from its nominal."""
@@ -167,28 +168,26 @@ def deviations(verified: VerifiedEmulation) -> dict[Resource, str]:
         if rate is None or p50 is None or not per_read:
             found["io"] = "the probe could not measure reading"
         elif _off(rate, nominal.io_bytes_per_s):
-            found["io"] = f"{rate} bytes/s sustained where {nominal.io_bytes_per_s} are nominal"
+            found["io"] = f"{format_rate(rate)} sustained, nominal {format_rate(nominal.io_bytes_per_s)}"
         elif _off(p50, per_read):
             found["io"] = (
-                f"single reads of {verified.read_bytes} bytes take {p50} ns in the median "
-                f"where {per_read} are nominal"
+                f"reads of {format_bytes(verified.read_bytes or 0)} take {format_ns(p50)},"
+                f" nominal {format_ns(per_read)}"
             )
     if nominal.cpu_share_milli is not None:
         share = verified.cpu_share_milli
         if share is None:
             found["cpu"] = "the probe could not measure the CPU share"
         elif _off(share, nominal.cpu_share_milli):
-            found["cpu"] = (
-                f"a CPU share of {share / 1000:g} where {nominal.cpu_share_milli / 1000:g} is nominal"
-            )
+            found["cpu"] = f"a CPU share of {share / 1000:g}, nominal {nominal.cpu_share_milli / 1000:g}"
         elif (
             verified.section_p50_ns is not None
             and verified.section_nominal_ns is not None
             and _off(verified.section_p50_ns, verified.section_nominal_ns)
         ):
             found["cpu"] = (
-                f"sections of {verified.section_cpu_ns} ns of CPU time take {verified.section_p50_ns} ns"
-                f" in the median where {verified.section_nominal_ns} are nominal"
+                f"{format_ns(verified.section_cpu_ns or 0)} of CPU time take"
+                f" {format_ns(verified.section_p50_ns)}, nominal {format_ns(verified.section_nominal_ns)}"
             )
     return found
 

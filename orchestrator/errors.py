@@ -138,6 +138,14 @@ class HostLostError(PoolError):
     """A lab host's node or worker is gone; its devices are out of reach until it joins again."""
 
 
+def new_agent_remedy(device: str) -> str:
+    """What to do about an agent whose answers are not to be used: it is of another version, or damaged."""
+    return (
+        f"Put a new agent there: stifarm devices clean --devices {device}, then stifarm deploy --devices "
+        f"{device}. An agent that was installed there by hand must be of this stifarm's version."
+    )
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """What to offer when ``word`` is none of ``known``: the nearest matches, else all of them."""
     names = sorted(known)

@@ -6,7 +6,7 @@ A device is not trusted: what it says is capped, validated and then believed as 
 from __future__ import annotations
 
 from orchestrator.agent_verbs import call_raw
-from orchestrator.errors import StableError
+from orchestrator.errors import StableError, new_agent_remedy
 from orchestrator.transports.base import Transport
 from sti_runtime.device_facts import FACTS_CAP_BYTES, DeviceFacts
 from sti_runtime.errors import FormatError
@@ -20,9 +20,7 @@ def parse_facts(output: bytes, *, device: str) -> DeviceFacts:
     try:
         return DeviceFacts.from_json(output, source="the agent's facts", cap_bytes=FACTS_CAP_BYTES)
     except FormatError as error:
-        raise StableError(
-            error.what, "Update stifarm on the device: agent and host must be of one version.", device=device
-        ) from error
+        raise StableError(error.what, new_agent_remedy(device), device=device) from error
 
 
 def read_facts(transport: Transport, spool: str, *, emulated: bool) -> DeviceFacts:

@@ -20,7 +20,7 @@ from orchestrator.counterpart import missing_engine, other_protocol, refuse_repl
 from orchestrator.deploy import DeployReport
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import LEASE_TTL_NS, Worker, take_lease
-from orchestrator.errors import DeviceError, DeviceFullError, StableError
+from orchestrator.errors import DeviceError, StableError
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
 from orchestrator.jobs import DeviceTarget
@@ -59,16 +59,17 @@ def probe_device(farm: Farm, worker: Worker, device: Device) -> tuple[int, Devic
 
 
 def device_to_clean(farm: Farm, worker: Worker, device: Device) -> int:
-    """Row id of a device that is to be cleaned; one whose disk is too full for an agent to state its facts is
-    the one last seen under its name. Raises: DeviceError."""
+    """Row id of a device that is to be cleaned; one whose facts cannot be had or believed (its disk is too
+    full for an agent, its agent lies) is the one last seen under its name. Raises: DeviceError."""
     try:
-        return probe_device(farm, worker, device)[0]
-    except DeviceFullError:
+        facts = worker.facts(device.name)
+    except StableError:
         with farm.store.reader() as session:
             known = next((row.id for row in list_devices(session) if row.name == device.name), None)
         if known is None:
             raise
         return known
+    return register_facts(farm, worker, device, facts)
 
 
 def register_facts(

@@ -64,12 +64,12 @@ class Link:
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         cause = error.what.removeprefix(f"{self._device}: ").rstrip(".")
-        self._shown.waits(f"out of reach, its job goes on there ({cause})")
+        self._shown.waits(f"out of reach; its job goes on when it is back ({cause})")
         if now - self._since > LINK_LIMIT_S:
             raise LinkError(
                 f"it could not be reached for {LINK_LIMIT_S} s ({error.what})",
-                f"{error.remedy} Its job goes on there, and nothing measured is lost: run the same command"
-                " again when it can be reached.",
+                f"{error.remedy} Nothing measured is lost: run the same command again when it can be reached,"
+                " and its job goes on.",
                 device=self._device,
             ) from error
         time.sleep(self._pause_s)

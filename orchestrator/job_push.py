@@ -8,7 +8,7 @@ import structlog
 
 from orchestrator.agent_verbs import call_agent, lease_arguments
 from orchestrator.deploy import COMMIT_TIMEOUT_S, PACK_FILE
-from orchestrator.errors import AgentError, StableError
+from orchestrator.errors import AgentError, StableError, new_agent_remedy
 from orchestrator.transports.base import Transport
 from sti_runtime.errors import DigestError
 from sti_runtime.messages import Job
@@ -37,7 +37,7 @@ def push_job(transport: Transport, spool: str, job: Job) -> bool:
     if state not in ("accepted", "already"):
         raise StableError(
             f"the agent was given a job and calls it {state[:20]!r}.",
-            "Update stifarm on the device: agent and host must be of one version.",
+            new_agent_remedy(transport.device),
             device=transport.device,
         )
     return state == "accepted"

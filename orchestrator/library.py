@@ -254,7 +254,9 @@ def find_bundle(farm: Farm, name: str | None) -> KnownBundle:
             rows = artifacts.list_bundles(session)
             if not rows:
                 raise InputError(
-                    "There is no bundle yet.", "Make one: stifarm bundle build MODEL (or run stifarm demo)."
+                    f"There is no bundle yet in the state folder {farm.settings.home}.",
+                    "Make one: stifarm bundle build MODEL (or run stifarm demo). Another folder: --home,"
+                    " or --inventory, beside which it is.",
                 )
             row = rows[0]
     return KnownBundle(row.name, Bundle.open(farm.settings.bundles / row.digest), row.model_digest)

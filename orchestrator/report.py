@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -256,6 +257,8 @@ PROFILE_COLUMNS = (
     ">fixed", ">fit error", "verdict",
 )  # fmt: skip
 
+_RESIDUAL = re.compile(r"(\d+) ppm, more than (\d+)")
+
 
 def profile_row(device: str, profile: DeviceProfile, shard_bytes: Sequence[int]) -> list[str]:
     """One line of the profile table; ``shard_bytes``: sizes of a shard at 2, 4 and 32 bits."""
@@ -271,8 +274,15 @@ def profile_row(device: str, profile: DeviceProfile, shard_bytes: Sequence[int])
         format_ns(profile.fixed_p95.total_ns),
         percent(io.error_ppm),
         ("emulated, " if profile.emulated else "")
-        + ("fit" if not profile.unfit else "unfit: " + "; ".join(profile.unfit)),
+        + ("fit" if not profile.unfit else "unfit: " + "; ".join(map(unfit_in_words, profile.unfit))),
     ]
+
+
+def unfit_in_words(reason: str) -> str:
+    """Why a fit is unfit, with shares in per cent: the profile itself has them in parts per million."""
+    return _RESIDUAL.sub(
+        lambda found: f"{percent(int(found[1]))}, more than {int(found[2]) / 1e4:g} %", reason
+    )
 
 
 def _infeasible_cells(answer: Answer) -> list[str]:

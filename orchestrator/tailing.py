@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import structlog
 
-from orchestrator.errors import MissingFileError, StableError
+from orchestrator.errors import MissingFileError, StableError, new_agent_remedy
 from orchestrator.transports.base import Transport
 from sti_runtime.journal_format import READ_BYTES, parse_lines
 from sti_runtime.messages import EndRecord, JournalRecord
@@ -72,7 +72,7 @@ def checked_state(answer: dict[str, Any], device: str) -> PollState:
     if not isinstance(state, str) or state not in states:
         raise StableError(
             f"the agent gives a job the state {str(state)[:40]!r}.",
-            "Update stifarm on the device: agent and host must be of one version.",
+            new_agent_remedy(device),
             device=device,
         )
     return states[state]

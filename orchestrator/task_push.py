@@ -20,7 +20,7 @@ from orchestrator.deploy import (
     file_digest,
     host_unreadable,
 )
-from orchestrator.errors import AgentError, StableError
+from orchestrator.errors import AgentError, StableError, new_agent_remedy
 from orchestrator.transports.base import Progress, Transport
 from sti_runtime.errors import DigestError
 from sti_runtime.messages import Lease
@@ -93,7 +93,7 @@ class _Sender:
         if state not in ("accepted", "already"):
             raise StableError(
                 f"the agent took all of the task data and calls it {state[:20]!r}.",
-                "Update stifarm on the device: agent and host must be of one version.",
+                new_agent_remedy(self._transport.device),
                 device=self._transport.device,
             )
 

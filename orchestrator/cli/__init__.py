@@ -66,6 +66,7 @@ for verb, function in (
 
 _INTERRUPTED = 130
 """What Typer makes of Ctrl-C."""
+_SEE_HELP = "The verb's --help has its arguments and options."
 
 
 @app.callback()
@@ -100,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             emit_json({"error": error.what, "remedy": error.remedy.strip()})
         sys.exit(error.exit_code)
     except SystemExit as done:
+        wrong = getattr(done.__context__, "format_message", None)  # of a usage error, which Typer has shown
+        if wrong is not None and "--json" in (sys.argv if argv is None else argv):
+            emit_json({"error": wrong(), "remedy": _SEE_HELP})
         if done.code == _INTERRUPTED:
             note(f"interrupted; {asked.interrupted}")
         raise

@@ -18,7 +18,7 @@ from orchestrator.errors import ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.host_book import hosts_of, known_offers
 from orchestrator.hosts import gather
-from orchestrator.inventory import Device
+from orchestrator.inventory import Device, load_inventory
 from orchestrator.matching import select
 from orchestrator.settings import Settings, load_settings
 from orchestrator.side_by_side import side_by_side
@@ -72,11 +72,15 @@ class Options:
 
 
 @contextmanager
-def farm_of(context: typer.Context) -> Iterator[Farm]:
-    """The farm that the options name."""
+def farm_of(context: typer.Context, *, for_devices: bool = False) -> Iterator[Farm]:
+    """The farm that the options name; ``for_devices``: an inventory that is missing or invalid is refused
+    before anything else is looked at."""
     options = context.obj
     assert isinstance(options, Options)
-    with open_farm(options.settings()) as farm:
+    settings = options.settings()
+    if for_devices:
+        load_inventory(settings.inventory)
+    with open_farm(settings) as farm:
         yield farm
 
 

@@ -44,7 +44,7 @@ def deploy(
 
     Example: stifarm deploy --devices all
     """
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:
@@ -84,5 +84,6 @@ def _deployed_json(item: fleet.Deployed) -> dict[str, Any]:
         "sent_bytes": sum(r.bytes_sent for r in item.reports),
         "seconds": sum(r.seconds for r in item.reports),
         "already": bool(item.reports) and all(r.already for r in item.reports),
-        "error": None if item.error is None else str(item.error),
+        "error": None if item.error is None else item.error.what,
+        "remedy": None if item.error is None else item.error.remedy.strip(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -13,7 +13,7 @@ from orchestrator import fleet
 from orchestrator.cli.context import DevicesOption, JsonOption, Session, driving, farm_of
 from orchestrator.cli.discover import discover
 from orchestrator.cli.output import emit_json, fail, success, table
-from orchestrator.cli.over_devices import finish, on_each
+from orchestrator.cli.over_devices import failed_json, finish, on_each
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
 from orchestrator.doctor import slowed
@@ -22,6 +22,8 @@ from orchestrator.inventory import Device
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
 from sti_runtime.units import format_bytes
+
+T = TypeVar("T")
 
 devices_app = typer.Typer(no_args_is_help=True, help="The devices of the inventory.")
 devices_app.command("discover")(discover)
@@ -92,7 +94,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     Example: stifarm devices probe --devices all
     """
     with farm_of(context) as farm, driving(farm, devices) as session:
-        found, errors = _probe_all(farm, session, quiet=json)
+        found, failed = _probe_all(farm, session, quiet=json)
     if json:
         emit_json(
             [
@@ -104,6 +106,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
                 }
                 for device, facts, seen in found
             ]
+            + [failed_json(device.name, error) for device, error in failed]
         )
     elif found:
         table(
@@ -138,20 +141,22 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
                 for device, facts, seen in found
             ],
         )
-    finish([*errors, *[None for _ in found]])
+    finish([*(error for _, error in failed), *[None for _ in found]])
 
 
 Probed = tuple[Device, DeviceFacts, Seen]
 
 
-def _probe_all(farm: Farm, session: Session, *, quiet: bool) -> tuple[list[Probed], list[StifarmError]]:
+def _probe_all(
+    farm: Farm, session: Session, *, quiet: bool
+) -> tuple[list[Probed], list[tuple[Device, StifarmError]]]:
     """Facts read side by side, registered in the order of the devices."""
 
     def read(device: Device) -> tuple[DeviceFacts, Seen]:
         return session.worker.facts(device.name), session.worker.look(device.name)
 
     found: list[Probed] = []
-    errors: list[StifarmError] = []
+    failed: list[tuple[Device, StifarmError]] = []
     for device, answer in on_each(session, "probe", read, quiet=quiet):
         try:
             if isinstance(answer, StifarmError):
@@ -161,8 +166,8 @@ def _probe_all(farm: Farm, session: Session, *, quiet: bool) -> tuple[list[Probe
             found.append((device, facts, seen))
         except StifarmError as error:
             fail(error)
-            errors.append(error)
-    return found, errors
+            failed.append((device, error))
+    return found, failed
 
 
 @devices_app.command("clean")
@@ -183,8 +188,12 @@ def clean(context: typer.Context, devices: DevicesOption, json: JsonOption = Fal
         cleaned = on_each(session, "clean", clean_one, quiet=json)
     _tell(cleaned, "clean", quiet=json)
     if json:
-        emit_json([answer for _, answer in cleaned if not isinstance(answer, StifarmError)])
+        emit_json([_document(device, answer) for device, answer in cleaned])
     finish([answer if isinstance(answer, StifarmError) else None for _, answer in cleaned])
+
+
+def _document(device: Device, answer: T | StifarmError) -> T | dict[str, str]:
+    return failed_json(device.name, answer) if isinstance(answer, StifarmError) else answer
 
 
 def _tell(answers: Sequence[tuple[Device, object]], done: str, *, quiet: bool) -> None:
@@ -214,5 +223,5 @@ def take_over(context: typer.Context, devices: DevicesOption, json: JsonOption =
         taken = on_each(session, "take over", take, quiet=json)
     _tell(taken, "belongs to this farm", quiet=json)
     if json:
-        emit_json([answer for _, answer in taken if not isinstance(answer, StifarmError)])
+        emit_json([_document(device, answer) for device, answer in taken])
     finish([answer if isinstance(answer, StifarmError) else None for _, answer in taken])

@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 import textwrap
+import threading
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
@@ -36,34 +37,42 @@ _NOT_SHOWN = re.compile(
 """What a terminal obeys (C0 and C1 control characters), what reorders or breaks a line (Unicode's own), and
 halves of characters, which have no UTF-8. Tabs and line breaks are text."""
 
+_SCREEN = threading.RLock()
+"""Held by whoever writes to stderr. A line goes above the bars, which are moved by their height: were they
+redrawn with another height meanwhile, some would stay behind."""
+
 WIDE = 220
 """Columns of a table when the output is no terminal: nothing is cut in logs and pipes."""
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
-    err.print(_text(text), soft_wrap=True)
+    """A line for people, on stderr; a long one breaks at blanks, indented."""
+    with _SCREEN:
+        err.print(_indented(text), soft_wrap=True)
 
 
 def success(text: str) -> None:
     """A line that says what was done, on stderr."""
-    err.print(Text("✓ ", "green"), _text(text), sep="", soft_wrap=True)
+    with _SCREEN:
+        err.print(Text("✓ ", "green"), _text(text), sep="", soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """A line that wants attention, on stderr."""
-    err.print(Text("! ", "yellow"), _text(text), sep="", soft_wrap=True)
+    with _SCREEN:
+        err.print(Text("! ", "yellow"), _indented(text), sep="", soft_wrap=True)
 
 
 def fail(error: StifarmError) -> None:
     """An error: what happened, then what to do."""
     first, *others = error.what.strip().splitlines() or [""]
-    err.print(Text("error ", "bold red"), "\n      ".join(_wrapped(first, 6, err)), sep="", markup=False,
-              soft_wrap=True)  # fmt: skip
-    for line in others:
-        err.print("  " + "\n    ".join(_wrapped(line, 4, err)), markup=False, soft_wrap=True)
-    if error.remedy:
-        err.print(_text(f"      {error.remedy.strip()}"), soft_wrap=True)
+    with _SCREEN:
+        err.print(Text("error ", "bold red"), "\n      ".join(_wrapped(first, 6, err)), sep="", markup=False,
+                  soft_wrap=True)  # fmt: skip
+        for line in others:
+            err.print("  " + "\n    ".join(_wrapped(line, 4, err)), markup=False, soft_wrap=True)
+        if error.remedy:
+            err.print(_text(f"      {error.remedy.strip()}"), soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
@@ -180,7 +189,15 @@ def _wrapped(text: str, indent: int, console: Console) -> list[str]:
     return textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
+def _indented(text: str) -> Text:
+    """A line, broken below its own beginning where it is too long for the terminal."""
+    indent = len(text) - len(text.lstrip(" ")) + 2
+    return Text(f"\n{' ' * indent}".join(_wrapped(text, indent, err)))
+
+
 # ------------------------------------------------------------------ progress
+
+_REDRAW_S = 0.1
 
 
 class Bar:
@@ -235,7 +252,19 @@ class Bar:
 
 
 class _Bars(Progress):
-    """Bars, and below them a line for each that waits: what for."""
+    """Bars, and below them a line for each that waits: what for. Drawn by whoever holds ``_SCREEN``."""
+
+    def start(self) -> None:
+        with _SCREEN:
+            super().start()
+
+    def stop(self) -> None:
+        with _SCREEN:
+            super().stop()
+
+    def refresh(self) -> None:
+        with _SCREEN:
+            super().refresh()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -286,14 +315,36 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
     if quiet or not err.is_terminal:
         yield Steps(None)
         return
-    with _Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=err,
-    ) as progress:
+    with (
+        _Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=err,
+            auto_refresh=False,
+        ) as progress,
+        _redrawn(progress),
+    ):
         yield Steps(progress)
+
+
+@contextmanager
+def _redrawn(progress: Progress) -> Iterator[None]:
+    """Within the block the bars are drawn anew every ``_REDRAW_S``."""
+    ended = threading.Event()
+
+    def redraw() -> None:
+        while not ended.wait(_REDRAW_S):
+            progress.refresh()
+
+    thread = threading.Thread(target=redraw, name="bars", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 # ------------------------------------------------------------------ text
@@ -313,13 +364,22 @@ def _text(text: str, style: str = "") -> Text:
 
 
 class _Stderr:
-    """Stderr as it is at each write: while bars are shown, rich has lines go above them."""
+    """Stderr as it is at each write: while bars are shown, rich has lines go above them. Whole lines only."""
+
+    def __init__(self) -> None:
+        self._begun = ""
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with _SCREEN:
+            self._begun += text
+            if self._begun.endswith("\n"):
+                whole, self._begun = self._begun, ""
+                sys.stderr.write(whole)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with _SCREEN:
+            sys.stderr.flush()
 
 
 class _PlainFormatter(logging.Formatter):
@@ -333,14 +393,28 @@ def _plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
     return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
-def show_logs(level: int) -> None:
-    """Logs of this process go to stderr, from ``level`` on; what a device said in them is plain, too."""
+def _short_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    """A warning as a line for people: of whom, what, and its values but for when and how grave."""
+    of = next((f"{event.pop(name)}: " for name in ("device", "host") if name in event), "")
+    what = event.pop("event", "")
+    values = [
+        str(value) if name == "cause" else f"{name} {value}"
+        for name, value in event.items()
+        if name not in ("timestamp", "level") and value is not None
+    ]
+    more = f" ({', '.join(values).rstrip('.')})" if values else ""
+    return " ".join(f"! {of}{what}{more}".split())
 
+
+def show_logs(level: int) -> None:
+    """Logs of this process go to stderr, from ``level`` on; what a device said in them is plain, too.
+
+    Warnings are short lines, unless more than warnings is asked for.
+    """
+    structlog.reset_defaults()
     *before, renderer = structlog.get_config()["processors"]
-    if _plain_values not in before:
-        before.append(_plain_values)
     structlog.configure(
-        processors=[*before, renderer],
+        processors=[*before, _plain_values, _short_line if level >= logging.WARNING else renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -175,6 +175,22 @@ def _one(
         _watched(session, name, bar, every_s=_WATCH_TIMED_S),
     ):
         return action(ready, bar)
+
+
+def failed_json(device: str, error: StifarmError) -> dict[str, str]:
+    """A device that failed, among the others' documents."""
+    what = error.what.removeprefix(f"{device}: ")
+    return {"device": device, "error": what, "remedy": error.remedy.strip()}
+
+
+def failures_json(errors: Iterable[StifarmError | None]) -> list[dict[str, str | None]]:
+    """Every failure among these, for machines; no device where it is not of one."""
+    return [
+        {**failed_json(device or "", error), "device": device}
+        for error in errors
+        if error is not None
+        for device in [error.device if isinstance(error, DeviceError) else None]
+    ]
 
 
 def _named(error: StifarmError, device: str) -> StifarmError:

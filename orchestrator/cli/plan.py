@@ -32,7 +32,7 @@ from orchestrator.cli.output import (
     table,
     warn,
 )
-from orchestrator.cli.over_devices import each_device, finish, ready_with_content
+from orchestrator.cli.over_devices import each_device, failures_json, finish, ready_with_content
 from orchestrator.dispatch import Outcome
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
@@ -85,7 +85,7 @@ def plan(
     Example: stifarm plan --devices all --target 100ms,200ms --preload 1MB
     """
     asked = questions(target, preload, working, policy, slack=slack, seed=seed)
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         chosen = select(farm.inventory.devices, devices)
@@ -105,6 +105,7 @@ def plan(
             {
                 "plans": [report.plan_json(answer) for answer in shown],
                 "infeasible": [_infeasible_json(answer) for answer in infeasible],
+                "failed": failures_json(errors),
             }
         )
     else:
@@ -211,7 +212,7 @@ def evaluate(
     if kind is None:
         raise InputError(f"--kind {request_kind!r} is unknown.", f"Choose {' or '.join(KINDS)}.")
     asked = questions(target, preload, working, policy, slack=slack, seed=seed)
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         settings = RunSettings(
@@ -234,6 +235,7 @@ def evaluate(
             {
                 "plans": [report.plan_json(answer) for answer in shown],
                 "infeasible": [_infeasible_json(answer) for answer in answers if answer.plan is None],
+                "failed": failures_json(errors),
             }
         )
     else:

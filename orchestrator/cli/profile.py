@@ -27,7 +27,7 @@ from orchestrator.cli.output import (
     table,
     warn,
 )
-from orchestrator.cli.over_devices import each_device, finish
+from orchestrator.cli.over_devices import each_device, failures_json, finish
 from orchestrator.farm import Farm, controlling
 from orchestrator.fleet import ReadyDevice
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
@@ -52,7 +52,7 @@ def importance(
     """
     from orchestrator.ray.pool import RayPool
 
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         name = only_task(farm, task, known)
         task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
@@ -119,7 +119,7 @@ def profile(
 
     Example: stifarm profile --devices all
     """
-    with farm_of(context) as farm:
+    with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:
@@ -135,6 +135,7 @@ def profile(
                 }
                 for p in done
             ]
+            + failures_json(errors)
         )
     else:
         show_profiles(done, known)

@@ -21,7 +21,7 @@ from db.transfer import export_table, formats
 from orchestrator.audit import DeviceAudit, audit_device
 from orchestrator.cli.context import DevicesOption, JsonOption, Options, driving, farm_of
 from orchestrator.cli.output import emit_json, fail, steps, success, table, warn
-from orchestrator.cli.over_devices import finish
+from orchestrator.cli.over_devices import failed_json, finish
 from orchestrator.inventory import Device
 from orchestrator.side_by_side import side_by_side
 from sti_runtime.errors import InputError, StifarmError
@@ -146,7 +146,16 @@ def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     audits = [found[device.name] for device in session.devices]
     done = [audit for audit in audits if isinstance(audit, DeviceAudit)]
     if json:
-        emit_json([_audit_json(audit) for audit in done])
+        emit_json(
+            [
+                *map(_audit_json, done),
+                *(
+                    failed_json(device.name, audit)
+                    for device, audit in zip(session.devices, audits, strict=True)
+                    if isinstance(audit, StifarmError)
+                ),
+            ]
+        )
     else:
         _show_audits(done)
     for error in audits:

@@ -118,7 +118,7 @@ def test_a_bursty_limit_gives_way_to_the_agent_for_its_resource_only(
     assert (resolved.emulation.io_mechanism, resolved.emulation.cpu_mechanism) == ("agent", "cgroup-v1")
     assert resolved.verified_within_bounds
     assert len(probe.probed) == 2
-    assert "single reads of 262144 bytes take 131072 ns" in resolved.reasons[0]
+    assert "reads of 262 kB take 131 µs, nominal 65.5 ms" in resolved.reasons[0]
 
 
 def test_a_virtual_devices_bursty_limit_is_kept_and_the_agent_throttles_too(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_device_that_is_off_its_rate_whatever_is_done_is_marked(tmp_path: Path
         device, GroupSite.of(device, tmp_path, NO_GROUPS), probe, tmp_path / "d.json"
     )
     assert not resolved.verified_within_bounds
-    assert "a CPU share of 0.35 where 0.5 is nominal" in resolved.reasons[0]
+    assert "a CPU share of 0.35, nominal 0.5" in resolved.reasons[0]
 
 
 @pytest.mark.parametrize("factors", [{"read": 0.002}, {"rate": 2.0}, {"share": 1.3}])

@@ -189,6 +189,13 @@ def test_wrong_usage_is_exit_code_2(world: Path, run: Run, words: tuple[str, ...
     assert "Usage" in answer.err
 
 
+def test_wrong_usage_is_a_document_too_where_one_is_asked_for(empty: Path, run: Run) -> None:
+    for words, named in ((("plan", "--json"), "--target"), (("devices", "clean", "--json"), "--devices")):
+        answer = run(empty, *words)
+        assert answer.code == USAGE
+        assert named in json.loads(answer.out)["error"]
+
+
 # ------------------------------------------------------------------ nothing there yet
 
 
@@ -212,6 +219,14 @@ def test_without_anything_made_yet(
     what, to_do = refusal(run(empty, *words), code)
     assert named in what
     assert remedy in to_do
+
+
+@pytest.mark.parametrize("verb", [("deploy",), ("profile",), ("importance",), PLAN, EVAL])
+def test_a_missing_inventory_is_said_first(empty: Path, run: Run, verb: tuple[str, ...]) -> None:
+    what, _ = refusal(run(empty, "--inventory", "nope.yaml", *verb), USAGE)
+    assert "nope.yaml" in what
+    what, _ = refusal(run(empty, *verb), USAGE)
+    assert str(empty / ".stifarm") in what
 
 
 def test_a_query_without_plans_is_an_empty_document(empty: Path, run: Run) -> None:
@@ -238,7 +253,9 @@ def refusal_in_table(answer: Answer) -> tuple[str, str]:
 def test_a_device_without_profile_fails_alone(world: Path, run: Run) -> None:
     answer = run(world, "plan", "--target", "1000s", "--working", "1MB", "--json")
     assert answer.code == 3
-    assert [plan["device"] for plan in json.loads(answer.out)["plans"]] == ["desk"]
+    document = json.loads(answer.out)
+    assert [plan["device"] for plan in document["plans"]] == ["desk"]
+    assert "board" in document["failed"][0]["error"]
     assert re.search(r"^error .*'?board", answer.err, re.MULTILINE)
 
 
@@ -255,8 +272,6 @@ def test_every_problem_of_the_inventory_has_its_line(empty: Path, run: Run) -> N
     )
     for words in (("devices", "list"), ("deploy",), ("doctor",)):
         answer = run(empty, *words)
-        if "no bundle yet" in answer.err:
-            continue
         what, remedy = refusal(answer, USAGE)
         path = empty / "inventory.yaml"
         for line, text in ((3, "colour"), (4, "'a'"), (4, "locl"), (5, "3 parsecs")):

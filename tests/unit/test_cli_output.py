@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
@@ -138,3 +139,79 @@ def test_logs_are_plain() -> None:
     assert UNSEEN.search(done.stderr) is None
     assert r"a\x1b[31mb" in done.stderr
     assert r"banner \x1b]0;x\x07" in done.stderr
+
+
+def test_a_warning_is_a_short_line_unless_all_is_logged() -> None:
+    script = (
+        "import logging, structlog, sys; from orchestrator.cli.output import show_logs\n"
+        "show_logs(getattr(logging, sys.argv[1]))\n"
+        "structlog.get_logger().warning('its agent is gone, started again', device='phone')\n"
+        "structlog.get_logger().info('it had said', device='phone', detail='a\\nb')\n"
+    )
+
+    def logged(level: str) -> list[str]:
+        argv = [sys.executable, "-c", script, level]
+        return subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=True).stderr.splitlines()
+
+    assert logged("WARNING") == ["! phone: its agent is gone, started again"]
+    assert len(logged("INFO")) == 2
+    assert "detail" in logged("INFO")[1]
+
+
+def test_lines_written_beside_bars_leave_no_bar_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(
+        file=shown, width=60, height=30, force_terminal=True, color_system=None, highlight=False
+    )
+    monkeypatch.setattr(output, "err", console)
+
+    def write(name: str) -> None:
+        for number in range(20):
+            output.note(f"{name} said {number} {'words ' * 15}")
+
+    with (
+        output.steps() as bars,
+        bars.step("phone-1: run") as one,
+        bars.step("phone-2: run") as two,
+        ThreadPoolExecutor(2) as writers,
+    ):
+        for name in ("a", "b"):
+            writers.submit(write, name)
+        for number in range(200):  # the bars' height changes all the time
+            one(number, 200, "battery" if number % 2 else "")
+            two.reach("out of reach" if number % 3 else "")
+            bars.refresh()
+    screen = screen_of(shown.getvalue(), 60)
+    assert sum(" said " in line for line in screen) == 40
+    for label in ("phone-1: run ", "phone-2: run "):
+        assert sum(line.startswith(label) for line in screen) == 1, screen
+
+
+def test_a_long_note_breaks_at_blanks_with_an_indent(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "err", Console(file=shown, width=40, force_terminal=True, color_system=None))
+    output.note(f"  board: {'words ' * 20}")
+    lines = shown.getvalue().splitlines()
+    assert lines[0].startswith("  board: words")
+    assert len(lines) > 2
+    assert all(line.startswith("    words") and len(line) <= 40 for line in lines[1:])
+
+
+def screen_of(written: str, width: int) -> list[str]:
+    """What an endless terminal shows after rich has written this: text, cursor up, and erased lines."""
+    lines, row, column = [""], 0, 0
+    for code, text in re.findall(r"\x1b\[([?\d;]*[A-Za-z])|([^\x1b])", written):
+        if code == "2K":
+            lines[row] = ""
+        elif code.endswith("A"):
+            row = max(0, row - int(code[:-1] or 1))
+        elif text == "\r":
+            column = 0
+        elif text == "\n" or (text and column == width):
+            row, column = row + 1, 0
+        if text and text not in "\r\n":
+            lines += [""] * (row + 1 - len(lines))
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + 1 :]
+            column += 1
+        lines += [""] * (row + 1 - len(lines))
+    return lines

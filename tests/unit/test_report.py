@@ -246,3 +246,9 @@ def test_grounds_say_what_a_plan_rests_on(answer: PlanAnswer) -> None:
     assert report.grounds_row(unknown)[4:] == ["–", "e" * 12, "–", "–", "–", "–", "–", "no"]
     assert report.plan_json(found)["profiles"][0]["samples"]["io"] == 90
     assert report.plan_json(found)["borrowed"] is True
+
+
+def test_why_a_fit_is_unfit_is_said_in_per_cent() -> None:
+    reason = "io: median residual of 227878 ppm, more than 200000"
+    assert report.unfit_in_words(reason) == "io: median residual of 22.8 %, more than 20 %"
+    assert report.unfit_in_words("fixed: 2 samples, fewer than 5") == "fixed: 2 samples, fewer than 5"
