@@ -1,6 +1,6 @@
 """Memory of a lab host's workers: one process for each device against one for all devices.
 
-    python -m bench.hosts [--devices 16]
+    python -m bench.hosts [--devices 4]
 
 Each worker is the production actor on a Ray cluster of this machine; its devices are local, and it has
 connected to each and been asked for its architecture. Memory is proportional (PSS): pages shared by processes
@@ -49,7 +49,7 @@ def workers_memory_bytes(folder: Path, groups: Sequence[Sequence[Device]]) -> tu
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", type=int, default=16)
+    parser.add_argument("--devices", type=int, default=4)
     devices = local_devices(parser.parse_args().devices)
     print(f"{'devices':>8} {'workers':>8} {'workers MB':>11} {'MB a device':>12} {'Ray besides, MB':>16}")
     with tempfile.TemporaryDirectory() as folder:

@@ -30,8 +30,8 @@ class Pool(Cluster, Protocol):
 def hosts_of(farm: Farm, pool: Pool) -> LabHosts:
     """The farm's hosts in a pool: present ones, and those that the store knows from before.
 
-    From then on the farm's inventory has the devices of all of them. Raises: InventoryError, StoreError,
-    PoolError.
+    From then on the farm's inventory has the devices of all of them, of those that join later too.
+    Raises: InventoryError, StoreError, PoolError.
     """
     own = farm.own_devices
     hosts = LabHosts(
@@ -40,8 +40,9 @@ def hosts_of(farm: Farm, pool: Pool) -> LabHosts:
         pool,
         before=known_offers(farm.store),
         note=lambda seen: note_hosts(farm.store, seen),
+        changed=lambda found: farm.know(found.devices),
     )
-    farm.know(hosts.farm_devices().devices)
+    hosts.farm_devices()
     return hosts
 
 

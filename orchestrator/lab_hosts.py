@@ -47,6 +47,9 @@ class Cluster(Protocol):
 Note = Callable[[Sequence[SeenHost]], None]
 """Writes down what is known of the hosts."""
 
+Changed = Callable[[FarmDevices], None]
+"""Called when the devices of the farm are others than before."""
+
 
 @dataclass
 class _Known:
@@ -72,8 +75,10 @@ class LabHosts:
         *,
         before: Sequence[HostOffer] = (),
         note: Note | None = None,
+        changed: Changed | None = None,
     ) -> None:
-        self._own, self._own_worker, self._cluster, self._note = tuple(own), own_worker, cluster, note
+        self._own, self._own_worker, self._cluster = tuple(own), own_worker, cluster
+        self._note, self._changed = note, changed
         offers = {offer.name: offer for offer in before}
         self._known = _Known(offers, frozenset(), gather(own, before), 0.0)
         self._workers: dict[str, ShippedWorker] = {}
@@ -201,6 +206,8 @@ class LabHosts:
         farm = self._known.farm
         if offers != self._known.offers or self._known.at == 0:
             farm = gather(self._own, offers.values())
+            if self._changed is not None:
+                self._changed(farm)
         self._known = _Known(offers, present, farm, time.monotonic())
         if self._note is not None and time.monotonic() - self._noted > NOTE_S:
             self._noted = time.monotonic()

@@ -64,7 +64,8 @@ class Controller:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._farm = means.farm
-        self._lanes = lanes_of(self._farm.inventory.devices, self._farm.settings.machine_lock)
+        self._inventory = self._farm.inventory
+        self._lanes = lanes_of(self._inventory.devices, self._farm.settings.machine_lock)
         self._active: dict[int, _Active] = {}
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._unsaved: list[_Ended] = []
@@ -102,6 +103,9 @@ class Controller:
             self._save(self._unsaved[0])
             self._unsaved.pop(0)
         self._keep_claims()
+        if self._farm.inventory is not self._inventory:  # hosts have joined
+            self._inventory = self._farm.inventory
+            self._lanes = lanes_of(self._inventory.devices, self._farm.settings.machine_lock)
         ready = self._begin_ready(pool)
         with self._farm.store.session() as session:
             for run in open_runs(session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import note, steps, warn
+from orchestrator.cli.output import note, steps, success, warn
 from orchestrator.dispatch import Worker
 from orchestrator.errors import ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.host_book import hosts_of, known_offers
 from orchestrator.hosts import gather
 from orchestrator.inventory import Device, load_inventory
+from orchestrator.lab_hosts import LabHosts
 from orchestrator.matching import select
 from orchestrator.settings import Settings, load_settings
 from orchestrator.side_by_side import side_by_side
@@ -50,6 +52,10 @@ BundleOption = Annotated[
 ]
 TaskOption = Annotated[
     str | None, typer.Option("--task", "-t", help="Task by name; may be left out when there is one only.")
+]
+PortsOption = Annotated[
+    str | None,
+    typer.Option("--ports", help="Ports of this machine's node, FIRST-LAST; any free ones by default."),
 ]
 AgainOption = Annotated[bool, typer.Option("--again", help="Measure again what the store already holds.")]
 
@@ -92,6 +98,7 @@ class Session:
     devices: tuple[Device, ...]
     worker: Worker
     pool: Any
+    hosts: LabHosts | None = None
 
     @property
     def pool_start_seconds(self) -> float:
@@ -100,26 +107,46 @@ class Session:
 
 
 @contextmanager
-def driving(farm: Farm, selector: str) -> Iterator[Session]:
+def driving(
+    farm: Farm, selector: str, *, listen: str | None = None, ports: str | None = None
+) -> Iterator[Session]:
     """Start Ray and the worker of the chosen devices; one such command at a time per home.
 
-    Raises: SelectorError, InventoryError before anything is started; ControllerBusyError, PoolError.
+    ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
+    device yet. Raises: SelectorError, InventoryError, HostError before anything is started;
+    ControllerBusyError, PoolError.
     """
+    from orchestrator.ray.access import token_source
+    from orchestrator.ray.board import Endpoint
     from orchestrator.ray.head import running_head
+    from orchestrator.ray.nodes import Ports
     from orchestrator.ray.pool import RayPool
 
+    endpoint = None if listen is None else Endpoint.parse(listen)
+    given = None if ports is None else Ports.parse(ports)
     farm.know(gather(farm.own_devices, known_offers(farm.store)).devices)
-    if running_head(farm.settings) is None:  # else hosts may have joined that nobody has seen yet
+    if listen is None and running_head(farm.settings) is None:  # else hosts may join, or have joined unseen
         select(farm.inventory.devices, selector)
-    with controlling(farm), RayPool(farm.settings) as pool:
+    with controlling(farm), RayPool(farm.settings, listen=endpoint, ports=given) as pool:
         # Every device of all hosts: accuracy may be measured on one that was not chosen.
         hosts = hosts_of(farm, pool)
         note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
+        if listen is not None:
+            tell_how_to_join(pool.address, token_source(farm.settings.ray_token))
         for name, why in hosts.farm_devices().refused.items():
             warn(f"{name}: {why}")
-        devices = select(farm.inventory.devices, selector)
+        known = farm.inventory.devices
+        devices = () if listen is not None and not known else select(known, selector)
         build_agents(hosts.worker, [device for device in devices if hosts.is_own(device.name)], farm.stop)
-        yield Session(farm, devices, hosts.worker, pool)
+        yield Session(farm, devices, hosts.worker, pool, hosts)
+
+
+def tell_how_to_join(address: str, token: str) -> None:
+    """What to do on another machine, once a head node is up."""
+    success(f"lab hosts can join at {address} (Ray, token authentication on)")
+    note(f"  the token is in {token}; on another machine:")
+    note(f"    mkdir -p .stifarm && scp {socket.gethostname()}:{token} .stifarm/ray_token")
+    note(f"    stifarm host join {address}")
 
 
 def build_agents(worker: Worker, devices: Sequence[Device], stop: threading.Event) -> None:

@@ -19,7 +19,7 @@ import typer
 from db.documents import now_wall_ns
 from db.hosts import forget_host, list_hosts
 from db.models import HostRow
-from orchestrator.cli.context import JsonOption, Options, farm_of, parse_size
+from orchestrator.cli.context import JsonOption, Options, PortsOption, farm_of, parse_size, tell_how_to_join
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.content_cache import CACHE_BYTES
 from orchestrator.errors import HostError, PoolError
@@ -38,10 +38,6 @@ _LEAVE_LIMIT_S = 60.0
 ListenOption = Annotated[
     str,
     typer.Option("--listen", help="This machine's address for lab hosts, HOST:PORT; port 0: any free one."),
-]
-PortsOption = Annotated[
-    str | None,
-    typer.Option("--ports", help="Ports of this machine's node, FIRST-LAST; any free ones by default."),
 ]
 
 
@@ -69,14 +65,6 @@ def up(context: typer.Context, listen: ListenOption, ports: PortsOption = None) 
             if node.died:
                 raise PoolError(f"The head node's {node.died} ended.", "Start it again; hosts join again.")
             note_hosts(farm.store, Board(node.endpoint).hosts())
-
-
-def tell_how_to_join(address: str, token: str) -> None:
-    """What to do on another machine, once a head node is up."""
-    success(f"lab hosts can join at {address} (Ray, token authentication on)")
-    note(f"  the token is in {token}; on another machine:")
-    note(f"    mkdir -p .stifarm && scp {socket.gethostname()}:{token} .stifarm/ray_token")
-    note(f"    stifarm host join {address}")
 
 
 @host_app.command("join")

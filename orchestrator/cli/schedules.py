@@ -19,7 +19,7 @@ from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.campaigns.steps import Means
-from orchestrator.cli.context import JsonOption, driving, farm_of
+from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
@@ -142,16 +142,24 @@ def history(
 def serve(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="End when no run is open and none is due.")] = False,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="Let lab hosts join at this machine's address, HOST:PORT.")
+    ] = None,
+    ports: PortsOption = None,
 ) -> None:
     """Fire schedules and work on open campaigns until it is stopped (Ctrl-C, SIGTERM).
 
-    Example: stifarm serve
+    Example: stifarm serve --listen 192.0.2.7:6379
     """
-    with farm_of(context) as farm, terminated(farm.stop), driving(farm, "all") as session:
+    with (
+        farm_of(context) as farm,
+        terminated(farm.stop),
+        driving(farm, "all", listen=listen, ports=ports) as session,
+    ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
         controller = Controller(Means(farm, session.worker, session.pool, session.pool.cpus))
         try:
-            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _fire(farm))
+            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _tick(session))
         except KeyboardInterrupt:
             note("stopped; open campaigns go on with the next stifarm serve or campaign run")
 
@@ -164,6 +172,12 @@ def terminated(stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tick(session: Session) -> None:
+    if session.hosts is not None:
+        session.hosts.farm_devices()  # the farm's inventory gets those of hosts that joined meanwhile
+    _fire(session.farm)
 
 
 def _fire(farm: Farm) -> None:
