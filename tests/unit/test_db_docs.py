@@ -11,6 +11,16 @@ from sqlalchemy import text
 
 from db import staleness
 from db.models import Base
+from db.models.campaigns import (
+    BATCH_STATES,
+    CATCH_UPS,
+    CELL_KINDS,
+    CELL_STATES,
+    OVERLAPS,
+    RUN_STATES,
+    SCHEDULE_STATES,
+    TRIGGERS,
+)
 from db.models.runs import GATE_VERDICTS, REQUEST_KINDS
 from db.models.samples import IO_MODES, PROVEN_MODES
 from db.models.work import ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES
@@ -20,6 +30,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="ut
 ENUMERATIONS = (
     GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS, IO_MODES,
     ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES,
+    BATCH_STATES, CATCH_UPS, CELL_KINDS, CELL_STATES, OVERLAPS, RUN_STATES, SCHEDULE_STATES, TRIGGERS,
 )  # fmt: skip
 
 
