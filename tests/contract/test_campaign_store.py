@@ -44,7 +44,7 @@ from orchestrator.campaigns.conclude import conclude_run
 from sti_runtime.errors import InputError
 from tests.contract import store_world as world
 from tests.contract.store_world import Spec
-from tests.contract.test_store import (  # noqa: F401 - fixtures
+from tests.contract.stores import (  # noqa: F401 - fixtures
     migrated_postgres,
     migrated_sqlite,
     postgres_template,

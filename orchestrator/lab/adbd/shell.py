@@ -201,7 +201,8 @@ def _feed(stream: Stream, request: ShellRequest, command: _Command, stop: int) -
     try:
         if not request.packets:
             while piece := stream.read():
-                _write(command, piece, stop)
+                if not _write(command, piece, stop):
+                    return
             return
         reader = ExactReader(stream)
         while head := shell_format.parse_head(reader.exactly(HEAD_BYTES)):
@@ -210,24 +211,26 @@ def _feed(stream: Stream, request: ShellRequest, command: _Command, stop: int) -
                 _resize(command, reader.exactly(length))
                 continue
             for piece in reader.pieces(length):
-                if kind == shell_format.STDIN:
-                    _write(command, piece, stop)
+                if kind == shell_format.STDIN and not _write(command, piece, stop):
+                    return
             if kind == shell_format.CLOSE_STDIN:
                 command.end_input()
     except StreamClosedError:
         return
 
 
-def _write(command: _Command, data: memoryview, stop: int) -> None:
-    """Write all of ``data``, unless the command no longer reads or ``stop`` is readable meanwhile."""
+def _write(command: _Command, data: memoryview, stop: int) -> bool:
+    """Write all of ``data``, unless the command no longer reads. False: ``stop`` was readable meanwhile, and
+    nothing must follow what was left out."""
     while data and command.takes_input:
         try:
             data = data[os.write(command.stdin, data) :]
         except BlockingIOError:
             if _wait(command.stdin, select.POLLOUT, stop):
-                return
+                return False
         except OSError:  # EPIPE, EIO: it reads no more, which is its right
             command.end_input()
+    return True
 
 
 def _wait(fd: int, event: int, stop: int) -> bool:
