@@ -146,6 +146,8 @@ def _grid(
     fit: _Fit,
     caption: str,
 ) -> Table:
+    if caption and fit.tight:  # there is no edge, which else stands between
+        caption = f"\n{caption}"
     made = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
                  title_justify="left", caption_justify="left", pad_edge=False,
                  collapse_padding=fit.tight, show_edge=not fit.tight)  # fmt: skip
