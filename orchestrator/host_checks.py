@@ -90,8 +90,22 @@ def _adb_server(
         listed = ask_server(address, devices, environment)
     except DeviceError as error:
         return [Finding("adb", "problem", error.what.removeprefix(f"{error.device}: "), error.remedy)]
-    answers = Finding("adb", "ok", f"a server answers at {address}; it is used as it is")
+    usual = address == server_address(None, environment)
+    whose = (
+        "the usual one" if usual else f"named in the inventory, for {_users(address, devices, environment)}"
+    )
+    listing = f"{len(listed)} device{'' if len(listed) == 1 else 's'} listed"
+    answers = Finding("adb", "ok", f"server {address} ({whose}) answers, {listing}; it is used as it is")
     return [answers, *(finding for one in listed for finding in _phone(one))]
+
+
+def _users(address: ServerAddress, devices: Sequence[Device], environment: Mapping[str, str]) -> str:
+    """The devices that are reached through a server."""
+    return ", ".join(
+        device.name
+        for device in devices
+        if device.transport == "adb" and server_address(device.adb_server, environment) == address
+    )
 
 
 def _phone(one: Found) -> list[Finding]:

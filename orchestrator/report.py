@@ -17,14 +17,15 @@ NONE = "–"
 """Nothing to show."""
 
 PLAN_COLUMNS = (
-    ">T", "plan n×m", ">bits", ">preloaded", ">read", ">predicted", ">median", ">[95 %]", ">p95", ">≤ T",
-    ">stall", ">accuracy", ">[95 %]", ">memory",
+    ">T", "n×m", ">bits", ">preload", ">read", ">predicted", "median [95 %]", ">p95", ">≤ T",
+    ">stall", "accuracy [95 %]", ">memory",
 )  # fmt: skip
-POLICY_COLUMN, NOTES_COLUMN = "policy", "notes"
+POLICY_COLUMN, SUBMODEL_COLUMN = "policy", "n×m"
 PLAN_CAPTION = (
-    "T: target latency. bits: mean fidelity. read: bytes the kernel read from storage for a request. "
-    "predicted: at p95 figures.\nmedian, p95: measured. stall: share of the latency spent waiting for "
-    "shards. memory: peak of the engine's buffers."
+    "T: target latency. n×m: submodel. bits: mean fidelity. preload: bytes kept in memory.\n"
+    "read: bytes the kernel read from storage for a request. predicted: at p95 figures.\n"
+    "median, p95: measured. stall: share of the latency spent waiting for shards; it and accuracy in %.\n"
+    "memory: peak of the engine's buffers."
 )
 
 
@@ -35,6 +36,8 @@ class PlanTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    footnotes: tuple[str, ...] = ()
+    """What a row's mark behind its submodel stands for."""
 
 
 def plan_tables(found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> list[PlanTable]:
@@ -67,14 +70,24 @@ def plan_tables(found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> 
             columns.insert(1, POLICY_COLUMN)
             for row, line in zip(rows, lines, strict=True):
                 row.insert(1, line[1])
-        if any(extras):
-            columns.append(NOTES_COLUMN)
-            for row, extra in zip(rows, extras, strict=True):
-                row.append(extra)
+        noted = list(dict.fromkeys(filter(None, extras)))
+        for row, extra in zip(rows, extras, strict=True):
+            if extra:
+                row[columns.index(SUBMODEL_COLUMN)] += _mark(noted.index(extra) + 1)
         tables.append(
-            PlanTable(" — ".join([device, *common]), tuple(columns), tuple(tuple(row) for row in rows))
+            PlanTable(
+                " — ".join([device, *common]),
+                tuple(columns),
+                tuple(tuple(row) for row in rows),
+                tuple(f"{_mark(number)} {text}" for number, text in enumerate(noted, 1)),
+            )
         )
     return tables
+
+
+def _mark(number: int) -> str:
+    """A footnote's number, raised."""
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def percent(ppm: int, digits: int = 1) -> str:
@@ -97,23 +110,23 @@ def plan_cells(answer: PlanAnswer) -> list[str]:
         else NONE,
     ]
     if measured is None:
-        cells += [NONE] * 5
+        cells += [NONE] * 4
     else:
         latency, within = measured.latency, measured.within_target
         bounds = latency.interval
         cells += [
-            format_ns(latency.median),
-            NONE if bounds is None else f"[{_ms(bounds.low)}–{_ms(bounds.high)}]",
+            format_ns(latency.median)
+            + ("" if bounds is None else f" [{_ms(bounds.low)}–{_ms(bounds.high)}]"),
             format_ns(latency.p95),
             f"{within.count}/{within.total}",
-            percent(measured.stall_share_ppm),
+            f"{measured.stall_share_ppm / 10_000:.1f}",
         ]
     if accuracy is None:
-        cells += [NONE, NONE]
+        cells += [NONE]
     else:
         correct = accuracy.correct
-        bounds_text = f"[{correct.low_ppm / 10_000:.1f}–{correct.high_ppm / 10_000:.1f}]"
-        cells += [percent(correct.value_ppm), bounds_text]
+        low, high = correct.low_ppm / 10_000, correct.high_ppm / 10_000
+        cells += [f"{correct.value_ppm / 10_000:.1f} [{low:.1f}–{high:.1f}]"]
     return [*cells, NONE if measured is None else format_bytes(measured.memory.parts_bytes)]
 
 
@@ -212,8 +225,8 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
 # ------------------------------------------------------------------ what plans rest on
 
 GROUNDS_COLUMNS = (
-    "device", ">T", "policy", ">predicted", ">[interval]", "device profile", ">age", ">samples", "importance",
-    ">age", ">rows", "stale",
+    "device", ">T", "policy", "predicted [interval]", "device profile, age", ">samples", "importance, age",
+    ">rows", "stale",
 )  # fmt: skip
 GROUNDS_CAPTION = (
     "interval: from median to p95 figures, each moved outwards by the fit's residual; twice as far where the "
@@ -231,13 +244,11 @@ def grounds_row(answer: PlanAnswer) -> list[str]:
         answer.device,
         format_ns(answer.plan.target_ns),
         answer.plan.policy,
-        format_ns(answer.predicted_latency_ns),
-        NONE if bounds is None else f"[{_ms(bounds.low)}–{_ms(bounds.high)}]",
-        f"{device.digest[:12]}{borrowed}",
-        _age(device.age_ns),
+        format_ns(answer.predicted_latency_ns)
+        + ("" if bounds is None else f" [{_ms(bounds.low)}–{_ms(bounds.high)}]"),
+        f"{device.digest[:12]}{borrowed}, {_age(device.age_ns)}",
         NONE if counts is None else f"{counts.io}+{counts.beside}+{counts.compute}+{counts.fixed}",
-        NONE if importance is None else importance.digest[:12],
-        NONE if importance is None else _age(importance.age_ns),
+        NONE if importance is None else f"{importance.digest[:12]}, {_age(importance.age_ns)}",
         NONE if importance is None or importance.rows is None else str(importance.rows),
         ", ".join(answer.stale) or "no",
     ]

@@ -28,7 +28,7 @@ from orchestrator.campaigns.report import (
 )
 from orchestrator.campaigns.status import RunStatus, statuses
 from orchestrator.cli.context import JsonOption, farm_of
-from orchestrator.cli.output import emit_json, grid, note, out, table, warn
+from orchestrator.cli.output import TableText, emit_json, grid, note, out, table, tables, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
 
@@ -108,10 +108,15 @@ def report(
     if json:
         emit_json({"status": asdict(standing), "cells": [report_json(row) for row in rows]})
         return
-    table(f"Run {run.number} of {name}: {run.state}", REPORT_COLUMNS, [report_cells(row) for row in rows])
+    title = f"Run {run.number} of {name}: {run.state}"
+    tables(
+        [
+            TableText(title, REPORT_COLUMNS, [report_cells(row) for row in rows]),
+            TableText("All its cells", STATUS_COLUMNS, [status_cells(standing)]),
+        ]
+    )
     for cause in causes_of(rows):
         note(f"  {cause}")
-    table("All its cells", STATUS_COLUMNS, [status_cells(standing)])
 
 
 def compare(

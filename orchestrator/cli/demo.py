@@ -67,7 +67,10 @@ def demo(context: typer.Context, json: JsonOption = False) -> None:
     settings = options.settings()
     with open_farm(settings) as farm:
         errors = run_demo(farm, quiet=json)
-    note(f"demo done in {since(began)}; ask again with: stifarm plans query --emulated --target 120ms")
+    note(
+        f"demo done in {since(began)}, from its model to its plans, installing not counted;"
+        " ask again with: stifarm plans query --emulated --target 120ms"
+    )
     finish(errors)
 
 

@@ -42,6 +42,8 @@ def deploy(
 ) -> None:
     """Bring a bundle and its task's rows to devices; what they have already is not sent again.
 
+    What a device said it has is believed: --verify finds what was damaged on its storage since, and the
+    next deploy sends that anew.
     Example: stifarm deploy --devices all
     """
     with farm_of(context, for_devices=True) as farm:

@@ -16,6 +16,7 @@ import textwrap
 import threading
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 import structlog
@@ -99,20 +100,39 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     Nothing in it is ever cut: cells break at blanks, and what is still too wide is written as records, a
     line for each cell.
     """
+    tables([TableText(title, columns, rows, caption)])
+
+
+@dataclass(frozen=True)
+class TableText:
+    """A table that is to be shown with others; see ``table``."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Iterable[Sequence[str]]
+    caption: str = ""
+
+
+def tables(shown: Sequence[TableText]) -> None:
+    """Tables of one result on stdout: where one of them is too wide, all are written as records."""
     console = out if out.is_terminal else Console(highlight=False, width=WIDE)
-    cells = _plain_cells(rows)
-    widths = _widths(columns, cells, console.width - 3 * len(columns))
-    if widths is None:
-        _records(title, [column.lstrip(">") for column in columns], cells, caption)
-        return
-    console.print(_grid(title, columns, cells, widths, caption))
+    cells = [_plain_cells(one.rows) for one in shown]
+    fits = [_fit(one.columns, texts, console.width) for one, texts in zip(shown, cells, strict=True)]
+    narrow = any(fit is None for fit in fits)
+    for one, texts, fit in zip(shown, cells, fits, strict=True):
+        if narrow or fit is None:
+            _records(one.title, [column.lstrip(">") for column in one.columns], texts, one.caption)
+        else:
+            console.print(_grid(one.title, one.columns, texts, fit, one.caption))
+            if fit.tight:
+                console.print()
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
     """The same table, to be shown by the caller, who cannot show records: too narrow a terminal cuts it."""
     cells = _plain_cells(rows)
-    widths = _widths(columns, cells, out.width - 3 * len(columns))
-    return _grid(title, columns, cells, widths or [None] * len(columns), caption)
+    fit = _fit(columns, cells, out.width) or _Fit([None] * len(columns), tight=True)
+    return _grid(title, columns, cells, fit, caption)
 
 
 def _plain_cells(rows: Iterable[Sequence[str]]) -> list[list[str]]:
@@ -123,12 +143,15 @@ def _grid(
     title: str,
     columns: Sequence[str],
     cells: Sequence[Sequence[str]],
-    widths: Sequence[int | None],
+    fit: _Fit,
     caption: str,
 ) -> Table:
+    if caption and fit.tight:  # there is no edge, which else stands between
+        caption = f"\n{caption}"
     made = Table(title=_text(title, "bold"), caption=_text(caption) if caption else None, box=SIMPLE_HEAD,
-                 title_justify="left", caption_justify="left", pad_edge=False)  # fmt: skip
-    for column, width in zip(columns, widths, strict=True):
+                 title_justify="left", caption_justify="left", pad_edge=False,
+                 collapse_padding=fit.tight, show_edge=not fit.tight)  # fmt: skip
+    for column, width in zip(columns, fit.widths, strict=True):
         made.add_column(
             column.lstrip(">"), justify="right" if column.startswith(">") else "left", width=width
         )
@@ -137,14 +160,39 @@ def _grid(
     return made
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """Widths of a table's columns. ``tight``: with two blanks between them, not three, and no edge."""
+
+    widths: Sequence[int | None]
+    tight: bool
+
+
+_MODERATE = 120
+"""A table that would be wider than this moves its columns together."""
+
+
+def _fit(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> _Fit | None:
+    """How a table fits; None where it does not."""
+    whole = [
+        max(map(cell_len, [column.lstrip(">"), *(row[number] for row in cells)]))
+        for number, column in enumerate(columns)
+    ]
+    if sum(whole) + 3 * len(columns) <= min(room, _MODERATE):
+        return _Fit(whole, tight=False)
+    widths = _widths(columns, cells, room - 2 * (len(columns) - 1))
+    return None if widths is None else _Fit(widths, tight=True)
+
+
 def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Widths of a table's columns that break no word, nor a right-aligned cell; None where there are none."""
+    """Widths of a table's columns that break no word, nor a right-aligned cell; None where there are none.
+    Their names break first."""
     least, most = [], []
     for number, column in enumerate(columns):
         name, texts = column.lstrip(">"), [row[number] for row in cells]
         whole = texts if column.startswith(">") else [word for text in texts for word in text.split()]
         least.append(max(map(cell_len, [*name.split(), *whole]), default=0))
-        most.append(max(map(cell_len, [name, *texts])))
+        most.append(max(map(cell_len, [*name.split(), *texts])))
     if sum(least) > room:
         return None
     for limit in range(max(most), 0, -1):

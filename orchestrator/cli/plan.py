@@ -24,12 +24,13 @@ from orchestrator.cli.context import (
 )
 from orchestrator.cli.output import (
     Bar,
+    TableText,
     emit_json,
     fail,
     heading,
     note,
     steps,
-    table,
+    tables,
     warn,
 )
 from orchestrator.cli.over_devices import each_device, failures_json, finish, ready_with_content
@@ -160,17 +161,29 @@ def stored_answers(farm: Farm, answers: Sequence[Answer], task: str) -> list[Pla
     return measure.answers_for(farm, names, task=task, keep=lambda found: found.plan_digest in digests)
 
 
-def show_plans(title: str, found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> None:
-    """A table of plans for each device."""
-    tables = report.plan_tables(found, answers)
+def show_plans(
+    title: str,
+    found: Sequence[PlanAnswer],
+    answers: Sequence[Answer] = (),
+    others: Sequence[TableText] = (),
+) -> None:
+    """A table of plans for each device, with notes below it; then the ``others`` of the same result."""
+    made = report.plan_tables(found, answers)
     heading(title)
-    for number, shown in enumerate(tables, 1):
-        table(
-            shown.title,
-            shown.columns,
-            shown.rows,
-            caption=report.PLAN_CAPTION if number == len(tables) else "",
-        )
+    tables(
+        [
+            *(
+                TableText(
+                    each.title,
+                    each.columns,
+                    each.rows,
+                    "\n".join([*each.footnotes, *([report.PLAN_CAPTION] if each is made[-1] else [])]),
+                )
+                for each in made
+            ),
+            *others,
+        ]
+    )
 
 
 def _infeasible_json(answer: Answer) -> dict[str, Any]:

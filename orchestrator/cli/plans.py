@@ -13,7 +13,7 @@ from db.plans import PlanAnswer
 from db.reasons import Reasons, in_words, reasons_of
 from orchestrator import measure, report
 from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets
-from orchestrator.cli.output import emit_json, heading, lines, note, table
+from orchestrator.cli.output import TableText, emit_json, heading, lines, note, table
 from orchestrator.cli.plan import show_plans
 from orchestrator.errors import near
 from orchestrator.farm import Farm
@@ -90,13 +90,13 @@ def query(
                 shown["explanation"] = None if why is None else asdict(why)
         emit_json(documents)
     elif answers:
-        show_plans(f"Plans ({kind} requests)", answers)
-        table(
+        grounds = TableText(
             "What they rest on",
             report.GROUNDS_COLUMNS,
             [report.grounds_row(answer) for answer in answers],
-            caption=report.GROUNDS_CAPTION,
+            report.GROUNDS_CAPTION,
         )
+        show_plans(f"Plans ({kind} requests)", answers, others=[grounds])
         if explain:
             _show_reasons(answers, whys)
     if not answers:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import fleet, measure
-from orchestrator.errors import AgentError, DeviceError, DeviceFullError
+from orchestrator.errors import AgentError, DeviceError, DeviceFullError, StableError
 from orchestrator.farm import Farm, open_farm
 from orchestrator.fleet import Deployed
 from orchestrator.inventory import Device
@@ -222,6 +222,19 @@ def test_a_full_device_without_our_agent_is_cleaned(world: World, name: str, age
             worker.clean(name, lease)
         assert list(workdir.iterdir()) == []
     assert world.deploy(name).error is None
+
+
+def test_an_agent_that_lies_is_replaced_by_the_commands_that_its_error_names(world: World) -> None:
+    assert world.deploy(BOARD).error is None
+    with faults.injected(world.lab, BOARD, "lie"), fresh_worker(world) as worker:
+        with pytest.raises(StableError, match="memory_bytes") as refused:
+            worker.facts(BOARD)
+        assert f"stifarm devices clean --devices {BOARD}" in refused.value.remedy
+        device_id = fleet.device_to_clean(world.farm, worker, world.device(BOARD))
+        with fleet.leased(world.farm, device_id) as lease:
+            worker.clean(BOARD, lease)
+        assert worker.facts(BOARD).memory_bytes > 0
+    assert world.deploy(BOARD).error is None
 
 
 @contextmanager

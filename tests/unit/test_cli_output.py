@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rich.console import Console
 
+from orchestrator import report
 from orchestrator.cli import output
 from orchestrator.errors import StableError
 from tests.agent_data import REPO
@@ -77,6 +78,42 @@ def test_nothing_in_a_table_is_cut_nor_a_word_broken(monkeypatch: pytest.MonkeyP
     else:
         assert re.search(r"^  device +board\n  rate +1.25 GB/s\n  what to do  compare", shown, re.MULTILINE)
         assert shown.endswith("that is all\n")
+
+
+WIDEST_PLAN = (
+    "240 ms", "12×12¹", "27.5", "1.05 MB", "2.42 MB", "9.99 ms", "76.7 ms [70.8–81.6]", "8.11 ms", "20/20",
+    "61.4", "98.5 [97.5–99.1]", "1.26 MB",
+)  # fmt: skip
+
+
+def plans(monkeypatch: pytest.MonkeyPatch, columns: int, other: str = "short") -> list[str]:
+    """Plans and a table beside them, as a terminal of so many columns shows them."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=columns, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "out", console)
+    output.tables(
+        [
+            output.TableText("board", report.PLAN_COLUMNS, [WIDEST_PLAN], report.PLAN_CAPTION),
+            output.TableText("Others", ("device", ">why"), [("board", other)]),
+        ]
+    )
+    return shown.getvalue().splitlines()
+
+
+def test_plans_fit_a_terminal_of_120_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (110, 120, 140):
+        shown = plans(monkeypatch, columns)
+        assert max(map(len, shown)) <= max(columns, 120)
+        assert sum("───" in line for line in shown) == 2
+        row = next(line for line in shown if "12×12" in line)
+        assert ("98.5 [97.5–99.1]" in row) == (columns >= 120)
+        assert "1.26 MB" in row
+
+
+def test_the_tables_of_one_result_have_one_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown in (plans(monkeypatch, 80), plans(monkeypatch, 120, "x" * 130)):
+        assert not any("───" in line for line in shown)
+        assert "  device  board" in shown
 
 
 def test_a_bar_says_what_its_step_waits_for_and_that_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
