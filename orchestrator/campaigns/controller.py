@@ -110,7 +110,7 @@ class Controller:
         with self._farm.store.session() as session:
             for run in open_runs(session):
                 others = open_runs(session, campaign_id=run.campaign_id)
-                if run.state == "queued" and others[0].id == run.id:
+                if run.state == "queued" and all(other.state == "queued" for other in others):
                     ready |= start_queued(session, run.id)
                 elif run.state == "running":
                     conclude_run(session, run)

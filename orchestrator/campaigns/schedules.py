@@ -72,7 +72,7 @@ def _begin(
     state, cause = "running", ""
     if isinstance(resolved, StifarmError):
         state, cause = "failed", f"it could not begin: {resolved}"
-    elif before and (schedule.overlap == "skip" or before[-1].state == "queued"):
+    elif before and (schedule.overlap == "skip" or any(row.state == "queued" for row in before)):
         state, cause = "skipped", f"run {before[0].number} was still under way"
     elif before:
         state = "queued"

@@ -11,6 +11,16 @@ from sqlalchemy import text
 
 from db import staleness
 from db.models import Base
+from db.models.campaigns import (
+    BATCH_STATES,
+    CATCH_UPS,
+    CELL_KINDS,
+    CELL_STATES,
+    OVERLAPS,
+    RUN_STATES,
+    SCHEDULE_STATES,
+    TRIGGERS,
+)
 from db.models.hosts import HOST_STATES
 from db.models.runs import GATE_VERDICTS, REQUEST_KINDS
 from db.models.samples import IO_MODES, PROVEN_MODES
@@ -23,6 +33,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="ut
 ENUMERATIONS = (
     HOST_STATES, GATE_VERDICTS, PROVEN_MODES, REQUEST_KINDS, IO_MODES,
     ATTEMPT_STATES, EVENT_LEVELS, JOB_STATES, RECORD_TYPES, QUANTITIES, SAMPLE_KINDS,
+    BATCH_STATES, CATCH_UPS, CELL_KINDS, CELL_STATES, OVERLAPS, RUN_STATES, SCHEDULE_STATES, TRIGGERS,
 )  # fmt: skip
 
 

@@ -1,0 +1,198 @@
+"""Schedules that fall due, and what the verbs of campaigns and schedules say to wrong input."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from db.campaigns import open_runs, runs_of
+from db.events import latest_events
+from db.models import CampaignRunRow, ScheduleRow
+from db.schedules import put_schedule
+from orchestrator.campaigns.schedules import fire_due
+from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.start import keep_campaign
+from orchestrator.cli import main
+from orchestrator.farm import Farm
+from tests.campaign_world import begin, campaign, write_devices
+from tests.farm_world import open_world
+
+HEALTH = "name: health\nkinds: [health]\n"
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    write_devices(tmp_path)
+    with open_world(tmp_path) as opened:
+        yield opened
+
+
+def schedule(farm: Farm, spec: CampaignSpec, *, catch_up: str = "once", overlap: str = "skip") -> int:
+    """A schedule of every minute."""
+    with farm.store.session() as session:
+        row = keep_campaign(session, spec)
+        made = put_schedule(
+            session, row.id, cron="* * * * *", timezone="UTC", catch_up=catch_up, overlap=overlap
+        )
+        return made.id
+
+
+def settle_back(farm: Farm, schedule_id: int, age_ns: int) -> None:
+    """As if nothing had looked at the schedule for so long."""
+    with farm.store.session() as session:
+        session.execute(
+            update(ScheduleRow)
+            .where(ScheduleRow.id == schedule_id)
+            .values(settled_wall_ns=time.time_ns() - age_ns)
+        )
+
+
+def runs(farm: Farm) -> list[CampaignRunRow]:
+    with farm.store.reader() as session:
+        return list(runs_of(session, 1))
+
+
+def events(farm: Farm) -> list[tuple[str, str]]:
+    with farm.store.reader() as session:
+        return [(event.level, event.kind) for event in latest_events(session)]
+
+
+def test_a_due_time_begins_one_run_and_what_was_missed_is_told(farm: Farm) -> None:
+    schedule_id = schedule(farm, campaign(HEALTH))
+    assert fire_due(farm) == []
+    settle_back(farm, schedule_id, 2 * HOUR_NS)
+    assert fire_due(farm) == ["health"]
+    assert fire_due(farm) == []
+    (run,) = runs(farm)
+    assert (run.trigger, run.state, run.number) == ("schedule", "running", 1)
+    assert ("warning", "schedule-missed") in events(farm)
+
+
+@pytest.mark.parametrize(("overlap", "states"), [("skip", "skipped"), ("queue", "queued")])
+def test_due_while_a_run_is_open(farm: Farm, overlap: str, states: str) -> None:
+    begin(farm, campaign(HEALTH))
+    schedule_id = schedule(farm, campaign(HEALTH), overlap=overlap)
+    settle_back(farm, schedule_id, 90 * 10**9)
+    assert fire_due(farm) == ["health"]
+    newest = runs(farm)[0]
+    assert newest.state == states
+    if overlap == "skip":
+        assert "run 1 was still under way" in (newest.cause or "")
+        assert ("warning", "campaign-skipped") in events(farm)
+        return
+    # A second one does not queue behind it.
+    settle_back(farm, schedule_id, 90 * 10**9)
+    with farm.store.session() as session:
+        table = CampaignRunRow
+        session.execute(update(table).where(table.id == newest.id).values(due_wall_ns=1))
+    fire_due(farm)
+    assert [run.state for run in runs(farm)] == ["skipped", "queued", "running"]
+
+
+def test_a_run_that_cannot_begin_is_a_failure_that_is_told(farm: Farm) -> None:
+    schedule_id = schedule(farm, campaign(HEALTH + "devices: [gone]\n"))
+    settle_back(farm, schedule_id, 90 * 10**9)
+    assert fire_due(farm) == ["health"]
+    (run,) = runs(farm)
+    assert run.state == "failed"
+    assert "gone" in (run.cause or "")
+    assert ("error", "campaign-failed") in events(farm)
+    with farm.store.reader() as session:
+        assert list(open_runs(session)) == []
+
+
+# ------------------------------------------------------------------ verbs
+
+
+class Cli:
+    """The command line in this process."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._root, self._capsys = root, capsys
+
+    def __call__(self, *argv: str) -> tuple[int, str]:
+        """(exit code, both outputs on one line)."""
+        code = 0
+        try:
+            main(["--inventory", str(self._root / "inventory.yaml"), *argv])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = self._capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+
+@pytest.fixture
+def cli(farm: Farm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(tmp_path, capsys)
+
+
+def write(root: Path, text: str) -> str:
+    path = root / "campaign.yaml"
+    path.write_text(f"version: 1\n{text}")
+    return str(path)
+
+
+def test_wrong_input_is_told_before_anything_begins(farm: Farm, cli: Cli, tmp_path: Path) -> None:
+    cases = (
+        (HEALTH + "devices: '!all'\n", "selects no device"),
+        (HEALTH + "devices: [desc]\n", "Did you mean desk?"),
+        ("name: x\nkinds: execute\ntargets: 0ms\n", "No latency can be 0"),
+        ("name: x\nkinds: execute\ntargets: 1ms\npolicies: best\n", "no policy is called 'best'"),
+        ("name: x\nkinds: execute\ntargets: 1ms\nbundles: none\n", "none"),
+    )
+    for text, what in cases:
+        code, said = cli("campaign", "run", write(tmp_path, text), "--detach")
+        assert (code, what in said) == (2, True), said
+    with farm.store.reader() as session:
+        assert list(open_runs(session)) == []
+
+
+def test_two_campaigns_of_one_name(cli: Cli, tmp_path: Path) -> None:
+    assert cli("campaign", "run", write(tmp_path, HEALTH), "--detach")[0] == 0
+    changed = write(tmp_path, HEALTH + "priority: 3\n")
+    code, said = cli("campaign", "run", changed, "--detach")
+    assert (code, "other content" in said) == (2, True)
+    assert "is open" in cli("campaign", "run", changed, "--detach", "--replace")[1]
+    assert cli("campaign", "cancel", "health")[0] == 0
+    assert cli("campaign", "run", changed, "--detach", "--replace", "--again")[0] == 0
+    assert "no run of it is open" not in cli("campaign", "cancel", "health")[1]
+    assert "no run of it is open" in cli("campaign", "cancel", "health")[1]
+    assert cli("campaign", "cancel", "healht")[0] == 2
+
+
+def test_a_large_matrix_is_begun_after_a_yes_only(farm: Farm, cli: Cli, tmp_path: Path) -> None:
+    names = ", ".join(f"{{name: d{n}, transport: local}}" for n in range(1001))
+    (tmp_path / "inventory.yaml").write_text(f"version: 1\ndevices: [{names}]\n")
+    path = write(tmp_path, HEALTH)
+    code, said = cli("campaign", "run", path, "--detach")
+    assert (code, "1,001 cells; about 83 min" in said, "--yes" in said) == (2, True, True), said
+    assert cli("campaign", "run", path, "--detach", "--yes")[0] == 0
+    code, said = cli("campaign", "status", "--json")
+    assert json.loads(said)[0]["counts"] == {"queued": 1001}
+
+
+def test_schedules_are_listed_rested_and_removed(cli: Cli, tmp_path: Path) -> None:
+    path = write(tmp_path, HEALTH)
+    assert cli("campaign", "schedule", path, "--cron", "0 2 * *")[0] == 2
+    assert cli("campaign", "schedule", path, "--cron", "0 2 * * *", "--overlap", "both")[0] == 2
+    assert cli("schedules", "pause", "health")[0] == 2
+    code, said = cli("campaign", "schedule", path, "--cron", "0 2 * * *", "--timezone", "Europe/Berlin")
+    assert (code, "02:00:00 CE" in said) == (0, True)
+    for verb, state in (("pause", "paused"), ("resume", "active")):
+        assert cli("schedules", verb, "health")[0] == 0
+        (row,) = json.loads(cli("schedules", "list", "--json")[1])
+        assert (row["state"], row["timezone"]) == (state, "Europe/Berlin")
+    assert cli("schedules", "run-now", "health")[0] == 0
+    assert cli("schedules", "run-now", "health")[0] == 2
+    (row,) = json.loads(cli("schedules", "history", "health", "--json")[1])
+    assert (row["trigger"], row["state"], row["cells"]) == ("manual", "running", "0/2 done")
+    assert cli("campaign", "report", "health")[0] == 0
+    assert cli("campaign", "compare", "health")[0] == 2  # there is one run only
+    assert cli("schedules", "remove", "health")[0] == 0
+    assert json.loads(cli("schedules", "list", "--json")[1]) == []
