@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from db.campaign_plans import PlanChange, plan_changes
 from db.campaign_samples import Found, devices_with_data, found_in, profile_metrics
 from db.ratios import Ratio, Verdict, median_ratio, verdict
 from db.statistics import median
@@ -15,10 +16,7 @@ from sti_runtime.units import format_bytes
 
 @dataclass(frozen=True)
 class Compared:
-    """One metric of one device in two runs. Medians are None where a run has no samples of it.
-
-    ``replanned``: the plan that was timed is another one.
-    """
+    """One metric of one device in two runs. Medians are None where a run has no samples of it."""
 
     device: str
     metric: str
@@ -26,14 +24,14 @@ class Compared:
     after: int | None
     ratio: Ratio | None
     verdict: Verdict
-    replanned: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``missing``: devices with data before and none after."""
+    """``plans``: those with other content; ``missing``: devices with data before and none after."""
 
     metrics: tuple[Compared, ...]
+    plans: tuple[PlanChange, ...]
     missing: tuple[str, ...]
 
 
@@ -43,12 +41,12 @@ def compare_runs(session: Session, before: int, after: int) -> Comparison:
     profiles = profile_metrics(session, before), profile_metrics(session, after)
     for device, metric in sorted(profiles[0].keys() | profiles[1].keys()):
         key = (device, metric)
-        metrics.append(
-            _compared(device, metric, profiles[0].get(key, ()), profiles[1].get(key, ()), replanned=False)
-        )
+        metrics.append(_compared(device, metric, profiles[0].get(key, ()), profiles[1].get(key, ())))
     had = [set(devices_with_data(session, run_id)[1]) for run_id in (before, after)]
     return Comparison(
-        tuple(sorted(metrics, key=lambda one: (one.device, one.metric))), tuple(sorted(had[0] - had[1]))
+        tuple(sorted(metrics, key=lambda one: (one.device, one.metric))),
+        tuple(plan_changes(session, before, after)),
+        tuple(sorted(had[0] - had[1])),
     )
 
 
@@ -68,7 +66,6 @@ def _latencies(before: Sequence[Found], after: Sequence[Found]) -> list[Compared
                 metric,
                 left.latency_ns if left else (),
                 right.latency_ns if right else (),
-                replanned=bool(left and right and left.plans != right.plans),
             )
         )
     return compared
@@ -80,9 +77,7 @@ def _metric(found: Found) -> str:
     return f"latency, ns: {asked.task} {asked.engine} {asked.policy} T={asked.target} |S|={size}"
 
 
-def _compared(
-    device: str, metric: str, before: Sequence[int], after: Sequence[int], *, replanned: bool
-) -> Compared:
+def _compared(device: str, metric: str, before: Sequence[int], after: Sequence[int]) -> Compared:
     ratio = median_ratio(before, after)
     return Compared(
         device=device,
@@ -91,5 +86,4 @@ def _compared(
         after=median(after) if after else None,
         ratio=ratio,
         verdict=verdict(ratio),
-        replanned=replanned,
     )

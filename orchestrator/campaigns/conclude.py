@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
+from db.campaign_plans import plan_changes
 from db.campaign_samples import devices_with_data
 from db.campaign_work import left_in
 from db.campaigns import cell_counts, end_run, runs_of
@@ -23,7 +24,10 @@ def conclude_run(session: Session, run: CampaignRunRow) -> bool:
     state = "failed" if any(counts.get(each) for each in UNFINISHED) else "done"
     if not end_run(session, run.id, state):
         return False
-    name = session.get_one(CampaignRow, run.campaign_id).name
+    name, before = session.get_one(CampaignRow, run.campaign_id).name, previous_run(session, run)
+    if before is not None:
+        for change in plan_changes(session, before.id, run.id):
+            record_event(session, "info", "plan-changed", f"run {run.number} of {name}: {change}")
     for device in missing_devices(session, run):
         record_event(session, "error", "data-missing", f"run {run.number} of {name} has no data of {device}")
     if state == "failed":
@@ -36,18 +40,17 @@ def conclude_run(session: Session, run: CampaignRunRow) -> bool:
 def missing_devices(session: Session, run: CampaignRunRow) -> list[str]:
     """Devices without data in a run that it asked for, or that the last one before it to end had data of."""
     asked, had = devices_with_data(session, run.id)
-    before = next(
-        (
-            each
-            for each in runs_of(session, run.campaign_id)
-            if each.number < run.number and each.state in ("done", "failed")
-        ),
-        None,
-    )
+    before = previous_run(session, run)
     expected = set(asked)
     if before is not None:
         expected |= set(devices_with_data(session, before.id)[1])
     return sorted(expected - set(had))
+
+
+def previous_run(session: Session, run: CampaignRunRow) -> CampaignRunRow | None:
+    """The last run of the campaign before this one that ran to an end."""
+    earlier = (each for each in runs_of(session, run.campaign_id) if each.number < run.number)
+    return next((each for each in earlier if each.state in ("done", "failed") and each.started_wall_ns), None)
 
 
 def _counted(counts: Mapping[str, int]) -> str:

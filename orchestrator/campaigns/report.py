@@ -20,7 +20,7 @@ REPORT_COLUMNS = (
     "device", "bundle", "task", "engine", "T", ">|S|", "policy", "state", ">median", ">[95 %]", ">p95",
     ">≤ T", ">accuracy", ">[95 %]",
 )  # fmt: skip
-COMPARE_COLUMNS = ("device", "metric", ">before", ">after", ">ratio", ">[95 %]", "verdict", "plan")
+COMPARE_COLUMNS = ("device", "metric", ">before", ">after", ">ratio", ">[95 %]", "verdict")
 STATUS_COLUMNS = (
     "campaign",
     ">run",
@@ -124,7 +124,6 @@ def compare_cells(one: Compared) -> tuple[str, ...]:
         f"{ratio.value_ppm / 1e6:.3f}" if ratio else "–",
         f"[{ratio.low_ppm / 1e6:.3f}–{ratio.high_ppm / 1e6:.3f}]" if ratio else "–",
         one.verdict,
-        "changed" if one.replanned else "",
     )
 
 

@@ -45,8 +45,8 @@ class RunStatus:
         return sum(self.counts.get(state, 0) for state in _NOT_LEFT)
 
 
-def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int = 1) -> list[RunStatus]:
-    """The newest ``runs`` runs of each campaign, newest first."""
+def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None = 1) -> list[RunStatus]:
+    """The newest ``runs`` runs of each campaign (None: all), newest first."""
     with farm.store.reader() as session:
         now, typical = database_wall_ns(session), Typical.of(durations(session))
         going = under_way(session)

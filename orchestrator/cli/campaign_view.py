@@ -104,9 +104,7 @@ def report(
         run = find_run(farm, campaign, number)
         with farm.store.reader() as session:
             rows = rows_of(session, run.id)
-        (standing,) = [
-            one for one in statuses(farm, [campaign], runs=run.number + 10**6) if one.number == run.number
-        ]
+        standing = next(one for one in statuses(farm, [campaign], runs=None) if one.number == run.number)
     if json:
         emit_json({"status": asdict(standing), "cells": [report_json(row) for row in rows]})
         return
@@ -142,6 +140,8 @@ def compare(
             COMPARE_COLUMNS,
             [compare_cells(one) for one in found.metrics],
         )
+        for change in found.plans:
+            note(f"  plan: {change}")
     for device in found.missing:
         warn(f"{device} has data in run {runs[0].number} and none in run {runs[1].number}")
 

@@ -13,6 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from db import campaign_work as work
+from db.campaign_plans import plan_changes
 from db.campaign_work import CLAIM_TTL_NS, CellEnd
 from db.campaigns import (
     NewBatch,
@@ -30,6 +31,7 @@ from db.campaigns import (
 from db.events import latest_events
 from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
+from db.plans import save_plan
 from db.schedules import (
     list_schedules,
     lock_schedule,
@@ -40,6 +42,7 @@ from db.schedules import (
 from db.session import Store
 from orchestrator.campaigns.conclude import conclude_run
 from sti_runtime.errors import InputError
+from tests.contract import store_world as world
 from tests.contract.store_world import Spec
 from tests.contract.test_store import (  # noqa: F401 - fixtures
     migrated_postgres,
@@ -172,6 +175,31 @@ def test_a_run_ends_once_and_says_what_is_missing(store: Store) -> None:
         assert not start_queued(session, run_id)
         assert end_run(session, run_id, "failed")
     assert counts(store, run_id) == {"done": 1, "queued": 1}
+
+
+def test_a_plan_with_other_content_is_told_with_what_is_new(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+        other = made.plan.model_copy(update={"sequence_length": 8, "device_profile": "f" * 64})
+        save_plan(session, other, device_id=made.device_id, task=world.TASK)
+    run_ids = []
+    for plan in (made.plan, made.plan, other):
+        run_ids.append(begin(store, [batch(0, "board", "execute")]))
+        (only,) = ready(store)
+        assert claim(store, only.batch_id, "me")
+        with store.session() as session:
+            (cell,) = work.cells_of(session, only.batch_id)
+            ends = {cell.id: CellEnd("done", plan_digest=plan.digest, job_id=made.job.id)}
+            assert work.end_batch(session, only.batch_id, "me", ends)
+        with store.session() as session:
+            assert conclude_run(session, session.get_one(CampaignRunRow, run_ids[-1]))
+    with store.reader() as session:
+        assert plan_changes(session, run_ids[0], run_ids[1]) == []
+        (change,) = plan_changes(session, run_ids[1], run_ids[2])
+        assert change.why == ("profile",)
+        (event,) = [each for each in latest_events(session) if each.kind == "plan-changed"]
+        assert str(change) in event.what
+        assert [each.kind for each in latest_events(session)] == ["plan-changed"]
 
 
 # ------------------------------------------------------------------ claims

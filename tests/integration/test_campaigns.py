@@ -148,14 +148,14 @@ def test_killed_at_any_point_nothing_is_lost_or_doubled(
     require_storage(tmp_path)
     fill(farm)
     run_id = begin(farm, campaign(MATRIX))
-    with machine_of(tmp_path) as machine:
-        for kind in ("profile", "execute"):
+    for kind in ("profile", "execute"):
+        with machine_of(tmp_path) as machine:
             process = start_controller(tmp_path)
             machine.let_through(partial(begun, tmp_path, kind), f"the {kind} job")
             process.kill()
             process.communicate()
-            # Its agent goes on without a controller, to the end.
-            machine.let_through(partial(ended, tmp_path, kind), f"the end of the {kind} job")
+        # Its agent goes on without a controller, to the end.
+        wait_for(partial(ended, tmp_path, kind), f"the end of the {kind} job")
     work_off(farm, worker)
     assert run_state(farm, run_id) == "done"
     assert kinds_and_states(farm, run_id)["execute", "done"] == 4

@@ -95,7 +95,7 @@ def test_estimates_are_medians_of_what_ended_and_lanes_run_side_by_side() -> Non
     assert typical.batch_ns("a", "execute") == typical.batch_ns("b", "execute") == 20 * S
     assert typical.batch_ns("b", "profile") == DEFAULT_NS["profile"]
     lanes = {"a": "1", "b": "1", "c": "2", None: "host"}
-    left = {("a", "execute"): 2, ("b", "execute"): 1, ("c", "execute"): 1}
+    left: dict[tuple[str | None, str], int] = {("a", "execute"): 2, ("b", "execute"): 1, ("c", "execute"): 1}
     assert left_by_lane(left, typical, lanes.__getitem__) == {"1": 60 * S, "2": 20 * S}
     assert left_ns(left, typical, lanes.__getitem__) == 60 * S
     assert left_ns({}, typical, lanes.__getitem__) == 0
