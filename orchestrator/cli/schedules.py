@@ -153,8 +153,8 @@ def serve(
     """
     with (
         farm_of(context) as farm,
-        terminated(farm.stop),
         driving(farm, "all", listen=listen, ports=ports) as session,
+        terminated(farm.stop),  # last: Ray sets a handler of its own as it starts
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
         controller = Controller(Means(farm, session.worker, session.pool, session.pool.cpus))
