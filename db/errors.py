@@ -5,6 +5,7 @@ StifarmError
     ├── StoreUnreachableError  nobody answers, or the connection was lost: it may come back
     ├── StoreVersionError    its schema is older or newer than this program
     └── LeaseHeldError       another controller holds the device
+        └── DeviceReservedError   a person does
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class StoreVersionError(StoreError):
 
 class LeaseHeldError(StoreError):
     """A device's lease belongs to another owner and has not expired."""
+
+
+class DeviceReservedError(LeaseHeldError):
+    """A person has reserved the device: the farm does not use it until then."""

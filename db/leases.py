@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from db.clock import database_wall_ns
 from db.errors import LeaseHeldError
 from db.models import DeviceRow, LeaseRow
+from db.reservations import refuse_reserved
 from db.upsert import save_new
+
+__all__ = [
+    "LeaseGrant",
+    "acquire_lease",
+    "database_wall_ns",
+    "lock_lease",
+    "release_lease",
+    "renew_lease",
+    "resume_lease",
+]
 
 
 @dataclass(frozen=True)
@@ -25,30 +37,15 @@ class LeaseGrant:
     expires_wall_ns: int
 
 
-_CLOCKS = {
-    "sqlite": "SELECT CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000",
-    "postgresql": "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) * 1000",
-}
-
-
-def database_wall_ns(session: Session) -> int:
-    """The database's wall clock, in ns since the epoch (resolution: SQLite 1 ms, PostgreSQL 1 µs)."""
-    return int(session.execute(text(_CLOCKS[session.get_bind().dialect.name])).scalar_one())
-
-
 def acquire_lease(session: Session, device_id: int, owner: str, ttl_ns: int) -> LeaseGrant:
     """Take a device that is free or whose lease has expired, under a new fencing counter.
 
-    Raises: LeaseHeldError when another owner holds it. The same owner asking again gets a new counter.
+    Raises: LeaseHeldError when another owner holds it; DeviceReservedError when a person does. The same owner
+    asking again gets a new counter.
     """
-    _ensure_row(session, device_id)
-    row = session.scalars(
-        select(LeaseRow)
-        .where(LeaseRow.device_id == device_id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).one()
+    row = lock_lease(session, device_id)
     now = database_wall_ns(session)
+    refuse_reserved(session, device_id, now)
     if row.owner not in (None, owner) and (row.expires_wall_ns or 0) > now:
         name = session.scalars(select(DeviceRow.name).where(DeviceRow.id == device_id)).one()
         left_s = ((row.expires_wall_ns or 0) - now) // 1_000_000_000 + 1
@@ -63,8 +60,11 @@ def acquire_lease(session: Session, device_id: int, owner: str, ttl_ns: int) -> 
 
 
 def renew_lease(session: Session, grant: LeaseGrant, ttl_ns: int) -> LeaseGrant:
-    """Extend a lease that is still ours, even one that expired unclaimed. Raises: LeaseHeldError."""
-    expires = database_wall_ns(session) + ttl_ns
+    """Extend a lease that is still ours, even one that expired unclaimed. Raises: LeaseHeldError;
+    DeviceReservedError when a person has reserved the device and does not let its job finish."""
+    now = database_wall_ns(session)
+    refuse_reserved(session, grant.device_id, now, finishing=True)
+    expires = now + ttl_ns
     done = session.execute(
         update(LeaseRow)
         .where(
@@ -88,9 +88,11 @@ def resume_lease(
 ) -> LeaseGrant | None:
     """Take a lease of ours up again, also one that expired or was given back; None if it went on to another.
 
-    The counter stays: what was begun under it is still ours to go on with.
+    The counter stays: what was begun under it is still ours to go on with. Raises: DeviceReservedError.
     """
-    expires = database_wall_ns(session) + ttl_ns
+    now = database_wall_ns(session)
+    refuse_reserved(session, device_id, now)
+    expires = now + ttl_ns
     done = session.execute(
         update(LeaseRow)
         .where(
@@ -115,6 +117,17 @@ def release_lease(session: Session, grant: LeaseGrant) -> None:
         )
         .values(owner=None, expires_wall_ns=None)
     )
+
+
+def lock_lease(session: Session, device_id: int) -> LeaseRow:
+    """The device's row, which nobody else leases by until this transaction ends."""
+    _ensure_row(session, device_id)
+    return session.scalars(
+        select(LeaseRow)
+        .where(LeaseRow.device_id == device_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one()
 
 
 def _ensure_row(session: Session, device_id: int) -> None:

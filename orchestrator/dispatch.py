@@ -20,20 +20,24 @@ from sqlalchemy.orm import Session
 
 from db import jobs as job_queries
 from db.devices import list_devices
-from db.errors import StoreUnreachableError
+from db.errors import DeviceReservedError, StoreUnreachableError
 from db.ingest import IngestReport, ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
 from db.models import AttemptRow
+from db.quarantine import refuse_quarantined
 from db.session import Store
 from orchestrator.agent_verbs import take_over_remedy
 from orchestrator.deploy import DeployReport, Underway
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
-from orchestrator.errors import CommandTimeoutError, LinkError, StableError
+from orchestrator.errors import CommandTimeoutError, DeviceError, LinkError, StableError
 from orchestrator.following import Advance, Link, Shown
+from orchestrator.health.failing import note_failure
+from orchestrator.health.kinds import HEALTH
 from orchestrator.jobs import DeviceTarget, job_key, make_job
 from orchestrator.patience import patiently
 from orchestrator.prepare import tell_settings
+from orchestrator.recovering import Stepped
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
@@ -52,6 +56,7 @@ class Worker(Protocol):
     def architecture(self, name: str) -> str: ...
     def facts(self, name: str) -> DeviceFacts: ...
     def look(self, name: str) -> Seen: ...
+    def recover(self, name: str, step: str) -> Stepped: ...
     def take_over(self, name: str, lease: Lease) -> None: ...
     def deploy(
         self,
@@ -167,7 +172,9 @@ def run_job(
     A lost link is waited for up to LINK_LIMIT_S and a store that is away up to STORE_LIMIT_S; the agent goes
     on meanwhile. After KeyboardInterrupt, or
     when ``stop`` is set (which then raises it), the agent is asked to stop behind its present unit; the
-    same request resumes. Raises: DeviceError, StoreError.
+    same request resumes. So it is when a person reserves the device meanwhile. A device that lets its job
+    down is noted, and put in quarantine when it does so again and again. Raises: DeviceError; StoreError:
+    of it DeviceReservedError, QuarantinedError.
     """
     fresh, key = patiently(lambda: register_job(store, request), stop=stop)
     if not fresh:
@@ -176,8 +183,11 @@ def run_job(
     job, grant = patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
     try:
         _drive(store, worker, request, job, grant, advance, stop)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DeviceReservedError):
         _ask_to_stop(worker, request, job)
+        raise
+    except DeviceError as error:
+        note_failure(store, request.device_id, error, job_id=job.id)
         raise
     finally:
         _give_back(store, grant)
@@ -247,6 +257,8 @@ def _open_attempt(store: Store, owner: str, request: Request, key: str) -> tuple
     """Our own attempt that is still open, else a new one under a new lease. Raises: LeaseHeldError."""
     job_id = _job_id(request, key)
     with store.session() as session:
+        if request.kind != HEALTH:
+            refuse_quarantined(session, request.device_id)
         opened = job_queries.latest_attempt(session, job_id)
         if opened is not None and opened.state == "running":
             resumed = resume_lease(session, request.device_id, owner, opened.lease_counter, LEASE_TTL_NS)

@@ -70,6 +70,15 @@ class EmulateSpec:
 
 
 @dataclass(frozen=True)
+class RecoverySpec:
+    """What may be done to get a device back. ``reboot``: it may be restarted; ``reboot_command``: by this
+    program of its lab host (a switched socket, a USB hub), given as arguments; empty: over its link."""
+
+    reboot: bool = False
+    reboot_command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Device:
     """One device of the inventory. ``threads`` ``None``: as many as it may use CPUs.
 
@@ -98,6 +107,7 @@ class Device:
     emulate: EmulateSpec | None
     line: int
     labels: Mapping[str, str] = field(hash=False)
+    recovery: RecoverySpec = RecoverySpec()
 
     @property
     def emulated(self) -> bool:
@@ -210,6 +220,9 @@ def _addressing(reader: FieldReader, node: yaml.Node, values: Mapping[str, objec
     workdir = values.get("workdir")
     if isinstance(workdir, str) and transport != "local" and not workdir.startswith("/"):
         reader.wrong(node, f"workdir must be an absolute path on the device, not {workdir!r}.")
+    recovery = values.get("recovery")
+    if transport == "local" and isinstance(recovery, RecoverySpec) and recovery.reboot:
+        reader.wrong(node, "recovery: this machine is not rebooted; reboot is for devices over adb or ssh.")
     for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
         for name in fields:
             if name in values and name not in kind.fields:
@@ -322,6 +335,24 @@ def _parse_prepare(reader: FieldReader, node: yaml.Node, name: str) -> Prepare:
     )
 
 
+def _arguments(reader: FieldReader, node: yaml.Node, name: str) -> tuple[str, ...] | None:
+    if not isinstance(node, yaml.SequenceNode) or not node.value:
+        reader.wrong(
+            node, f"{name} must be a list of arguments like [uhubctl, -a, cycle], not {describe(node)}."
+        )
+        return None
+    words = [text_of(reader, item, f"an argument of {name}") for item in node.value]
+    return tuple(word for word in words if word is not None)
+
+
+def _parse_recovery(reader: FieldReader, node: yaml.Node, name: str) -> RecoverySpec:
+    values = reader.fields(node, name, _RECOVERY)
+    command, reboot = values.get("reboot_command"), values.get("reboot") is True
+    if command is not None and not reboot:
+        reader.wrong(node, f"{name} has a reboot_command and does not allow it: say reboot: true, too.")
+    return RecoverySpec(reboot, command if isinstance(command, tuple) else ())
+
+
 def _parse_emulate(reader: FieldReader, node: yaml.Node, name: str) -> EmulateSpec | None:
     before = len(reader.problems)
     values = reader.fields(node, name, _EMULATE)
@@ -374,6 +405,7 @@ _EMULATE: Mapping[str, Parse] = {
     "cpu_share": milli(0.001, 1000, " (1 is one whole CPU)"),
     "mechanism": choice(MECHANISMS),
 }
+_RECOVERY: Mapping[str, Parse] = {"reboot": truth, "reboot_command": _arguments}
 _PREPARE: Mapping[str, Parse] = {
     "stay_awake": truth,
     "governor": _governor,
@@ -396,6 +428,7 @@ _DEVICE: Mapping[str, Parse] = {
     "labels": _labels,
     "gates": _parse_gates,
     "prepare": _parse_prepare,
+    "recovery": _parse_recovery,
     "emulate": _parse_emulate,
 }
 _INVENTORY: Mapping[str, Parse] = {"version": _parse_version, "devices": _parse_devices}

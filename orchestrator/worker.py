@@ -38,6 +38,7 @@ from orchestrator.full_disk import agents_there, remove_content, remove_everythi
 from orchestrator.inventory import Device
 from orchestrator.job_push import push_job
 from orchestrator.reach import Reach
+from orchestrator.recovering import Stepped, fresh_server, reboot, reconnect
 from orchestrator.settings import Settings
 from orchestrator.tailing import (
     PollResult,
@@ -89,6 +90,15 @@ class HostWorker:
         """What this host sees of the device without an agent; its work folder is made if it can be."""
         transport, spool = self._reach.transport(name), self._reach.spool(name)
         return self._reach.retried(name, lambda: look(transport, spool))
+
+    def recover(self, name: str, step: str) -> Stepped:
+        """Take one step of the recovery ladder; what it came to. Does not wait for calls under way."""
+        device, transport = self._reach.devices[name], self._reach.transport(name)
+        if step == "reconnect":
+            return reconnect(transport)
+        if step == "fresh-server":
+            return fresh_server(transport)
+        return reboot(device, transport)
 
     def spool(self, name: str) -> str:
         """The device's work folder; see ``Reach.spool``."""

@@ -10,6 +10,16 @@ from db.models.campaigns import (
     ScheduleRow,
 )
 from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
+from db.models.health import (
+    AlertDeliveryRow,
+    AlertRow,
+    DeviceFailureRow,
+    HealthCheckRow,
+    HealthResultRow,
+    QuarantineRow,
+    RecoveryStepRow,
+    ReservationRow,
+)
 from db.models.hosts import HostRow
 from db.models.importance import ImportanceProfileRow, ImportanceScoreRow
 from db.models.plans import DeviceProfileRow, PlanRow
@@ -19,6 +29,8 @@ from db.models.summaries import SampleSummaryRow
 from db.models.work import AttemptRow, EventRow, JobRow, JournalRecordRow
 
 __all__ = [
+    "AlertDeliveryRow",
+    "AlertRow",
     "AttemptRow",
     "Base",
     "BundleRow",
@@ -28,12 +40,15 @@ __all__ = [
     "CampaignRunRow",
     "ComputeSampleRow",
     "DeviceFactsRow",
+    "DeviceFailureRow",
     "DeviceProfileRow",
     "DeviceRow",
     "EvaluationRow",
     "EventRow",
     "HostRow",
     "FixedSampleRow",
+    "HealthCheckRow",
+    "HealthResultRow",
     "ImportanceProfileRow",
     "ImportanceScoreRow",
     "IoSampleRow",
@@ -43,7 +58,10 @@ __all__ = [
     "ModelRow",
     "PlanRow",
     "ProbeRow",
+    "QuarantineRow",
+    "RecoveryStepRow",
     "RequestRow",
+    "ReservationRow",
     "RunRow",
     "SampleSummaryRow",
     "ScheduleRow",

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.agent import agent_app
+from orchestrator.cli.alerts import alerts_app
 from orchestrator.cli.bundle import bundle_app
 from orchestrator.cli.campaign import campaign_app
 from orchestrator.cli.context import Options
@@ -51,6 +52,7 @@ app.add_typer(schedules_app, name="schedules")
 app.add_typer(db_app, name="db")
 app.add_typer(host_app, name="host")
 app.add_typer(lab_app, name="lab")
+app.add_typer(alerts_app, name="alerts")
 for verb, function in (
     ("init", init),
     ("demo", demo),

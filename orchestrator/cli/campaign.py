@@ -104,7 +104,7 @@ def drive(farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow)
             return row.state not in ("queued", "running")
 
     try:
-        with driving(farm, selector) as session:
+        with driving(farm, selector, quarantined=True) as session:
             note(
                 f"run {run.number} of {campaign.name}; see it from elsewhere: stifarm campaign status --watch"
             )
@@ -170,7 +170,7 @@ def _stop_running(farm: Farm, run_ids: list[int]) -> None:
             return not any(counts.get("running") for counts in cell_counts(session, run_ids).values())
 
     try:
-        with driving(farm, "all") as session:
+        with driving(farm, "all", quarantined=True) as session:
             Controller(Means(farm, session.worker, session.pool, session.pool.cpus)).run(over)
     except ControllerBusyError:
         note("the running controller stops what is under way")

@@ -15,8 +15,9 @@ import typer
 
 from orchestrator.cli.output import note, steps, success, warn
 from orchestrator.dispatch import Worker
-from orchestrator.errors import ToolchainError
+from orchestrator.errors import SelectorError, ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
+from orchestrator.health.selection import relied_on
 from orchestrator.host_book import hosts_of, known_offers
 from orchestrator.hosts import gather
 from orchestrator.inventory import Device, load_inventory
@@ -108,12 +109,18 @@ class Session:
 
 @contextmanager
 def driving(
-    farm: Farm, selector: str, *, listen: str | None = None, ports: str | None = None
+    farm: Farm,
+    selector: str,
+    *,
+    listen: str | None = None,
+    ports: str | None = None,
+    quarantined: bool = False,
 ) -> Iterator[Session]:
     """Start Ray and the worker of the chosen devices; one such command at a time per home.
 
     ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
-    device yet. Raises: SelectorError, InventoryError, HostError before anything is started;
+    device yet. Devices in quarantine that are not named are left out, and a line says so, unless
+    ``quarantined``. Raises: SelectorError, InventoryError, HostError before anything is started;
     ControllerBusyError, PoolError.
     """
     from orchestrator.ray.access import token_source
@@ -137,6 +144,8 @@ def driving(
             warn(f"{name}: {why}")
         known = farm.inventory.devices
         devices = () if listen is not None and not known else select(known, selector)
+        if devices and not quarantined:
+            devices = without_quarantined(farm, devices, selector)
         build_agents(hosts.worker, [device for device in devices if hosts.is_own(device.name)], farm.stop)
         yield Session(farm, devices, hosts.worker, pool, hosts)
 
@@ -147,6 +156,20 @@ def tell_how_to_join(address: str, token: str) -> None:
     note(f"  the token is in {token}; on another machine:")
     note(f"    mkdir -p .stifarm && scp {socket.gethostname()}:{token} .stifarm/ray_token")
     note(f"    stifarm host join {address}")
+
+
+def without_quarantined(farm: Farm, devices: Sequence[Device], selector: str) -> tuple[Device, ...]:
+    """The chosen devices that the farm relies on or that are named; tells of the others. Raises:
+    SelectorError when none is left."""
+    kept, left_out = relied_on(farm, devices, selector)
+    for name, cause in left_out.items():
+        warn(f"{name} is left out, it is in quarantine: {cause}")
+    if not kept:
+        raise SelectorError(
+            f"The device selector {selector!r} selects only devices in quarantine.",
+            "See their health: stifarm devices check; or release one: stifarm devices release DEVICE.",
+        )
+    return kept
 
 
 def build_agents(worker: Worker, devices: Sequence[Device], stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""Verbs about devices: list, discover, probe, clean, take-over."""
+"""Verbs about devices: list, discover, probe, clean, take-over; those of holding and check join them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 from db.devices import latest_facts, list_devices
 from db.documents import parse
 from orchestrator import fleet
+from orchestrator.cli.check import check
 from orchestrator.cli.context import DevicesOption, JsonOption, Session, driving, farm_of
 from orchestrator.cli.discover import discover
+from orchestrator.cli.holding import holdings, quarantine_, release, reserve_, unreserve_
 from orchestrator.cli.output import emit_json, fail, success, table
 from orchestrator.cli.over_devices import failed_json, finish, on_each
 from orchestrator.device_facts.seen import Seen
@@ -27,11 +29,16 @@ T = TypeVar("T")
 
 devices_app = typer.Typer(no_args_is_help=True, help="The devices of the inventory.")
 devices_app.command("discover")(discover)
+devices_app.command("check")(check)
+devices_app.command("reserve")(reserve_)
+devices_app.command("unreserve")(unreserve_)
+devices_app.command("quarantine")(quarantine_)
+devices_app.command("release")(release)
 
 
 @devices_app.command("list")
 def list_(context: typer.Context, json: JsonOption = False) -> None:
-    """List the inventory's devices, how each is slowed, and the hardware last seen under its name.
+    """List the inventory's devices: how each is slowed, its hardware when last seen, and who holds it.
 
     Example: stifarm devices list
     """
@@ -41,6 +48,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
             latest = {name: latest_facts(session, row.id) for name, row in known.items()}
             seen = {name: parse(row.facts_json).get("host_seen") for name, row in latest.items() if row}
         devices = farm.inventory.devices
+        held = holdings(farm)
     if json:
         emit_json(
             [
@@ -52,6 +60,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
                     "labels": dict(device.labels),
                     "identity": known[device.name].identity if device.name in known else None,
                     "seen": seen.get(device.name),
+                    **held.json(device.name),
                 }
                 for device in devices
             ]
@@ -59,7 +68,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
         return
     table(
         f"Devices of {farm.settings.inventory.name}",
-        ("device", "transport", "engine", "emulated", "labels", "hardware", "identity"),
+        ("device", "transport", "engine", "emulated", "labels", "hardware", "identity", "held"),
         [
             (
                 device.name,
@@ -69,6 +78,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
                 " ".join(f"{key}={value}" for key, value in device.labels.items()),
                 hardware(seen.get(device.name) or {}),
                 known[device.name].identity if device.name in known else "not seen yet",
+                held.text(device.name),
             )
             for device in devices
         ],
@@ -93,7 +103,7 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
 
     Example: stifarm devices probe --devices all
     """
-    with farm_of(context) as farm, driving(farm, devices) as session:
+    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
         found, failed = _probe_all(farm, session, quiet=json)
     if json:
         emit_json(
@@ -176,7 +186,7 @@ def clean(context: typer.Context, devices: DevicesOption, json: JsonOption = Fal
 
     What is in the store stays. Example: stifarm devices clean --devices board-slow-io
     """
-    with farm_of(context) as farm, driving(farm, devices) as session:
+    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
 
         def clean_one(device: Device) -> dict[str, Any]:
             device_id = fleet.device_to_clean(farm, session.worker, device)
@@ -212,7 +222,7 @@ def take_over(context: typer.Context, devices: DevicesOption, json: JsonOption =
     The other farm's jobs there end before their next unit, and its commands are refused from now on.
     Example: stifarm devices take-over --devices phone-a
     """
-    with farm_of(context) as farm, driving(farm, devices) as session:
+    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
 
         def take(device: Device) -> str:
             device_id, _ = fleet.probe_device(farm, session.worker, device)

@@ -45,7 +45,7 @@ def doctor(
         if devices is not None:
             usual = servers_of(inventory.devices, os.environ)[0]
             ran = listens(usual)
-            with driving(farm, devices) as session:
+            with driving(farm, devices, quarantined=True) as session:
                 examined = {device.name for device in session.devices}
                 findings = [finding for finding in findings if finding.subject not in examined]
                 findings += _device_findings(farm, session)

@@ -13,6 +13,7 @@ import typer
 from db.campaigns import list_campaigns, open_runs, runs_of
 from db.models import CampaignRow, ScheduleRow
 from db.schedules import list_schedules, schedule_of, set_schedule_state
+from orchestrator.alerts.delivery import telling
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.due import next_due, shown
 from orchestrator.campaigns.schedules import fire_due
@@ -153,7 +154,8 @@ def serve(
     """
     with (
         farm_of(context) as farm,
-        driving(farm, "all", listen=listen, ports=ports) as session,
+        driving(farm, "all", listen=listen, ports=ports, quarantined=True) as session,
+        telling(farm.store),
         terminated(farm.stop),  # last: Ray sets a handler of its own as it starts
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")

@@ -129,7 +129,7 @@ def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     What a device has measured must be in the store once, and unchanged; exit code 1 when it is not.
     Example: stifarm db audit --devices all
     """
-    with farm_of(context) as farm, driving(farm, devices) as session:
+    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
         with farm.store.reader() as reader:
             known = {row.name: row.id for row in list_devices(reader)}
 

@@ -48,6 +48,8 @@ def _entry(lab: Lab, state: LabState, device: DeviceState) -> dict[str, Any]:
         entry |= {"key_file": str(lab.key), "known_hosts": str(lab.known_hosts)}
     elif state.adb is not None:
         entry["adb_server"] = f"127.0.0.1:{state.adb.port}"
+    if device.kind == "phone" and state.means.isolation != "none":
+        entry["recovery"] = {"reboot": True}  # a board's user may not restart it, as on most real ones
     return entry
 
 

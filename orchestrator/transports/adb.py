@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import StableError
 from orchestrator.transports.adb_files import AdbFiles
-from orchestrator.transports.adb_link import AdbLink
+from orchestrator.transports.adb_link import ANSWER_S, AdbLink
 from orchestrator.transports.adb_script import LOOK_UP, new_mark
 from orchestrator.transports.adb_server import AdbServer, server_address
 from orchestrator.transports.adb_shell import AdbShell
@@ -150,6 +150,22 @@ class AdbTransport:
     def default_workdir(self) -> str:
         """Below the folder that Android leaves to adb: writable, and mounted so that programs may run."""
         return "/data/local/tmp/stifarm"
+
+    def reconnect(self) -> None:
+        """Have the server drop its connection to the device and make it anew. Raises: DeviceError."""
+        self._link.reconnect()
+
+    def replace_server(self) -> bool:
+        """Start the adb server anew; False when it is not one that we started: that is left alone.
+
+        Other devices behind it are out of reach for a moment. Raises: DeviceError.
+        """
+        return self._link.replace_server()
+
+    def reboot(self) -> None:
+        """Restart the device. Raises: DeviceError."""
+        with self._link.open(b"reboot:", ANSWER_S):
+            pass
 
     def close(self) -> None:
         """Close the connections that are kept."""

@@ -88,6 +88,25 @@ class AdbLink:
             raise
         return link
 
+    def reconnect(self) -> None:
+        """Have the server drop its connection to the device; the next use makes it anew.
+
+        Source: AOSP, adb/SERVICES.TXT: host:disconnect, <host-prefix>:reconnect. Raises: DeviceError.
+        """
+        self._features = None
+        if self._address is not None:
+            self._disconnect()
+            return
+        try:
+            self._server.ask(f"host-serial:{self.serial}:reconnect")
+        except RefusalError as error:
+            _log.info("the adb server did not reconnect", device=self.device, cause=error.what)
+
+    def replace_server(self) -> bool:
+        """Start the server anew if it is one that we started; see ``AdbServer.replace_own``."""
+        self._features = None
+        return self._server.replace_own()
+
     def lost(self, error: Exception) -> DeviceError:
         """Our error for what went wrong on an open connection."""
         if isinstance(error, RequestError):

@@ -50,11 +50,14 @@ class OwnServer:
         try:
             return self._mended(error, before)
         except OSError as problem:
-            raise StableError(
-                f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
-                "Make the folder writable (XDG_STATE_HOME names another), or start one: adb start-server.",
-                device=self._device,
-            ) from problem
+            raise self._cannot_start(problem) from problem
+
+    def _cannot_start(self, problem: OSError) -> StableError:
+        return StableError(
+            f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
+            "Make the folder writable (XDG_STATE_HOME names another), or start one: adb start-server.",
+            device=self._device,
+        )
 
     def _mended(self, error: Exception, before: int | None) -> bool:
         trouble: Exception = error
@@ -81,6 +84,27 @@ class OwnServer:
                 self._await(lambda: not listens(self._address))
             if not listens(self._address):
                 self._start(record)
+        return True
+
+    def replace(self) -> bool:
+        """End the server that we started and start it anew; False when it is none of ours.
+
+        Raises: StableError when none can be started.
+        """
+        pid = self.pid()
+        if pid is None:
+            return False
+        try:
+            with _locked(self._address) as record:
+                if _live_pid(record) == pid:  # else another has just replaced it
+                    _log.warning(
+                        "the adb server that we started is replaced", address=str(self._address), pid=pid
+                    )
+                    os.kill(pid, signal.SIGKILL)
+                    self._await(lambda: not listens(self._address))
+                    self._start(record)
+        except OSError as problem:
+            raise self._cannot_start(problem) from problem
         return True
 
     def _start(self, record: Path) -> None:

@@ -112,6 +112,13 @@ class AdbServer:
                 device=self._device,
             ) from error
 
+    def replace_own(self) -> bool:
+        """End the server and start it anew, if it is one that we started; False when it is not.
+
+        Raises: StableError when none can be started.
+        """
+        return self._own is not None and self._own.replace()
+
     def _mended(self, error: Exception, before: int | None) -> bool:
         """Whether another try may succeed. ``before``: the process of our server when this one began."""
         if self._own:

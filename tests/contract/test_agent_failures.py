@@ -371,7 +371,7 @@ def test_a_memory_limit_is_a_failure_of_the_unit(agent: Agent, spool: Spool, con
 
 
 def test_a_gate_that_stays_shut(agent: Agent, spool: Spool, content: Content) -> None:
-    gates = OPEN_GATES.model_copy(update={"min_free_bytes": 2**62, "wait_limit_s": 1})
+    gates = OPEN_GATES.model_copy(update={"min_free_bytes": 2**62, "max_load_milli": -1, "wait_limit_s": 1})
     units = numbered(
         [
             ProbeUnit(number=0, kind="probe"),
@@ -381,7 +381,9 @@ def test_a_gate_that_stays_shut(agent: Agent, spool: Spool, content: Content) ->
     job = a_job(agent, spool, content, gates=gates, units=units)
     assert run(agent, spool, job)[1] == {"state": "ended", "done": 1, "failed": 1}
     failure = result_of(FailureRecord, journal_of(spool, job)[1].payload)
-    assert (failure.error, "free-space" in failure.what) == ("GateError", True)
+    assert failure.error == "GateError"
+    for part in ("free-space", "load", "limit 1 s"):
+        assert part in failure.what
 
 
 def test_verdicts_of_the_gates_go_with_the_runs(agent: Agent, spool: Spool, content: Content) -> None:
@@ -392,3 +394,15 @@ def test_verdicts_of_the_gates_go_with_the_runs(agent: Agent, spool: Spool, cont
     verdicts = {v.gate: v.verdict for v in result_of(ExecuteResult, record.result).gates}
     assert verdicts["free-space"] == "pass"
     assert verdicts["battery"] == ("ungated" if read_sensors(spool.root).battery_percent is None else "pass")
+
+
+def test_sensors_that_cannot_be_read_are_ungated_and_the_unit_runs(
+    agent: Agent, spool: Spool, content: Content, tmp_path: Path
+) -> None:
+    gates = OPEN_GATES.model_copy(update={"max_temperature_milli_c": 40_000, "min_battery_percent": 1})
+    job = a_job(agent, spool, content, gates=gates, units=(execute(0, content.plan()),))
+    (tmp_path / "no-sensors").mkdir()
+    run(agent.in_environment(STIFARM_SYSFS=str(tmp_path / "no-sensors")), spool, job)
+    record = result_of(ResultRecord, journal_of(spool, job)[1].payload)
+    verdicts = {v.gate: v.verdict for v in result_of(ExecuteResult, record.result).gates}
+    assert verdicts == {"temperature": "ungated", "battery": "ungated"}

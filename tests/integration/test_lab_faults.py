@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from db.quarantine import end_quarantine, quarantine_of
 from orchestrator import fleet, measure
 from orchestrator.errors import AgentError, DeviceError, DeviceFullError, StableError
 from orchestrator.farm import Farm, open_farm
 from orchestrator.fleet import Deployed
-from orchestrator.inventory import Device
+from orchestrator.health.check import check_device
+from orchestrator.health.ladder import Budgets, Step
+from orchestrator.health.recovery import Recovered, recover
+from orchestrator.inventory import Device, RecoverySpec
 from orchestrator.lab import fault as faults
 from orchestrator.lab import machine
 from orchestrator.lab.state import Lab
@@ -28,7 +32,9 @@ from orchestrator.measure import Work
 from orchestrator.settings import load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ResultRecord, StartRecord
+from tests.agent_data import REPO
 from tests.farm_world import attempts_of, fill, journal, make_ready, require_storage, stored_records, wait_for
+from tests.lab_world import PROGRAM
 from tests.machine import Machine
 
 pytestmark = [
@@ -257,3 +263,81 @@ def other_version(workdir: Path) -> Path:
     os.chown(other, owner.st_uid, owner.st_gid)
     agent.unlink()
     return other
+
+
+# ------------------------------------------------------------------ getting devices back
+
+
+def boot_of(world: World, name: str) -> str:
+    """The boot that a device is in."""
+    return world.worker.facts(name).boot_id
+
+
+def climb(world: World, device: Device, **tries: int) -> Recovered:
+    """Recover a device with these budgets of the rungs, by a worker that knows the device so."""
+    budgets: dict[Step, int] = {"reconnect": 0, "fresh-server": 0, "reboot": 0}
+    for step in budgets:
+        budgets[step] = tries.get(step.replace("-", "_"), 0)
+    worker = HostWorker(world.farm.settings, [device])
+    try:
+        return recover(world.farm, worker, device, "its probe hangs", budgets=Budgets(budgets, 10**9))
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("name", [BOARD, PHONE])
+def test_a_device_that_answers_over_new_connections_is_back(world: World, name: str) -> None:
+    fleet.probe_device(world.farm, world.worker, world.device(name))
+    found = climb(world, world.device(name), reconnect=1)
+    assert [(step, each.outcome) for step, each in found.steps] == [("reconnect", "recovered")]
+    assert found.back
+    items = {
+        item.item: item.verdict for item in check_device(world.farm, world.worker, world.device(name)).items
+    }
+    assert items["reach"] == items["agent"] == items["identity"] == items["probe"] == "pass"
+
+
+def test_a_phone_is_rebooted_and_a_server_of_others_left_alone(world: World) -> None:
+    before = boot_of(world, PHONE)
+    found = climb(world, world.device(PHONE), fresh_server=1, reboot=1)
+    assert [(step, each.outcome) for step, each in found.steps] == [
+        ("fresh-server", "skipped"),
+        ("reboot", "recovered"),
+    ], found
+    assert "not one that stifarm started" in found.steps[0][1].detail
+    assert boot_of(world, PHONE) != before
+
+
+def test_a_board_is_rebooted_by_its_command_or_not_at_all(world: World) -> None:
+    before = boot_of(world, BOARD)
+    asked = replace(world.device(BOARD), recovery=RecoverySpec(reboot=True))
+    refused = climb(world, asked, reboot=1)
+    assert "its user may not reboot it" in refused.steps[0][1].detail
+    assert refused.cause is not None
+    assert "reboot failed" in refused.cause
+    assert boot_of(world, BOARD) == before
+    words = ("lab", "fault", BOARD, "reboot", "--for", "100ms", "--dir", str(world.lab.folder))
+    command = ("env", f"PYTHONPATH={REPO}", *PROGRAM, *words)
+    switched = replace(asked, recovery=RecoverySpec(reboot=True, reboot_command=command))
+    with world.farm.store.session() as session:
+        end_quarantine(session, device_id_of(world, BOARD), "by the test")
+    assert climb(world, switched, reboot=1).steps[0][1].outcome == "recovered"
+    assert boot_of(world, BOARD) != before
+
+
+def test_a_board_behind_a_cut_link_comes_to_quarantine_with_its_cause(world: World) -> None:
+    device_id = fleet.probe_device(world.farm, world.worker, world.device(BOARD))[0]
+    with faults.injected(world.lab, BOARD, "cut"):
+        found = climb(world, world.device(BOARD), reconnect=1, reboot=1)
+    assert [(step, each.outcome) for step, each in found.steps] == [("reconnect", "failed")]
+    with world.farm.store.session() as session:
+        held = quarantine_of(session, device_id)
+        assert held is not None
+        assert held.cause.startswith("its probe hangs; reconnect failed (")
+        assert "no reboot: its inventory does not allow a reboot" in held.cause
+        end_quarantine(session, device_id, "by the test")
+
+
+def device_id_of(world: World, name: str) -> int:
+    """The row of a device."""
+    return fleet.probe_device(world.farm, world.worker, world.device(name))[0]

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import InventoryError
-from orchestrator.inventory import CAP_BYTES, Device, EmulateSpec, load_inventory, parse_inventory
+from orchestrator.inventory import (
+    CAP_BYTES,
+    Device,
+    EmulateSpec,
+    RecoverySpec,
+    load_inventory,
+    parse_inventory,
+)
 from orchestrator.prepare import Prepare
 from sti_runtime.errors import InputError
 
@@ -37,6 +44,7 @@ devices:
     gates: {max_temperature_c: 42.5, min_battery_percent: 30, max_load: 0.5, min_free: 200MB, wait_limit_s: 5}
     prepare: {stay_awake: true, governor: performance, idle: shallow}
     emulate: {read_bandwidth: 4MB/s, cpu_share: 0.25, mechanism: agent}
+    recovery: {reboot: true, reboot_command: [uhubctl, -a, cycle]}
   - {name: bare, transport: local}
 """
 
@@ -67,6 +75,7 @@ def test_every_field_is_read() -> None:
     assert (gates.min_free_bytes, gates.wait_limit_s) == (200_000_000, 5)
     assert device.prepare == Prepare(stay_awake=True, governor="performance", shallow_idle=True)
     assert device.emulate == EmulateSpec(4_000_000, 250, "agent")
+    assert device.recovery == RecoverySpec(reboot=True, reboot_command=("uhubctl", "-a", "cycle"))
     assert (device.emulated, device.native) == (True, False)
 
 
@@ -81,6 +90,7 @@ def test_defaults() -> None:
     )
     assert device.labels == {}
     assert device.prepare.settings == ()
+    assert device.recovery == RecoverySpec()
     assert (device.gates.max_temperature_milli_c, device.gates.min_free_bytes) == (None, None)
     assert (device.emulated, device.native) == (False, True)
     assert device.shared_machine(Path("/this/one")) == "/this/one"
@@ -107,6 +117,12 @@ def test_defaults() -> None:
         ("transport: local, machine_lock: lock", "machine_lock must be an absolute path"),
         ("transport: local, emulate: {mechanism: lab, cpu_share: 1}", "must limit something"),
         ("transport: local, prepare: {governor: ../x}", "governor must be the kernel's name of one"),
+        ("transport: local, recovery: {reboot: true}", "this machine is not rebooted"),
+        (
+            "transport: ssh, address: h, recovery: {reboot_command: [x]}",
+            "does not allow it: say reboot: true",
+        ),
+        ("transport: ssh, address: h, recovery: {reboot: true, reboot_command: x y}", "list of arguments"),
         ("transport: local, prepare: {stay_awake: 'true'}", "stay_awake must be true or false, not 'true'."),
         ("transport: local, prepare: {idle: deep}", "idle 'deep' is unknown."),
         ("transport: local, prepare: {awake: true}", "prepare has an unknown key 'awake'."),

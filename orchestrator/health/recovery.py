@@ -1,0 +1,80 @@
+"""Getting a device back: takes the steps that the ladder says, keeps each, and quarantines it at the top.
+
+What was tried is rows, so a controller that is killed goes on where the ladder was. No lease is needed: the
+steps are for devices that nobody can use, and a job under way there goes on or resumes after a reboot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from db.clock import database_wall_ns
+from db.devices import device_by_name
+from db.quarantine import begin_quarantine, record_step, steps_since
+from db.reservations import refuse_reserved
+from orchestrator.dispatch import Worker
+from orchestrator.farm import Farm
+from orchestrator.health.ladder import Budgets, Next, Past, Reachable, next_step
+from orchestrator.inventory import Device
+from orchestrator.recovering import Stepped
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How it ended. ``steps``: (step, what it came to), in order; ``cause``: of the quarantine, if it came
+    to one."""
+
+    steps: Sequence[tuple[str, Stepped]]
+    cause: str | None
+
+    @property
+    def back(self) -> bool:
+        """Whether the device answers."""
+        return self.cause is None
+
+
+def recover(
+    farm: Farm, worker: Worker, device: Device, cause: str, *, budgets: Budgets | None = None
+) -> Recovered:
+    """Climb the ladder until the device answers or is in quarantine. ``cause``: what is wrong with it.
+
+    Raises: DeviceReservedError (a person has it, who is not disturbed); StoreError.
+    """
+    limits = budgets or Budgets()
+    with farm.store.reader() as session:
+        device_id = device_by_name(session, device.name).id
+        refuse_reserved(session, device_id, database_wall_ns(session))
+    taken: list[tuple[str, Stepped]] = []
+    while True:
+        step = _next(farm, device, device_id, limits)
+        _log.info("recovery", device=device.name, step=step.step, why=step.why)
+        if step.step == "quarantine":
+            whole = _cause(cause, step, taken)
+            with farm.store.session() as session:
+                begin_quarantine(session, device_id, whole)
+            return Recovered(taken, whole)
+        stepped = worker.recover(device.name, step.step)
+        taken.append((step.step, stepped))
+        with farm.store.session() as session:
+            record_step(session, device_id, step.step, stepped.outcome, stepped.detail)
+        if stepped.outcome == "recovered":
+            return Recovered(taken, None)
+
+
+def _next(farm: Farm, device: Device, device_id: int, budgets: Budgets) -> Next:
+    with farm.store.reader() as session:
+        now = database_wall_ns(session)
+        rows = steps_since(session, device_id, now - budgets.window_ns)
+        past = [Past(row.step, row.outcome, row.wall_ns) for row in rows]
+    return next_step(past, now, Reachable(device.transport, device.recovery.reboot), budgets)
+
+
+def _cause(cause: str, step: Next, taken: Sequence[tuple[str, Stepped]]) -> str:
+    tried = [f"{name} {stepped.outcome} ({stepped.detail})" for name, stepped in taken]
+    passed = [f"no {name}: {why}" for name, why in step.passed_over if name not in dict(taken)]
+    return "; ".join([cause, *tried, *passed])
