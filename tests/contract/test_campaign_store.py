@@ -1,7 +1,5 @@
 """Campaigns, claims and schedules over every kind of store: SQLite and PostgreSQL."""
 
-# ruff: noqa: F811 - its fixtures are imported
-
 from __future__ import annotations
 
 import threading
@@ -44,13 +42,6 @@ from orchestrator.campaigns.conclude import conclude_run
 from sti_runtime.errors import InputError
 from tests.contract import store_world as world
 from tests.contract.store_world import Spec
-from tests.contract.stores import (  # noqa: F401 - fixtures
-    migrated_postgres,
-    migrated_sqlite,
-    postgres_template,
-    store,
-    url,
-)
 
 BUNDLE = "b" * 64
 S = 10**9
