@@ -279,6 +279,18 @@ def own_server(own_port: int) -> Callable[[], AdbServer]:
     return made
 
 
+def test_our_own_server_is_replaced_when_asked_and_nobody_elses(
+    shared_server: Server, own_server: Callable[[], AdbServer], own_port: int, tmp_path: Path
+) -> None:
+    record = tmp_path / f"state/stifarm/adb-server-{own_port}.json"
+    first = json.loads(record.read_text())["pid"]
+    assert own_server().replace_own()
+    assert json.loads(record.read_text())["pid"] != first
+    own_server().ask("host:version", 60)
+    assert not shared_server.asked().replace_own()
+    shared_server.asked().ask("host:version")
+
+
 LATE = """
 import socket, sys, threading
 def serve(client):

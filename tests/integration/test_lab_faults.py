@@ -269,8 +269,8 @@ def other_version(workdir: Path) -> Path:
 
 
 def boot_of(world: World, name: str) -> str:
-    """The boot that a device is in."""
-    return world.worker.facts(name).boot_id
+    """The boot that a device is in; the store knows the device afterwards."""
+    return fleet.probe_device(world.farm, world.worker, world.device(name))[1].boot_id
 
 
 def climb(world: World, device: Device, **tries: int) -> Recovered:
