@@ -150,6 +150,12 @@ def latest_attempt(session: Session, job_id: str) -> AttemptRow | None:
     return session.scalars(query.order_by(AttemptRow.number.desc()).limit(1)).one_or_none()
 
 
+def attempt(session: Session, job_id: str, number: int) -> AttemptRow | None:
+    """An attempt of a job by its number."""
+    query = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
+    return session.scalars(query).one_or_none()
+
+
 def open_attempt(session: Session, device_id: int) -> AttemptRow | None:
     """The newest attempt of a device that has not ended, of whatever job."""
     query = select(AttemptRow).where(AttemptRow.device_id == device_id, AttemptRow.state == "running")

@@ -76,11 +76,25 @@ def renew_lease(session: Session, grant: LeaseGrant, ttl_ns: int) -> LeaseGrant:
         .returning(LeaseRow.counter)
     ).all()
     if not done:
-        raise LeaseHeldError(
-            f"The lease {grant.counter} of device {grant.device_id} was lost to another controller.",
-            "Its job goes on there; start again when that controller is done.",
-        )
+        raise _lost(grant)
     return LeaseGrant(grant.device_id, grant.owner, grant.counter, expires)
+
+
+def require_lease(session: Session, grant: LeaseGrant) -> None:
+    """Keep the device's lease as it is until the transaction ends. Raises: LeaseHeldError when it went on to
+    another controller: what this one still has to say of the device comes too late.
+    """
+    query = select(LeaseRow.owner, LeaseRow.counter).where(LeaseRow.device_id == grant.device_id)
+    found = session.execute(query.with_for_update()).one_or_none()
+    if found is None or (found.owner, found.counter) != (grant.owner, grant.counter):
+        raise _lost(grant)
+
+
+def _lost(grant: LeaseGrant) -> LeaseHeldError:
+    return LeaseHeldError(
+        f"The lease {grant.counter} of device {grant.device_id} was lost to another controller.",
+        "Its job goes on there; start again when that controller is done.",
+    )
 
 
 def resume_lease(

@@ -22,7 +22,7 @@ from db import jobs as job_queries
 from db.devices import list_devices
 from db.errors import DeviceReservedError, StoreUnreachableError
 from db.ingest import IngestReport, ingest
-from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, resume_lease
+from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, require_lease, resume_lease
 from db.models import AttemptRow
 from db.quarantine import refuse_quarantined
 from db.session import Store
@@ -179,9 +179,9 @@ def run_job(
     fresh, key = patiently(lambda: register_job(store, request), stop=stop)
     if not fresh:
         return _outcome(store, request, _job_id(request, key), ran=False)
-    _drain_given_up(store, worker, request, key, stop)
     job, grant = patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
     try:
+        _drain_given_up(store, worker, request, job, grant, stop)
         _drive(store, worker, request, job, grant, advance, stop)
     except (KeyboardInterrupt, DeviceReservedError):
         _ask_to_stop(worker, request, job)
@@ -300,33 +300,46 @@ def _renew(store: Store, grant: LeaseGrant) -> LeaseGrant:
 
 
 def _take_in(
-    store: Store, request: Request, job_id: str, attempt: int, records: Sequence[JournalRecord]
+    store: Store,
+    request: Request,
+    job_id: str,
+    attempt: int,
+    records: Sequence[JournalRecord],
+    grant: LeaseGrant,
 ) -> tuple[IngestReport, job_queries.Progress]:
-    """Ingest a batch, which may have come before; what it did, and how far the attempt has come."""
+    """Ingest a batch, which may have come before; what it did, and how far the attempt has come.
+
+    Under a lease that went on to another controller nothing is written. Raises: LeaseHeldError.
+    """
     with store.session() as session:
+        require_lease(session, grant)
         report = ingest(session, device_id=request.device_id, job_id=job_id, attempt=attempt, records=records)
         return report, job_queries.progress(session, job_id, attempt)
 
 
 def _drain_given_up(
-    store: Store, worker: Worker, request: Request, key: str, stop: threading.Event | None
+    store: Store,
+    worker: Worker,
+    request: Request,
+    job: Job,
+    grant: LeaseGrant,
+    stop: threading.Event | None,
 ) -> None:
-    """Bring in what an attempt that was given up had journalled before a new one takes its place."""
-    job_id = _job_id(request, key)
+    """Bring in what the attempt before had journalled, if it was given up, before this one begins."""
 
-    def newest() -> AttemptRow | None:
+    def before() -> AttemptRow | None:
         with store.reader() as session:
-            return job_queries.latest_attempt(session, job_id)
+            return job_queries.attempt(session, job.id, job.attempt - 1)
 
-    last = patiently(newest, stop=stop)
+    last = patiently(before, stop=stop)
     if last is None or last.state != "lost":
         return
     number, offset = last.number, 0
     while True:
-        polled = worker.poll(request.device, job_id, number, offset, 0)
+        polled = worker.poll(request.device, job.id, number, offset, 0)
         if not polled.records:
             return
-        take = partial(_take_in, store, request, job_id, number, polled.records)
+        take = partial(_take_in, store, request, job.id, number, polled.records, grant)
         patiently(take, stop=stop)
         offset = polled.next_offset
 
@@ -361,7 +374,7 @@ def _drive(
             continue
         link.there()
         if polled.records:
-            take = partial(_take_in, store, request, job.id, job.attempt, polled.records)
+            take = partial(_take_in, store, request, job.id, job.attempt, polled.records, grant)
             report, done = patiently(take, stop=stop)
             tell_settings(name, polled.records)
             if done.results + done.failures > finished:

@@ -20,11 +20,11 @@ from orchestrator.dispatch import Outcome, Request, Worker, register_job, run_jo
 from orchestrator.errors import StableError
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
+from orchestrator.health.check import check_device
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle
 from orchestrator.measure import Question, Work
 from sti_runtime.errors import InfeasiblePlanError, InputError
-from sti_runtime.messages import ProbeUnit
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import exact_ms
 from sti_runtime.policies import POLICIES
@@ -119,22 +119,12 @@ def _importance(means: Means, batch: Batch) -> Ends:
 
 
 def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:
-    farm = means.farm
-    device_id, facts = fleet.probe_device(farm, means.worker, device)
-    request = Request(
-        device=device.name,
-        device_id=device_id,
-        agent_digest=facts.agent_digest,
-        target=fleet.device_target(farm, device, facts, None),
-        kind="health",
-        bundle=None,
-        task_data=None,
-        units=(ProbeUnit(number=0, kind="probe"),),
-        again=batch.again,
-    )
-    outcome = _run(means, request, batch.all(CellEnd("running")), note)
-    outcome.require_complete()
-    return batch.all(CellEnd("done", job_id=outcome.job_id))
+    note(batch.all(CellEnd("running")))
+    checked = check_device(means.farm, means.worker, device)
+    failed = "; ".join(f"{item.item}: {item.detail}" for item in checked.items if item.verdict == "fail")
+    if checked.passed:
+        return batch.all(CellEnd("done", job_id=checked.job_id))
+    return batch.all(CellEnd("failed", failed or "it did not pass", job_id=checked.job_id))
 
 
 def _profile(means: Means, batch: Batch, ready: ReadyDevice, work: Work, note: Note) -> Ends:

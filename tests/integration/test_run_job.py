@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from db.errors import LeaseHeldError
-from db.leases import acquire_lease
+from db.leases import acquire_lease, release_lease
+from db.models import LeaseRow
 from orchestrator import measure
 from orchestrator.dispatch import Outcome, Request, lose_attempts, next_repetition, run_job
 from orchestrator.errors import AgentError, StableError
 from orchestrator.farm import ControllerBusyError, Farm, controlling
 from orchestrator.measure import Question, RunSettings
+from orchestrator.tailing import PollResult
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ResultRecord, StartRecord
 from tests.farm_world import (
@@ -222,6 +225,41 @@ def test_a_device_that_another_controller_holds_is_named(
         run(farm, worker, request)
     assert "Wait for it" in caught.value.remedy
     assert job_folders(tmp_path, "desk", "probe") == []
+
+
+class SlowController(HostWorker):
+    """While it reads a journal for the first time, another controller takes the device."""
+
+    farm: Farm
+    device_id: int
+    overtaken = False
+
+    def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult:
+        found = super().poll(name, job_id, attempt, offset, wait_s)
+        if found.records and not self.overtaken:
+            self.overtaken = True
+            with self.farm.store.session() as session:
+                session.execute(update(LeaseRow).values(expires_wall_ns=0))
+                release_lease(session, acquire_lease(session, self.device_id, "lab2:/srv/farm", 10**9))
+        return found
+
+
+def test_a_controller_that_lost_its_lease_writes_nothing(farm: Farm, tmp_path: Path) -> None:
+    worker = SlowController(farm.settings, farm.inventory.devices)
+    request = probe_request(farm, worker, 3)
+    worker.farm, worker.device_id = farm, request.device_id
+    with pytest.raises(LeaseHeldError, match="was lost to another controller"):
+        run(farm, worker, request)
+    assert worker.overtaken
+    assert stored_records(farm, request.job_id, 1) == []
+    written = only_folder(tmp_path) / "journal.log"
+    wait_for(lambda: b'"type":"end"' in written.read_bytes(), "the end of the first attempt")
+    # Under a lease of its own it goes on, and has what was measured before.
+    outcome = run(farm, worker, request)
+    assert outcome.complete
+    for folder in job_folders(tmp_path, "desk", "probe"):
+        assert stored_records(farm, request.job_id, int(folder.name)) == journal(folder)
+    worker.close()
 
 
 def test_one_controller_of_a_home_at_a_time(farm: Farm, tmp_path: Path) -> None:
