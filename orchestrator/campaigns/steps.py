@@ -119,8 +119,10 @@ def _importance(means: Means, batch: Batch) -> Ends:
 
 
 def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:
-    note(batch.all(CellEnd("running")))
-    checked = check_device(means.farm, means.worker, device)
+    def run(request: Request) -> Outcome:
+        return _run(means, replace(request, again=batch.again), batch.all(CellEnd("running")), note)
+
+    checked = check_device(means.farm, means.worker, device, run=run)
     failed = "; ".join(f"{item.item}: {item.detail}" for item in checked.items if item.verdict == "fail")
     if checked.passed:
         return batch.all(CellEnd("done", job_id=checked.job_id))

@@ -6,14 +6,14 @@ that a device in quarantine gets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from db.devices import device_by_name, list_devices
 from db.events import record_event
 from db.quarantine import Item, count_checks, record_check
 from orchestrator import fleet
-from orchestrator.dispatch import Request, Worker, next_repetition, run_job
+from orchestrator.dispatch import Outcome, Request, Worker, next_repetition, run_job
 from orchestrator.errors import DeviceError
 from orchestrator.farm import Farm
 from orchestrator.following import Advance
@@ -51,9 +51,17 @@ class Checked:
         return passed(self.items)
 
 
-def check_device(farm: Farm, worker: Worker, device: Device, *, advance: Advance | None = None) -> Checked:
+def check_device(
+    farm: Farm,
+    worker: Worker,
+    device: Device,
+    *,
+    advance: Advance | None = None,
+    run: Callable[[Request], Outcome] | None = None,
+) -> Checked:
     """Check a device's health and keep the result; what the device fails at is a finding, not an error.
 
+    ``run``: runs the probe's job, instead of a new one for each check.
     Raises: LeaseHeldError (somebody else uses or has reserved it), StoreError.
     """
     with farm.store.reader() as session:
@@ -68,7 +76,9 @@ def check_device(farm: Farm, worker: Worker, device: Device, *, advance: Advance
         gathered = Gathered(device, seen, facts, identity=identity)
         if identity in (None, facts.identity):
             fleet.register_facts(farm, worker, device, facts, seen=seen)
-            job_id, probe = _probe(farm, worker, device, facts, advance)
+            request = _request(farm, device, facts)
+            outcome = run(request) if run is not None else _run(farm, worker, request, advance)
+            job_id, probe = outcome.job_id, _probe_of(outcome)
             gathered = Gathered(device, seen, facts, probe.sensors, identity=identity)
     except DeviceError as error:
         what = error.what.removeprefix(f"{device.name}: ")
@@ -76,10 +86,7 @@ def check_device(farm: Farm, worker: Worker, device: Device, *, advance: Advance
     return _kept(farm, device, judge(gathered), job_id)
 
 
-def _probe(
-    farm: Farm, worker: Worker, device: Device, facts: DeviceFacts, advance: Advance | None
-) -> tuple[str, ProbeResult]:
-    """(job, its probe). Raises: DeviceError, LeaseHeldError."""
+def _request(farm: Farm, device: Device, facts: DeviceFacts) -> Request:
     with farm.store.reader() as session:
         row = device_by_name(session, device.name)
         again = count_checks(session, row.id)
@@ -94,19 +101,20 @@ def _probe(
         gates=OPEN_GATES,
     )
     units = (ProbeUnit(number=0, kind="probe"),)
-    request = Request(device.name, row.id, facts.agent_digest, target, HEALTH, None, None, units, again=again)
-    outcome = run_job(
-        farm.store,
-        worker,
-        farm.owner,
-        next_repetition(farm.store, request),
-        advance=advance,
-        stop=farm.stop,
-    )
+    return Request(device.name, row.id, facts.agent_digest, target, HEALTH, None, None, units, again=again)
+
+
+def _run(farm: Farm, worker: Worker, request: Request, advance: Advance | None) -> Outcome:
+    new = next_repetition(farm.store, request)
+    return run_job(farm.store, worker, farm.owner, new, advance=advance, stop=farm.stop)
+
+
+def _probe_of(outcome: Outcome) -> ProbeResult:
+    """Raises: DeviceError."""
     outcome.require_complete()
     result = outcome.results[0]
     assert isinstance(result, ProbeResult)  # the store rejects results of another kind than the unit's
-    return outcome.job_id, result
+    return result
 
 
 def _kept(farm: Farm, device: Device, items: Sequence[Item], job_id: str | None) -> Checked:
