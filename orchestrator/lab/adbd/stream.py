@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.lab.adbd.packets import CLSE, OKAY, WRTE, ProtocolError
 
-QUEUE_BYTES = 4 << 20
+QUEUE_BYTES = 1 << 20
 """Bytes of a peer that wait for a service before the peer has to wait."""
 
 Buffer = bytes | bytearray | memoryview
