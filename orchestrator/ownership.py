@@ -40,7 +40,7 @@ def require_ours(transport: Transport, spool: str, lease: Lease | None) -> None:
         )
     if lease.counter < highest:
         raise AgentError(
-            f"the lease has counter {lease.counter}, {highest} was seen already.",
+            f"the lease has counter {lease.counter}, {highest} was seen already: its controller is stale.",
             "Run the command again.",
             device=transport.device,
         )

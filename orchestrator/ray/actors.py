@@ -13,7 +13,10 @@ from orchestrator.settings import Settings
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
 
-_THREADS = 32
+_THREADS = 160
+"""Calls of one host at once: two for each device that is worked on (``side_by_side.MOST_AT_ONCE``) and some
+more."""
+
 _WAIT_S = 5.0
 """So often is a host looked at while a call to it is under way."""
 

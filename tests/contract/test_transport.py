@@ -282,8 +282,12 @@ def test_a_failed_push_leaves_the_old_file_and_no_rest(
 
     with pytest.raises(CutError):
         transport.push(source, str(remote), progress=cut)
-    names = [path.name for path in world.seen(there).iterdir()]
-    assert [name for name in names if not (world.keeps_partial and name.startswith("."))] == ["file"]
+
+    def there_now() -> list[str]:
+        names = [path.name for path in world.seen(there).iterdir()]
+        return [name for name in names if not (world.keeps_partial and name.startswith("."))]
+
+    wait_for(lambda: there_now() == ["file"])  # a daemon removes what it has begun once it sees the end
     assert world.seen(remote).read_bytes() == b"old"
 
 
