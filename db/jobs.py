@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns, unpack
@@ -150,10 +150,15 @@ def latest_attempt(session: Session, job_id: str) -> AttemptRow | None:
     return session.scalars(query.order_by(AttemptRow.number.desc()).limit(1)).one_or_none()
 
 
-def attempt(session: Session, job_id: str, number: int) -> AttemptRow | None:
-    """An attempt of a job by its number."""
-    query = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
-    return session.scalars(query).one_or_none()
+def unheard_attempts(session: Session, job_id: str, *, before: int) -> Sequence[tuple[str, int]]:
+    """(job, attempt) of a job's device whose journals may hold more than the store does, when an attempt of
+    the job begins: those of it that were given up, and those of other jobs that nobody went on with."""
+    table = AttemptRow
+    device = select(JobRow.device_id).where(JobRow.id == job_id).scalar_subquery()
+    given_up = and_(table.job_id == job_id, table.state == "lost", table.number < before)
+    left = and_(table.job_id != job_id, table.state == "running", table.device_id == device)
+    query = select(table.job_id, table.number).where(or_(given_up, left)).order_by(table.id)
+    return [(job, number) for job, number in session.execute(query)]
 
 
 def open_attempt(session: Session, device_id: int) -> AttemptRow | None:

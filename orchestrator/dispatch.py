@@ -23,7 +23,6 @@ from db.devices import list_devices
 from db.errors import DeviceReservedError, StoreUnreachableError
 from db.ingest import IngestReport, ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, require_lease, resume_lease
-from db.models import AttemptRow
 from db.quarantine import refuse_quarantined
 from db.session import Store
 from orchestrator.agent_verbs import take_over_remedy
@@ -181,7 +180,7 @@ def run_job(
         return _outcome(store, request, _job_id(request, key), ran=False)
     job, grant = patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
     try:
-        _drain_given_up(store, worker, request, job, grant, stop)
+        _drain_unheard(store, worker, request, job, grant, stop)
         _drive(store, worker, request, job, grant, advance, stop)
     except (KeyboardInterrupt, DeviceReservedError):
         _ask_to_stop(worker, request, job)
@@ -317,7 +316,7 @@ def _take_in(
         return report, job_queries.progress(session, job_id, attempt)
 
 
-def _drain_given_up(
+def _drain_unheard(
     store: Store,
     worker: Worker,
     request: Request,
@@ -325,23 +324,19 @@ def _drain_given_up(
     grant: LeaseGrant,
     stop: threading.Event | None,
 ) -> None:
-    """Bring in what the attempt before had journalled, if it was given up, before this one begins."""
+    """Bring in what the device had journalled before this attempt and the store has not heard: of attempts of
+    the job that were given up, and of other jobs that were interrupted and never asked for again."""
 
-    def before() -> AttemptRow | None:
+    def unheard() -> Sequence[tuple[str, int]]:
         with store.reader() as session:
-            return job_queries.attempt(session, job.id, job.attempt - 1)
+            return job_queries.unheard_attempts(session, job.id, before=job.attempt)
 
-    last = patiently(before, stop=stop)
-    if last is None or last.state != "lost":
-        return
-    number, offset = last.number, 0
-    while True:
-        polled = worker.poll(request.device, job.id, number, offset, 0)
-        if not polled.records:
-            return
-        take = partial(_take_in, store, request, job.id, number, polled.records, grant)
-        patiently(take, stop=stop)
-        offset = polled.next_offset
+    for job_id, number in patiently(unheard, stop=stop):
+        offset = 0
+        while (polled := worker.poll(request.device, job_id, number, offset, 0)).records:
+            take = partial(_take_in, store, request, job_id, number, polled.records, grant)
+            patiently(take, stop=stop)
+            offset = polled.next_offset
 
 
 def _drive(

@@ -171,14 +171,14 @@ class Chaos:
                     self.verb(*words)
 
     def finish(self) -> None:
-        """Every verb must come to its end now."""
+        """Every verb must come to its end now, and bring in what interrupted ones had measured."""
         lab_up.up(self.lab.folder)
         self.write_inventory()
         for words in VERBS:
             codes: list[int] = []
             while not codes or codes[-1] != 0:
                 assert len(codes) < TRIES, f"{words[0]} ended with {codes}:\n{self.said()}"
-                codes.append(self.verb(*(word for word in words if word != "--again")))
+                codes.append(self.verb(*words))
 
     def said(self) -> str:
         """The end of what the verbs said."""

@@ -262,6 +262,20 @@ def test_a_controller_that_lost_its_lease_writes_nothing(farm: Farm, tmp_path: P
     worker.close()
 
 
+def test_what_an_interrupted_job_measured_comes_in_with_the_next_job(farm: Farm, tmp_path: Path) -> None:
+    worker = SlowController(farm.settings, farm.inventory.devices)
+    left = probe_request(farm, worker, 3)
+    worker.farm, worker.device_id = farm, left.device_id
+    with pytest.raises(LeaseHeldError):
+        run(farm, worker, left)
+    (folder,) = job_folders(tmp_path, "desk", "probe")
+    wait_for(lambda: b'"type":"end"' in (folder / "journal.log").read_bytes(), "the end of its agent")
+    assert run(farm, worker, replace(left, again=1)).complete
+    assert stored_records(farm, left.job_id, 1) == journal(folder)
+    assert attempts_of(farm, left.job_id) == [(1, "done")]
+    worker.close()
+
+
 def test_one_controller_of_a_home_at_a_time(farm: Farm, tmp_path: Path) -> None:
     with machine_of(tmp_path):  # so its job does not end
         controller = start_controller(tmp_path, UNITS)
