@@ -81,12 +81,6 @@ def runs_of(session: Session, plan_id: int, *, request_kind: str | None = None) 
     return session.scalars(query.order_by(RunRow.id.desc())).all()
 
 
-def requests_of(session: Session, run_id: int) -> Sequence[RequestRow]:
-    """All requests of a run in order: warm-ups and invalid ones too."""
-    query = select(RequestRow).where(RequestRow.run_id == run_id)
-    return session.scalars(query.order_by(RequestRow.ordinal)).all()
-
-
 def measured_of(
     session: Session, plan_id: int, *, request_kind: str = "warm", emulated: bool = False
 ) -> Measured | None:

@@ -29,7 +29,7 @@ from orchestrator.agent_verbs import take_over_remedy
 from orchestrator.deploy import DeployReport, Underway
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
-from orchestrator.errors import CommandTimeoutError, DeviceError, LinkError, StableError
+from orchestrator.errors import CommandTimeoutError, DeviceError, HaltedError, LinkError, StableError
 from orchestrator.following import Advance, Link, Shown
 from orchestrator.health.failing import note_failure
 from orchestrator.health.kinds import HEALTH
@@ -169,11 +169,10 @@ def run_job(
     with failures begins a new attempt, of which only the newest result of each unit counts.
 
     A lost link is waited for up to LINK_LIMIT_S and a store that is away up to STORE_LIMIT_S; the agent goes
-    on meanwhile. After KeyboardInterrupt, or
-    when ``stop`` is set (which then raises it), the agent is asked to stop behind its present unit; the
-    same request resumes. So it is when a person reserves the device meanwhile. A device that lets its job
-    down is noted, and put in quarantine when it does so again and again. Raises: DeviceError; StoreError:
-    of it DeviceReservedError, QuarantinedError.
+    on meanwhile. After KeyboardInterrupt, or when ``stop`` is set (which then raises it), the agent is asked
+    to stop behind its present unit; the same request resumes. So it is when a person reserves the device
+    meanwhile. A device that lets its job down is noted, and put in quarantine when it does so again and
+    again. Raises: DeviceError; StoreError: of it DeviceReservedError, QuarantinedError.
     """
     fresh, key = patiently(lambda: register_job(store, request), stop=stop)
     if not fresh:
@@ -182,7 +181,7 @@ def run_job(
     try:
         _drain_unheard(store, worker, request, job, grant, stop)
         _drive(store, worker, request, job, grant, advance, stop)
-    except (KeyboardInterrupt, DeviceReservedError):
+    except (KeyboardInterrupt, DeviceReservedError, HaltedError):  # by a person: no failure of the device
         _ask_to_stop(worker, request, job)
         raise
     except DeviceError as error:

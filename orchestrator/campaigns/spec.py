@@ -99,11 +99,6 @@ class CampaignSpec(Record):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @property
-    def parsed_targets(self) -> tuple[Target, ...]:
-        """The target latencies."""
-        return tuple(parse_target(text) for text in self.targets)
-
-    @property
     def preload_bytes(self) -> tuple[int, ...]:
         """The preload buffers, each once."""
         return tuple(dict.fromkeys(parse_bytes(text) for text in self.preload))

@@ -101,11 +101,6 @@ class Session:
     pool: Any
     hosts: LabHosts | None = None
 
-    @property
-    def pool_start_seconds(self) -> float:
-        """What starting Ray took."""
-        return float(self.pool.start_seconds)
-
 
 @contextmanager
 def driving(

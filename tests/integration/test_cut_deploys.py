@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import posixpath
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def phone_behind(folder: Path, spec: PhoneSpec) -> Iterator[Far]:
         server = Server(folder / "server")
         stack.callback(server.kill)
         link = stack.enter_context(CutLink((running.address, running.port)))
-        spool = f"{running.workdir}/farm/spool"
+        spool = posixpath.join(running.workdir, "farm", "spool")
         seen = (Path("/") if running.plain else running.folder) / spool.lstrip("/")
         fields = f'transport: adb, address: "127.0.0.1:{link.port}", adb_server: "{server.address}"'
         yield stack.enter_context(far(link, fields, spool, seen, temporary=seen.parents[1]))

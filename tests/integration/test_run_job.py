@@ -15,14 +15,15 @@ from sqlalchemy import update
 from db.errors import LeaseHeldError
 from db.leases import acquire_lease, release_lease
 from db.models import LeaseRow
+from db.quarantine import failures_since
 from orchestrator import measure
 from orchestrator.dispatch import Outcome, Request, lose_attempts, next_repetition, run_job
-from orchestrator.errors import AgentError, StableError
+from orchestrator.errors import AgentError, HaltedError, StableError
 from orchestrator.farm import ControllerBusyError, Farm, controlling
 from orchestrator.measure import Question, RunSettings
 from orchestrator.tailing import PollResult
 from orchestrator.worker import HostWorker
-from sti_runtime.messages import ResultRecord, StartRecord
+from sti_runtime.messages import Job, ResultRecord, StartRecord
 from tests.farm_world import (
     BOARD,
     DESK,
@@ -273,6 +274,23 @@ def test_what_an_interrupted_job_measured_comes_in_with_the_next_job(farm: Farm,
     assert run(farm, worker, replace(left, again=1)).complete
     assert stored_records(farm, left.job_id, 1) == journal(folder)
     assert attempts_of(farm, left.job_id) == [(1, "done")]
+    worker.close()
+
+
+class HaltedController(HostWorker):
+    """A person stops what is under way as it begins."""
+
+    def start_job(self, name: str, job: Job) -> bool:
+        raise HaltedError("it was stopped.", device=name)
+
+
+def test_what_a_person_stops_is_no_failure_of_the_device(farm: Farm) -> None:
+    worker = HaltedController(farm.settings, farm.inventory.devices)
+    request = probe_request(farm, worker, 1)
+    with pytest.raises(HaltedError):
+        run(farm, worker, request)
+    with farm.store.reader() as session:
+        assert failures_since(session, request.device_id, 0) == []
     worker.close()
 
 
