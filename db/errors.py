@@ -4,6 +4,7 @@ StifarmError
 └── StoreError               the database cannot be reached, read or written
     ├── StoreUnreachableError  nobody answers, or the connection was lost: it may come back
     ├── StoreVersionError    its schema is older or newer than this program
+    ├── QuarantinedError     the farm has put the device in quarantine
     └── LeaseHeldError       another controller holds the device
         └── DeviceReservedError   a person does
 """
@@ -24,6 +25,10 @@ class StoreUnreachableError(StoreError):
 
 class StoreVersionError(StoreError):
     """The schema of the database is not the one this program works with."""
+
+
+class QuarantinedError(StoreError):
+    """The farm has put the device in quarantine: it gets no jobs but health checks."""
 
 
 class LeaseHeldError(StoreError):

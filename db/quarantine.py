@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import database_wall_ns, utc_text
 from db.documents import storable
-from db.errors import StoreError
+from db.errors import QuarantinedError
 from db.events import record_event
 from db.models import (
     DeviceFailureRow,
@@ -28,10 +28,6 @@ from db.upsert import save_new
 
 PASSES_TO_RELEASE = 3
 """Health checks passed in a row that end a quarantine."""
-
-
-class QuarantinedError(StoreError):
-    """The farm has put the device in quarantine: it gets no jobs but health checks."""
 
 
 @dataclass(frozen=True)

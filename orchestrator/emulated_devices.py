@@ -16,6 +16,7 @@ from orchestrator.cgroups import CgroupUnavailableError, Hierarchies, system_hie
 from orchestrator.emulation import GroupSite, ResolvedEmulation, resolve_emulation
 from orchestrator.errors import CommandTimeoutError, StableError, TransientError
 from orchestrator.inventory import Device
+from orchestrator.listing import listed
 from orchestrator.reach import Reach
 from orchestrator.settings import Settings
 from orchestrator.tailing import PollResult, parse_attempts
@@ -216,16 +217,8 @@ class EmulatedDevices:
         spool = self._reach.spool(device.name)
         script = 'if test -e "$1"; then exec ls "$1"; fi'
         folder = f"{spool}/jobs/{EMULATION_JOB}"
-        listed = self._reach.retried(
-            device.name, lambda: transport.run(["sh", "-c", script, "sh", folder], timeout_s=60)
-        )
-        if not listed.ok:
-            raise StableError(
-                f"{folder} cannot be listed: {listed.error_text() or listed.exit_code}.",
-                "Check that its user may read there.",
-                device=device.name,
-            )
-        for attempt in parse_attempts(listed.stdout):
+        found = self._reach.retried(device.name, lambda: listed(transport, script, folder))
+        for attempt in parse_attempts(found):
             call_agent(transport, spool, "stop", EMULATION_JOB, str(attempt))
             self._forget_ended(transport, device, attempt)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from orchestrator.errors import DeviceFullError, StableError, TransientError
+from orchestrator.listing import listed
 from orchestrator.ownership import FENCE, require_ours
 from orchestrator.tailing import agent_runs
 from orchestrator.transports.base import Transport
@@ -23,7 +24,6 @@ OWNED = (*CONTENT, "jobs", "locks", "bin", FENCE, SETTINGS, "device_id")
 """Everything of ours in a work folder (docs/job-and-journal.md, 1)."""
 
 _AGENT = re.compile(r"stifarm-agent-[0-9a-f]{16}")
-_LIST_TIMEOUT_S = 60.0
 _REMOVE_TIMEOUT_S = 600.0
 
 
@@ -41,8 +41,8 @@ def remove_everything(transport: Transport, spool: str, lease: Lease | None) -> 
     require_ours(transport, spool, lease)
     _require_idle(transport, spool)
     script = 'cd -- "$1" || exit 0; shift; for each; do test ! -e "$each" || echo "$each"; done'
-    listed = _listed(transport, script, spool, *OWNED)
-    there = tuple(name for name in OWNED if name in listed)
+    found = _lines(transport, script, spool, *OWNED)
+    there = tuple(name for name in OWNED if name in found)
     if SETTINGS in there:
         raise DeviceFullError(
             f"settings of it are to be put back ({spool}/{SETTINGS}), and there is no room for an agent to.",
@@ -56,30 +56,21 @@ def remove_everything(transport: Transport, spool: str, lease: Lease | None) -> 
 def agents_there(transport: Transport, spool: str) -> list[str]:
     """Paths of the agents that were pushed before, of whatever version."""
     script = 'for each in "$1"/stifarm-agent-*; do test ! -x "$each" || echo "$each"; done'
-    paths = _listed(transport, script, f"{spool}/bin")
+    paths = _lines(transport, script, f"{spool}/bin")
     return [path for path in paths if _AGENT.fullmatch(path.removeprefix(f"{spool}/bin/"))]
 
 
 def _require_idle(transport: Transport, spool: str) -> None:
     """Raises: TransientError while an agent runs a job."""
     script = 'for each in "$1"/jobs/*/*/pid; do test ! -e "$each" || echo "${each%/pid}"; done'
-    for folder in _listed(transport, script, spool):
+    for folder in _lines(transport, script, spool):
         if agent_runs(transport, folder):
             job = folder.removeprefix(f"{spool}/jobs/")[:80]
             raise TransientError(f"job {job} runs there.", "Stop it first.", device=transport.device)
 
 
-def _listed(transport: Transport, script: str, *arguments: str) -> list[str]:
-    """The lines that a listing script prints. Raises: StableError when it fails: nothing must not be read
-    out of that."""
-    listed = transport.run(["sh", "-c", script, "sh", *arguments], timeout_s=_LIST_TIMEOUT_S)
-    if not listed.ok or listed.truncated:
-        raise StableError(
-            f"{arguments[0]} cannot be listed: {listed.error_text() or listed.exit_code}.",
-            "Check that its user may read there, and the load of the device.",
-            device=transport.device,
-        )
-    return listed.stdout.decode(errors="replace").splitlines()
+def _lines(transport: Transport, script: str, *arguments: str) -> list[str]:
+    return listed(transport, script, *arguments).decode(errors="replace").splitlines()
 
 
 def _remove(transport: Transport, spool: str, names: Sequence[str]) -> None:

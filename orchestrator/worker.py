@@ -37,6 +37,7 @@ from orchestrator.facts import read_facts
 from orchestrator.full_disk import agents_there, remove_content, remove_everything
 from orchestrator.inventory import Device
 from orchestrator.job_push import push_job
+from orchestrator.listing import listed
 from orchestrator.reach import Reach
 from orchestrator.recovering import Stepped, fresh_server, reboot, reconnect
 from orchestrator.settings import Settings
@@ -212,17 +213,9 @@ class HostWorker:
         """(job, attempt) of every journal on the device. Raises: DeviceError."""
         _, transport = self._reach.device(name)
         folder = f"{self._reach.spool(name)}/jobs"
-        # Without that folder there are none; a listing that fails must not pass for that.
         script = 'if test -e "$1"; then exec find "$1" -type f -name "$2"; fi'
-        argv = ("sh", "-c", script, "sh", folder, JOURNAL_FILE)
-        found = self._reach.retried(name, lambda: transport.run(argv, timeout_s=60))
-        if not found.ok or found.truncated:
-            raise StableError(
-                f"its journals below {folder} cannot be listed: {found.error_text() or found.exit_code}.",
-                "Check that its user may read that folder.",
-                device=name,
-            )
-        return parse_journal_paths(found.stdout, folder)
+        found = self._reach.retried(name, lambda: listed(transport, script, folder, JOURNAL_FILE))
+        return parse_journal_paths(found, folder)
 
     def stop_job(self, name: str, job_id: str, attempt: int) -> bool:
         """Ask the agent to stop after its unit; whether there was one to ask."""

@@ -89,10 +89,9 @@ def _fail(farm: Farm, batch: Batch, error: BaseException) -> None:
         cause = f"unexpected {type(error).__name__}: {error}"
         _log.error("failed unexpectedly", device=row.device, campaign=batch.of, exc_info=error)
     with farm.store.session() as session:
-        known = {cell.id: cell for cell in work.cells_of(session, row.id)}
         ends = {
             cell.id: CellEnd("failed", cause, cell.target_ns, cell.plan_digest, cell.job_id)
-            for cell in known.values()
+            for cell in work.cells_of(session, row.id)
             if cell.state in ("running", "queued")
         }
         if not work.end_batch(session, row.id, farm.owner, ends):

@@ -8,14 +8,13 @@ import pytest
 from sqlalchemy import select, update
 
 from db.clock import database_wall_ns
-from db.errors import DeviceReservedError, LeaseHeldError
+from db.errors import DeviceReservedError, LeaseHeldError, QuarantinedError
 from db.events import latest_events
 from db.leases import acquire_lease, release_lease, renew_lease, resume_lease
 from db.models import HealthResultRow, ReservationRow
 from db.quarantine import (
     PASSES_TO_RELEASE,
     Item,
-    QuarantinedError,
     begin_quarantine,
     count_checks,
     end_quarantine,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from db.devices import list_devices
-from db.errors import DeviceReservedError
-from db.quarantine import QuarantinedError, begin_quarantine, end_quarantine, quarantine_of
+from db.errors import DeviceReservedError, QuarantinedError
+from db.quarantine import begin_quarantine, end_quarantine, quarantine_of
 from db.reservations import reserve, unreserve
 from orchestrator import dispatch
 from orchestrator.cli.context import FAILED, OK, SOME_FAILED, USAGE, without_quarantined
