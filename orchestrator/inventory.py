@@ -18,8 +18,10 @@ from orchestrator.prepare import Prepare
 from orchestrator.transports import TRANSPORTS
 from orchestrator.yaml_fields import (
     FieldReader,
+    NotYamlError,
     Parse,
     choice,
+    composed,
     describe,
     integer,
     keys_of,
@@ -154,13 +156,9 @@ def load_inventory(path: Path) -> Inventory:
 def parse_inventory(data: bytes, path: Path) -> Inventory:
     """Validate the bytes of an inventory; ``path`` is for messages. Raises: InventoryError."""
     try:
-        root = yaml.compose(data, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = f"not valid YAML: {error.problem or error.context}."
-        raise InventoryError(path, [Problem(mark.line + 1 if mark else 1, what)]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InventoryError(path, [Problem(1, f"not valid YAML: {str(error).splitlines()[0]}.")]) from error
+        root = composed(data)
+    except NotYamlError as error:
+        raise InventoryError(path, [error.problem]) from error
     if root is None:
         raise InventoryError(path, [Problem(1, "the file is empty; it needs version and devices.")])
     reader = FieldReader(path.absolute().parent)

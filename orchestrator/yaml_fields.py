@@ -15,6 +15,27 @@ import yaml
 from orchestrator.errors import Problem, near
 from sti_runtime.errors import UnitsError
 
+
+class NotYamlError(Exception):
+    """A text that is not YAML; ``problem`` says where and why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.what)
+        self.problem = problem
+
+
+def composed(data: bytes) -> yaml.Node | None:
+    """The root node of a YAML text, with the lines of all; None for an empty one. Raises: NotYamlError."""
+    try:
+        return yaml.compose(data, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = f"not valid YAML: {error.problem or error.context}."
+        raise NotYamlError(Problem(mark.line + 1 if mark else 1, what)) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise NotYamlError(Problem(1, f"not valid YAML: {str(error).splitlines()[0]}.")) from error
+
+
 Parse = Callable[["FieldReader", yaml.Node, str], object]
 
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.errors import CampaignFileError, Problem, near
+from orchestrator.yaml_fields import NotYamlError, composed
 
 CAP_BYTES = 1 << 20
 """Longest campaign file: far above any real one."""
@@ -37,13 +38,11 @@ def load_campaign(path: Path) -> CampaignSpec:
 def parse_campaign(data: bytes, path: Path) -> CampaignSpec:
     """Validate the bytes of a campaign file; ``path`` is for messages. Raises: CampaignFileError."""
     try:
-        root = yaml.compose(data, Loader=yaml.SafeLoader)
+        root = composed(data)
         values = yaml.safe_load(data)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = f"not valid YAML: {error.problem or error.context}."
-        raise CampaignFileError(path, [Problem(mark.line + 1 if mark else 1, what)]) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except NotYamlError as error:
+        raise CampaignFileError(path, [error.problem]) from error
+    except (yaml.YAMLError, ValueError) as error:  # of single values, which the nodes do not show
         raise CampaignFileError(
             path, [Problem(1, f"not valid YAML: {str(error).splitlines()[0]}.")]
         ) from error
