@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import paramiko
+from paramiko.file import BufferedFile
 from paramiko.sftp import CMD_EXTENDED
 
 from orchestrator.errors import LinkError, StableError
@@ -80,9 +81,7 @@ class SftpFiles:
                 with client.open(path, "rb", bufsize=0) as file:
                     return b"".join(blocks_of(Requests(client, pipe, file), file, offset, limit))
             except OSError:
-                client.stat(
-                    path
-                )  # a file of /proc goes with its process, between being opened and being read
+                client.stat(path)  # a file of /proc goes with its process, between open and read
                 raise
 
     def pull(self, source: str, destination: Path, progress: Progress | None) -> None:
@@ -164,6 +163,7 @@ class SftpFiles:
                 file.close()
                 self._rename(client, partial, destination)
         except SessionEndedError:
+            BufferedFile.close(file)  # here only: its finaliser would ask a session that is gone
             raise  # the next push goes on from here
         except BaseException:
             pipe.allow()
