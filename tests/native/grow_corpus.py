@@ -22,13 +22,14 @@ from pathlib import Path
 from orchestrator.toolchain import FLAGS
 from tests.native.formats_probe import AGENT, PARSERS, RUNTIME
 from tests.native.make_corpus import CORPUS, GROWN
+from tests.native.sanitized import file_flags
 
 HERE = Path(__file__).parent
 MOST_BYTES = 8192
 """Of one input: longer ones reach nothing new."""
 GROWN_FILES = 60
 GROWN_BYTES = 48 << 10
-_MODE = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-g", "-O1", "-ffp-contract=off")
+_MODE = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-g")
 
 WHOLE_AGENT = (
     *(path for path in sorted(AGENT.glob("*.c")) if path.stem != "main"),
@@ -46,9 +47,11 @@ SOURCES: dict[str, tuple[Path, ...]] = {
 
 def build(kind: str, folder: Path) -> Path:
     """The target as a libFuzzer program."""
-    program = folder / f"fuzz-{kind}"
-    # Kernels of wider CPUs come out empty without their flags: nothing computes here.
-    run("clang", *FLAGS, "-w", *_MODE, "-pthread", *SOURCES[kind], "-lm", "-o", program)
+    program, objects = folder / f"fuzz-{kind}", []
+    for source in SOURCES[kind]:  # each with the flags of its instruction set
+        objects.append(folder / f"{source.parent.name}-{source.stem}.o")
+        run("clang", *FLAGS, *file_flags(source), "-w", *_MODE, "-c", source, "-o", objects[-1])
+    run("clang", *_MODE, "-pthread", *objects, "-lm", "-o", program)
     return program
 
 

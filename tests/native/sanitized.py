@@ -42,7 +42,7 @@ def build_sanitized(sanitizer: Sanitizer, *programs: Path, runtime: Sequence[Pat
     mode = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer")
 
     def build_object(source: Path) -> Path:
-        flags = (*FLAGS, "-Werror", *_file_flags(source), *mode)
+        flags = (*FLAGS, "-Werror", *file_flags(source), *mode)
         folders = {RUNTIME} if source.parent == RUNTIME else set(SOURCE_FOLDERS)
         headers = b"".join(path.read_bytes() for part in sorted(folders) for path in sorted(part.glob("*.h")))
         key = hashlib.sha256(repr((version, flags, str(source))).encode() + headers + source.read_bytes())
@@ -70,7 +70,8 @@ def _made_once(path: Path, command: Callable[[Path], Sequence[str | Path]]) -> P
     return path
 
 
-def _file_flags(source: Path) -> tuple[str, ...]:
+def file_flags(source: Path) -> tuple[str, ...]:
+    """What a source is compiled with beside the flags of all."""
     special = [flags for suffix, flags in TARGETS["x86_64"].by_suffix.items() if source.stem.endswith(suffix)]
     contract = "fast" if source.stem.startswith(FAST_PREFIXES) else "off"
     # -O1: checked kernels take minutes to compile at -O3.
