@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from agent.errors import GateError
 from sti_runtime.messages import Gates, GateVerdict, Sensors
 
-SETTLED_MILLI_C = 500
 POLL_S = 2.0
-"""A device that had to cool is stable when two readings POLL_S apart differ by less than this."""
+"""How long is waited before a gate that is shut is looked at again."""
+SETTLED_MILLI_C = 500
+"""A device is stable when two readings at least POLL_S apart differ by less than this."""
+KEPT_S = 60.0
+"""A reading older than this when a unit's turn comes says nothing of whether the device is stable."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,45 @@ _RULES = (
 )
 
 
-def check_gates(gates: Gates, now: Sensors, previous: Sensors | None = None) -> tuple[GateVerdict, ...]:
-    """A verdict for each gate that is asked.
+@dataclass(frozen=True)
+class Settling:
+    """What the readings so far say of whether the temperature is stable.
 
-    ``previous``: the reading before, when the gates have been shut: the temperature must then also have
-    settled (SETTLED_MILLI_C), so that a unit does not start on the way down.
+    ``milli_c``, ``at_ns``: the reading that the next one is compared with, and its time. ``settled``: it is
+    stable. ``was_milli_c``: what it was before it last moved; None when it has not.
+    """
+
+    milli_c: int
+    at_ns: int
+    settled: bool
+    was_milli_c: int | None
+
+
+def settle(before: Settling | None, now: Sensors, at_ns: int) -> Settling | None:
+    """``before`` with one more reading. What was read less than POLL_S ago keeps its verdict unless the
+    temperature has moved since, so that units that follow each other need no pause of their own."""
+    milli_c = now.temperature_milli_c
+    if milli_c is None:
+        return before
+    if before is None:
+        return Settling(milli_c, at_ns, settled=False, was_milli_c=None)
+    if abs(before.milli_c - milli_c) >= SETTLED_MILLI_C:
+        return Settling(milli_c, at_ns, settled=False, was_milli_c=before.milli_c)
+    if at_ns - before.at_ns >= POLL_S * 1e9:
+        return Settling(milli_c, at_ns, settled=True, was_milli_c=None)
+    return before
+
+
+def recent(settling: Settling | None, at_ns: int) -> Settling | None:
+    """``settling``, if its reading is of the last KEPT_S."""
+    return settling if settling is not None and at_ns - settling.at_ns <= KEPT_S * 1e9 else None
+
+
+def check_gates(gates: Gates, now: Sensors, settling: Settling | None) -> tuple[GateVerdict, ...]:
+    """A verdict for each gate that is asked; ``settling`` includes ``now``.
+
+    The temperature must not only be low enough but stable, so that a unit does not start on the way down
+    or up.
     """
     verdicts = []
     for rule in _RULES:
@@ -54,12 +91,18 @@ def check_gates(gates: Gates, now: Sensors, previous: Sensors | None = None) -> 
         open_ = rule.sign * reading <= rule.sign * limit
         relation = {(1, True): "<=", (1, False): ">", (-1, True): ">=", (-1, False): "<"}[rule.sign, open_]
         detail = f"{reading}{rule.unit} {relation} {limit}{rule.unit}"
-        if open_ and rule.name == "temperature" and previous is not None:
-            before = previous.temperature_milli_c
-            if before is not None and abs(before - reading) >= SETTLED_MILLI_C:
-                open_, detail = False, f"{detail}, but was {before}{rule.unit} a moment ago"
+        if open_ and rule.name == "temperature" and not (settling and settling.settled):
+            open_, detail = False, f"{detail}, {_unsettled(settling)}"
         verdicts.append(GateVerdict(gate=rule.name, verdict="pass" if open_ else "fail", detail=detail))
     return tuple(verdicts)
+
+
+def _unsettled(settling: Settling | None) -> str:
+    """Why the temperature does not count as stable."""
+    was = None if settling is None else settling.was_milli_c
+    if settling is None or was is None:
+        return f"stable or not shows in {POLL_S:.0f} s"
+    return f"{'warming' if settling.milli_c > was else 'cooling'}: was {was}m°C a moment ago"
 
 
 def shut(verdicts: tuple[GateVerdict, ...]) -> tuple[GateVerdict, ...]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import android, fence, identity, waiting
+from agent import fence, identity, waiting
 from agent.errors import BusyError, EngineImportError, RefusedError
-from agent.gates import POLL_S, check_gates, gate_error, shut
+from agent.gated import GatedUnits
 from agent.journal import Journal
-from agent.locks import hold, hold_machine
+from agent.locks import hold
 from agent.open_unit import NoteError, UnitNote, noting_units
 from agent.process import PID_FILE, write_pid
 from agent.sensors import read_sensors
@@ -28,11 +27,8 @@ from sti_runtime.messages import (
     JOB_CAP_BYTES,
     JOB_FILE,
     JOURNAL_FILE,
-    TIMED_KINDS,
     EndRecord,
-    ExecuteResult,
     FailureRecord,
-    GateVerdict,
     Job,
     Lease,
     Payload,
@@ -40,7 +36,6 @@ from sti_runtime.messages import (
     SettingReport,
     StartRecord,
     Unit,
-    UnitResult,
 )
 
 if TYPE_CHECKING:
@@ -262,6 +257,7 @@ def _run_remaining(
     note: UnitNote,
     stop: StopRequest,
 ) -> str | None:
+    units = GatedUnits(job, spool, context, note, stop)
     for unit in remaining:
         reason = fence.still_admitted(spool, job.lease)
         if reason is not None:
@@ -269,7 +265,7 @@ def _run_remaining(
             return f"superseded: {reason}"
         if stop():
             return None
-        payload = _attempt_unit(unit, job, spool, context, note, stop)
+        payload = _attempt_unit(unit, units, note)
         if payload is None:
             return None
         _append(journal, unit, payload)
@@ -291,9 +287,7 @@ def _failure(unit: Unit, error: str, what: str, remedy: str) -> FailureRecord:
     )
 
 
-def _attempt_unit(
-    unit: Unit, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest
-) -> ResultRecord | FailureRecord | None:
+def _attempt_unit(unit: Unit, units: GatedUnits, note: UnitNote) -> ResultRecord | FailureRecord | None:
     """One unit's record; None when a signal came first.
 
     Raises: what the note's storage refuses; EngineImportError.
@@ -302,7 +296,7 @@ def _attempt_unit(
         killed = note.verdict(unit)
         if killed is not None:
             raise killed
-        result = _gated(unit, job, spool, context, note, stop)
+        result = units.run(unit)
     except NoteError as error:
         raise error.cause from error
     except EngineImportError:
@@ -323,67 +317,6 @@ def _attempt_unit(
         log.exception("Unit %d", unit.number)
         return _failure(unit, "internal", f"{type(error).__name__}: {error}.", "See agent.log; report it.")
     return None if result is None else ResultRecord(type="result", unit=unit.number, result=result)
-
-
-def _gated(
-    unit: Unit, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest
-) -> UnitResult | None:
-    """Hold the machine, check the gates, run. The machine is not held while waiting for a gate.
-
-    Raises: GateError when a gate stayed shut for the wait limit; NoteError; EngineImportError; whatever the
-    unit raises.
-    """
-    from agent.measure import run_unit
-
-    context.prepare(unit)
-    timed = unit.kind in TIMED_KINDS
-    machine = None if job.machine_lock is None else Path(job.machine_lock)
-    previous, waited_s = None, 0.0
-    while True:
-        with hold_machine(machine, timed=timed, stopping=stop) as held:
-            if not held:
-                return None
-            now = read_sensors(spool.root)
-            asked = (job.gates.max_temperature_milli_c, job.gates.min_battery_percent)
-            if timed and asked != (None, None):
-                now = android.complete(now)
-            verdicts = check_gates(job.gates, now, previous) if timed else ()
-            if not shut(verdicts):
-                log.info("Unit %d (%s) begins", unit.number, unit.kind)
-                _log_verdicts(unit, verdicts)
-                waiting.over(spool.job(job.id, str(job.attempt)))
-                note.begin(unit.number)
-                with stop.unit():
-                    result = run_unit(unit, context)
-                return _with_gates(result, verdicts)
-        if waited_s >= job.gates.wait_limit_s:
-            waiting.over(spool.job(job.id, str(job.attempt)))
-            raise gate_error(verdicts, waited_s, job.gates)
-        waiting.note(spool.job(job.id, str(job.attempt)), shut(verdicts))
-        previous = now
-        waited_s += _sleep(min(POLL_S, job.gates.wait_limit_s - waited_s), stop)
-        if stop():
-            return None
-
-
-def _log_verdicts(unit: Unit, verdicts: tuple[GateVerdict, ...]) -> None:
-    for verdict in verdicts:
-        if verdict.verdict != "pass":
-            log.warning(
-                "Unit %d: gate %s is %s: %s", unit.number, verdict.gate, verdict.verdict, verdict.detail
-            )
-
-
-def _with_gates(result: UnitResult, verdicts: tuple[GateVerdict, ...]) -> UnitResult:
-    return result.model_copy(update={"gates": verdicts}) if isinstance(result, ExecuteResult) else result
-
-
-def _sleep(duration_s: float, stop: StopRequest) -> float:
-    """Sleep in slices until ``duration_s`` or a signal; returns the seconds slept."""
-    start = time.monotonic()
-    while (left := start + duration_s - time.monotonic()) > 0 and not stop():
-        time.sleep(min(0.1, left))
-    return time.monotonic() - start
 
 
 def _context(job: Job, spool: Spool) -> Context:

@@ -12,10 +12,15 @@ WAITING_FILE = "waiting"
 log = logging.getLogger(__name__)
 
 
+def line(shut: tuple[GateVerdict, ...]) -> str:
+    """Which gates are shut, and why."""
+    return "; ".join(f"{v.gate}: {v.detail}" for v in shut)
+
+
 def note(folder: Path, shut: tuple[GateVerdict, ...]) -> None:
     """Say which gates are shut. What storage refuses is logged: the wait goes on."""
     try:
-        (folder / WAITING_FILE).write_text("; ".join(f"{v.gate}: {v.detail}" for v in shut))
+        (folder / WAITING_FILE).write_text(line(shut))
     except OSError as error:
         log.warning("%s: cannot be written: %s", error.filename, error.strerror)
 

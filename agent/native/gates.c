@@ -10,7 +10,9 @@
 
 #include "sensors.h"
 
-enum { SETTLED_MILLI_C = 500 }; /* a device that had to cool is stable when two looks differ by less than this */
+/* A device is stable when two readings at least GATE_POLL_NS apart differ by less than this. */
+enum { SETTLED_MILLI_C = 500 };
+#define KEPT_NS INT64_C(60000000000) /* an older reading says nothing when a unit's turn comes */
 
 typedef struct {
   const char *name, *unit;
@@ -18,7 +20,33 @@ typedef struct {
   int64_t limit, reading;
 } Rule;
 
-static GateVerdict judge(const Rule *rule, const Sensors *previous) {
+void settling_add(Settling *settling, const Sensors *now, int64_t at_ns) {
+  if (!now->has_temperature) return;
+  int64_t milli_c = now->temperature_milli_c;
+  bool moved = settling->known && llabs(settling->milli_c - milli_c) >= SETTLED_MILLI_C;
+  if (settling->known && !moved && at_ns - settling->at_ns < GATE_POLL_NS) return;
+  *settling = (Settling){.known = true,
+                         .milli_c = milli_c,
+                         .at_ns = at_ns,
+                         .settled = settling->known && !moved,
+                         .has_moved = moved,
+                         .was_milli_c = settling->milli_c};
+}
+
+void settling_recent(Settling *settling, int64_t at_ns) {
+  if (at_ns - settling->at_ns > KEPT_NS) *settling = (Settling){0};
+}
+
+/* Appends why the temperature does not count as stable. */
+static void describe_unsettled(const Settling *settling, const char *unit, char *end, size_t room) {
+  if (settling->has_moved)
+    snprintf(end, room, ", %s: was %" PRId64 "%s a moment ago",
+             settling->milli_c > settling->was_milli_c ? "warming" : "cooling", settling->was_milli_c, unit);
+  else
+    snprintf(end, room, ", stable or not shows in %" PRId64 " s", GATE_POLL_NS / 1000000000);
+}
+
+static GateVerdict judge(const Rule *rule, const Settling *settling) {
   GateVerdict verdict = {.gate = rule->name};
   if (!rule->readable) {
     verdict.state = GATE_UNGATED;
@@ -30,18 +58,15 @@ static GateVerdict judge(const Rule *rule, const Sensors *previous) {
   const char *relation = rule->upper ? (open ? "<=" : ">") : (open ? ">=" : "<");
   int length = snprintf(verdict.detail, sizeof verdict.detail, "%" PRId64 "%s %s %" PRId64 "%s", rule->reading, rule->unit,
                         relation, rule->limit, rule->unit);
-  bool temperature = strcmp(rule->name, "temperature") == 0;
-  if (open && temperature && previous != NULL && previous->has_temperature &&
-      llabs(previous->temperature_milli_c - rule->reading) >= SETTLED_MILLI_C) {
+  if (open && strcmp(rule->name, "temperature") == 0 && !settling->settled) {
     open = false;
-    snprintf(verdict.detail + length, sizeof verdict.detail - (size_t)length, ", but was %" PRId64 "%s a moment ago",
-             previous->temperature_milli_c, rule->unit);
+    describe_unsettled(settling, rule->unit, verdict.detail + length, sizeof verdict.detail - (size_t)length);
   }
   verdict.state = open ? GATE_PASS : GATE_FAIL;
   return verdict;
 }
 
-int gates_check(const Gates *gates, const Sensors *now, const Sensors *previous, GateVerdict verdicts[GATE_COUNT]) {
+int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, GateVerdict verdicts[GATE_COUNT]) {
   const Rule rules[GATE_COUNT] = {
       {"temperature", "m°C", gates->has_temperature, now->has_temperature, true, gates->max_temperature_milli_c,
        now->temperature_milli_c},
@@ -51,7 +76,7 @@ int gates_check(const Gates *gates, const Sensors *now, const Sensors *previous,
   };
   int count = 0;
   for (int i = 0; i < GATE_COUNT; i++)
-    if (rules[i].asked) verdicts[count++] = judge(&rules[i], previous);
+    if (rules[i].asked) verdicts[count++] = judge(&rules[i], settling);
   return count;
 }
 
@@ -61,14 +86,19 @@ bool gates_shut(const GateVerdict *verdicts, int count) {
   return false;
 }
 
-StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error) {
-  char causes[GATE_COUNT * 240] = "";
+void gates_causes(const GateVerdict *verdicts, int count, char causes[GATE_CAUSES]) {
+  causes[0] = '\0';
   for (int i = 0; i < count; i++) {
     size_t length = strlen(causes);
     if (verdicts[i].state == GATE_FAIL)
-      snprintf(causes + length, sizeof causes - length, "%s%s: %s", length ? "; " : "", verdicts[i].gate,
+      snprintf(causes + length, GATE_CAUSES - length, "%s%s: %s", length ? "; " : "", verdicts[i].gate,
                verdicts[i].detail);
   }
+}
+
+StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error) {
+  char causes[GATE_CAUSES];
+  gates_causes(verdicts, count, causes);
   return sti_fail(error, STI_GATE, "Let the device cool, charge or become idle, or change its gates in the inventory.",
                   "Gates stayed shut for %.0f s (limit %" PRId64 " s): %s.", waited_s, gates->wait_limit_s, causes);
 }

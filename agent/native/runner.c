@@ -24,7 +24,7 @@
 #include "waiting.h"
 
 static const double run_lock_wait_s = 5; /* longer than `collect` holds the lock; a running job is not waited for */
-static const double gate_poll_s = 2;
+static const double gate_poll_s = (double)GATE_POLL_NS / 1e9;
 
 typedef struct {
   const Spool *spool;
@@ -32,6 +32,7 @@ typedef struct {
   Job job;
   Journal journal;
   UnitNote note;
+  Settling settling; /* what was read before one unit still counts for the next */
   bool note_failed; /* the note cannot be written: no failure of the unit, the run ends */
   Context *context;
 } Run;
@@ -76,23 +77,30 @@ static StiCode run_open(Run *run, const Unit *unit, const GateVerdict *verdicts,
   return code;
 }
 
+/* The verdicts of the gates now; returns their number. */
+static int look(Run *run, GateVerdict verdicts[GATE_COUNT]) {
+  const Gates *gates = &run->job.gates;
+  int64_t at_ns = monotonic_ns();
+  Sensors now;
+  sensors_read(run->spool->root, &now);
+  if (gates->has_temperature || gates->has_battery) android_complete(&now);
+  settling_add(&run->settling, &now, at_ns);
+  return gates_check(gates, &now, &run->settling, verdicts);
+}
+
 /* Hold the machine, check the gates, run. The machine is not held while waiting for a gate.
  * Errors: STI_STOPPED when a signal came first, STI_GATE when a gate stayed shut for the wait limit; the unit's. */
 static StiCode run_gated(Run *run, const Unit *unit, Text *result, StiError *error) {
   const Gates *gates = &run->job.gates;
   GateVerdict verdicts[GATE_COUNT];
-  Sensors now, previous;
+  char causes[GATE_CAUSES];
   bool timed = unit_is_timed(unit->kind);
   double limit_s = (double)gates->wait_limit_s, waited_s = 0;
-  for (const Sensors *before = NULL;; before = &previous) {
+  settling_recent(&run->settling, monotonic_ns());
+  for (;;) {
     Lock machine;
-    int count = 0;
     STI_TRY(lock_hold_machine(run->job.machine_lock, timed, stop_requested, &machine, error));
-    if (timed) {
-      sensors_read(run->spool->root, &now);
-      if (gates->has_temperature || gates->has_battery) android_complete(&now);
-      count = gates_check(gates, &now, before, verdicts);
-    }
+    int count = timed ? look(run, verdicts) : 0;
     bool open = !gates_shut(verdicts, count);
     StiCode code = open ? run_open(run, unit, verdicts, count, result, error) : STI_OK;
     lock_release(&machine);
@@ -101,8 +109,9 @@ static StiCode run_gated(Run *run, const Unit *unit, Text *result, StiError *err
       waiting_over(run->folder);
       return gates_error(verdicts, count, waited_s, gates, error);
     }
-    waiting_note(run->folder, verdicts, count);
-    previous = now;
+    gates_causes(verdicts, count, causes);
+    if (waited_s <= 0) log_info("Unit %" PRId64 " waits for its gates: %s", unit->number, causes);
+    waiting_note(run->folder, causes);
     waited_s += sleep_watching(limit_s - waited_s < gate_poll_s ? limit_s - waited_s : gate_poll_s);
     if (stop_requested()) return STI_STOPPED;
   }

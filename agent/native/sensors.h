@@ -47,12 +47,28 @@ void write_maybe(Text *out, const char *key, bool known, int64_t value); /* "key
 
 typedef enum { GATE_PASS, GATE_FAIL, GATE_UNGATED } GateState;
 typedef struct { const char *gate; GateState state; char detail[200]; } GateVerdict;
-enum { GATE_COUNT = 4 };
+enum { GATE_COUNT = 4, GATE_CAUSES = GATE_COUNT * 240 };
+#define GATE_POLL_NS INT64_C(2000000000) /* how long is waited before a gate that is shut is looked at again */
 
-/* Verdicts on the limits that are asked for; previous: sensors of the last look, NULL on the first. Returns their number. */
-int gates_check(const Gates *gates, const Sensors *now, const Sensors *previous, GateVerdict verdicts[GATE_COUNT]);
+/* What the readings so far say of whether the temperature is stable; zero: nothing was read. */
+typedef struct {
+  bool known;                          /* milli_c, at_ns: the reading that the next is compared with, and its time */
+  int64_t milli_c, at_ns;
+  bool settled;                        /* stable */
+  bool has_moved; int64_t was_milli_c; /* what it was before it last moved */
+} Settling;
+
+/* One more reading. What was read less than GATE_POLL_NS ago keeps its verdict unless the temperature has moved since,
+ * so that units that follow each other need no pause of their own. */
+void settling_add(Settling *settling, const Sensors *now, int64_t at_ns);
+void settling_recent(Settling *settling, int64_t at_ns); /* a reading that is too old counts no more */
+
+/* Verdicts on the limits that are asked for; settling includes `now`: the temperature must not only be low enough but
+ * stable. Returns their number. */
+int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, GateVerdict verdicts[GATE_COUNT]);
 bool gates_shut(const GateVerdict *verdicts, int count);
 StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error); /* STI_GATE */
+void gates_causes(const GateVerdict *verdicts, int count, char causes[GATE_CAUSES]); /* which are shut, and why */
 void gates_write(Text *out, const GateVerdict *verdicts, int count); /* canonical JSON array */
 
 #endif

@@ -11,17 +11,11 @@
 
 #define WAITING_FILE "waiting"
 
-void waiting_note(const char *folder, const GateVerdict *verdicts, int count) {
+void waiting_note(const char *folder, const char *causes) {
   Path path;
   path_below(path, folder, WAITING_FILE);
   FILE *file = fopen(path, "we");
-  bool written = file != NULL;
-  const char *between = "";
-  for (int i = 0; i < count && written; i++) {
-    if (verdicts[i].state != GATE_FAIL) continue;
-    written = fprintf(file, "%s%s: %s", between, verdicts[i].gate, verdicts[i].detail) > 0;
-    between = "; ";
-  }
+  bool written = file != NULL && fputs(causes, file) >= 0;
   if (file != NULL && fclose(file) != 0) written = false;
   if (!written) log_warning("%s: cannot be written: %s", path, strerror(errno));
 }

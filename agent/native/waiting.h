@@ -2,10 +2,8 @@
 #ifndef AGENT_WAITING_H
 #define AGENT_WAITING_H
 
-#include "sensors.h"
-
-/* Say which gates are shut. What storage refuses is logged: the wait goes on. */
-void waiting_note(const char *folder, const GateVerdict *verdicts, int count);
+/* Say why. What storage refuses is logged: the wait goes on. */
+void waiting_note(const char *folder, const char *causes);
 void waiting_over(const char *folder);
 
 #endif

@@ -75,6 +75,7 @@ static int print_watch(const char *root, const char *limit, char **words, int co
 static int print_gates(char **argv) {
   Gates gates = {.wait_limit_s = 3};
   Sensors now = {0}, before = {0};
+  Settling settling = {0};
   GateVerdict verdicts[GATE_COUNT];
   Text out = {0};
   StiError error;
@@ -87,7 +88,9 @@ static int print_gates(char **argv) {
   now.has_load = number(argv[6], &now.load_milli);
   now.has_free = number(argv[7], &now.free_bytes);
   before.has_temperature = number(argv[8], &before.temperature_milli_c);
-  int count = gates_check(&gates, &now, before.has_temperature ? &before : NULL, verdicts);
+  settling_add(&settling, &before, 0);
+  settling_add(&settling, &now, atoll(argv[9]) * 1000000);
+  int count = gates_check(&gates, &now, &settling, verdicts);
   gates_write(&out, verdicts, count);
   puts(out.data);
   gates_error(verdicts, count, 3.4, &gates, &error);
@@ -141,7 +144,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   if (strcmp(what, "watch") == 0 && argc >= 4) return print_watch(argv[2], argv[3], argv + 4, argc - 4);
-  if (strcmp(what, "gates") == 0 && argc == 11) return print_gates(argv + 2);
+  if (strcmp(what, "gates") == 0 && argc == 12) return print_gates(argv + 2);
   size_t length = fread(input, 1, sizeof input - 1, stdin);
   if (strcmp(what, "model") == 0) print_found(parse_cpu_model(input, found, sizeof found), found);
   if (strcmp(what, "battery") == 0) print_battery(input);

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent import android, facts
-from agent.gates import check_gates, gate_error, shut
+from agent.gates import check_gates, gate_error, settle, shut
 from agent.sensors import read_sensors
 from agent.watch import Watch
 from orchestrator.toolchain import SOURCE_FOLDERS
@@ -156,18 +156,23 @@ LIMITS = (40_000, 50, 1500, 10**9)
 
 
 @pytest.mark.parametrize(
-    ("readings", "before"),
+    ("readings", "before", "later_ms"),
     [
-        ((39_000, 50, 1500, 10**9), None),
-        ((40_001, 49, 1501, 10**9 - 1), None),
-        ((None, None, None, None), None),
-        ((39_900, 80, 0, 2**40), 40_500),
-        ((39_900, 80, 0, 2**40), 40_399),
-        ((-5_000, 100, 0, 0), 60_000),
+        ((39_000, 50, 1500, 10**9), None, 0),
+        ((39_000, 50, 1500, 10**9), 39_000, 2_000),
+        ((39_000, 50, 1500, 10**9), 39_000, 1_999),
+        ((40_001, 49, 1501, 10**9 - 1), None, 0),
+        ((40_001, 49, 1501, 10**9 - 1), 40_001, 2_000),
+        ((None, None, None, None), None, 0),
+        ((None, None, None, None), 39_000, 2_000),
+        ((39_900, 80, 0, 2**40), 40_500, 2_000),
+        ((39_900, 80, 0, 2**40), 40_399, 2_000),
+        ((-5_000, 100, 0, 0), 60_000, 2_000),
+        ((39_900, 80, 0, 2**40), 39_400, 2_000),
     ],
 )
 def test_gates_judge_as_python_does(
-    program: str, readings: tuple[int | None, ...], before: int | None
+    program: str, readings: tuple[int | None, ...], before: int | None, later_ms: int
 ) -> None:
     gates = Gates(
         max_temperature_milli_c=LIMITS[0], min_battery_percent=LIMITS[1], max_load_milli=LIMITS[2],
@@ -177,16 +182,16 @@ def test_gates_judge_as_python_does(
         wall_ns=1, cpu_khz=(), available_memory_bytes=None, throttled=None, temperature_milli_c=readings[0],
         battery_percent=readings[1], load_milli=readings[2], free_bytes=readings[3],
     )  # fmt: skip
-    previous = None if before is None else now.model_copy(update={"temperature_milli_c": before})
-    expected = check_gates(gates, now, previous)
-    words = ["" if value is None else value for value in (*LIMITS, *readings, before)]
+    first = settle(None, now.model_copy(update={"temperature_milli_c": before}), 0)
+    expected = check_gates(gates, now, settle(first, now, later_ms * 1_000_000))
+    words = ["" if value is None else value for value in (*LIMITS, *readings, before, later_ms)]
     verdicts, why = said(program, "gates", *words).split("\n")[:2]
     assert json.loads(verdicts) == [verdict.model_dump() for verdict in expected]
     assert why == (gate_error(expected, 3.4, gates).what if shut(expected) else "")
 
 
 def test_gates_that_are_not_asked_give_no_verdict(program: str) -> None:
-    assert said(program, "gates", *[""] * 4, 1, 1, 1, 1, "").strip() == "[]"
+    assert said(program, "gates", *[""] * 4, 1, 1, 1, 1, "", 0).strip() == "[]"
 
 
 @pytest.mark.parametrize("cpuinfo", [PI_4, BIG_LITTLE, JETSON, VM, "CPU part\t: 0xFFF\n", "", "model name\n"])

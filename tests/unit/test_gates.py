@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from agent.errors import RefusedError
 from agent.fence import admit, parse_lease, read_fence, still_admitted
-from agent.gates import check_gates, gate_error, shut
+from agent.gates import Settling, check_gates, gate_error, recent, settle, shut
 from agent.spool import Spool
 from sti_runtime.errors import FormatError, InputError
-from sti_runtime.messages import Gates, Lease, Sensors
+from sti_runtime.messages import Gates, GateVerdict, Lease, Sensors
 
 COLD = Sensors(
     wall_ns=0, temperature_milli_c=30_000, cpu_khz=(), load_milli=100, available_memory_bytes=None,
@@ -33,8 +33,25 @@ NONE = Gates(
 )  # fmt: skip
 
 
-def verdicts(gates: Gates, now: Sensors, previous: Sensors | None = None) -> dict[str, str]:
-    return {v.gate: v.verdict for v in check_gates(gates, now, previous)}
+S = 1_000_000_000
+
+
+def steady(now: Sensors) -> Settling | None:
+    """What is known of a device whose temperature has been this one for a while."""
+    return settle(settle(None, now, 0), now, 2 * S)
+
+
+def check(gates: Gates, now: Sensors) -> tuple[GateVerdict, ...]:
+    """The verdicts of a device whose readings have been these for a while."""
+    return check_gates(gates, now, steady(now))
+
+
+def verdicts(gates: Gates, now: Sensors) -> dict[str, str]:
+    return {v.gate: v.verdict for v in check(gates, now)}
+
+
+def at(milli_c: int) -> Sensors:
+    return COLD.model_copy(update={"temperature_milli_c": milli_c})
 
 
 def test_all_gates_pass_on_an_idle_charged_cool_device() -> None:
@@ -43,11 +60,11 @@ def test_all_gates_pass_on_an_idle_charged_cool_device() -> None:
 
 def test_an_unreadable_sensor_is_ungated_never_pass() -> None:
     assert verdicts(ALL, BLIND) == dict.fromkeys(("temperature", "battery", "load", "free-space"), "ungated")
-    assert shut(check_gates(ALL, BLIND)) == ()
+    assert shut(check(ALL, BLIND)) == ()
 
 
 def test_what_is_not_asked_has_no_verdict() -> None:
-    assert check_gates(NONE, COLD) == ()
+    assert check_gates(NONE, COLD, None) == ()
 
 
 @pytest.mark.parametrize(
@@ -61,23 +78,61 @@ def test_what_is_not_asked_has_no_verdict() -> None:
 )
 def test_each_gate_shuts_just_beyond_its_limit(gate: str, field: str, value: int) -> None:
     beyond = COLD.model_copy(update={field: value})
-    assert [v.gate for v in shut(check_gates(ALL, beyond))] == [gate]
+    assert [v.gate for v in shut(check(ALL, beyond))] == [gate]
     toward = value - 1 if gate in ("temperature", "load") else value + 1
-    assert shut(check_gates(ALL, COLD.model_copy(update={field: toward}))) == ()
+    assert shut(check(ALL, COLD.model_copy(update={field: toward}))) == ()
 
 
-def test_a_device_that_is_still_cooling_is_not_stable() -> None:
-    hot = COLD.model_copy(update={"temperature_milli_c": 45_000})
-    cooling = COLD.model_copy(update={"temperature_milli_c": 39_900})
-    settled = COLD.model_copy(update={"temperature_milli_c": 39_600})
-    assert verdicts(ALL, hot)["temperature"] == "fail"
-    assert verdicts(ALL, cooling, hot)["temperature"] == "fail"
-    assert verdicts(ALL, settled, cooling)["temperature"] == "pass"
+def temperature(readings: list[tuple[float, int]]) -> GateVerdict:
+    """The temperature's verdict behind readings: (seconds, milli °C)."""
+    settling = None
+    for second, milli_c in readings:
+        settling = settle(settling, at(milli_c), round(second * S))
+    return check_gates(ALL, at(readings[-1][1]), settling)[0]
+
+
+@pytest.mark.parametrize(
+    ("readings", "verdict", "reason"),
+    [
+        ([(0, 30_000)], "fail", "stable or not shows in 2 s"),
+        ([(0, 30_000), (1.9, 30_000)], "fail", "stable or not shows in 2 s"),
+        ([(0, 30_000), (2, 30_499)], "pass", ""),
+        ([(0, 30_000), (2, 30_500)], "fail", "warming: was 30000m°C a moment ago"),
+        ([(0, 45_000), (2, 39_900)], "fail", "cooling: was 45000m°C a moment ago"),
+        ([(0, 45_000), (2, 39_900), (4, 39_600)], "pass", ""),
+        ([(0, 45_000), (2, 39_900), (3, 39_600)], "fail", "cooling: was 45000m°C a moment ago"),
+        # Units that follow each other closely.
+        ([(0, 30_000), (2, 30_000), (2.1, 30_400), (2.2, 30_000)], "pass", ""),
+        ([(0, 30_000), (2, 30_000), (2.1, 30_600)], "fail", "warming"),
+        ([(0, 30_000), (2, 30_000), (2.1, 30_600), (4.1, 30_600)], "pass", ""),
+        # A long unit that left the device as it was, and one that did not.
+        ([(0, 30_000), (2, 30_000), (50, 30_100)], "pass", ""),
+        ([(0, 30_000), (2, 30_000), (50, 36_000)], "fail", "warming"),
+    ],
+)
+def test_a_device_must_be_stable_not_only_cool(
+    readings: list[tuple[float, int]], verdict: str, reason: str
+) -> None:
+    found = temperature(readings)
+    assert found.verdict == verdict
+    assert reason in found.detail
+
+
+def test_an_old_reading_says_nothing_of_now() -> None:
+    settling = steady(COLD)
+    assert recent(settling, 61 * S) is settling
+    assert recent(settling, 63 * S) is None
+    assert recent(None, 0) is None
+
+
+def test_a_sensor_that_cannot_be_read_for_once_changes_nothing() -> None:
+    settling = steady(COLD)
+    assert settle(settling, BLIND, 3 * S) is settling
+    assert check_gates(ALL, BLIND, settling)[0].verdict == "ungated"
 
 
 def test_the_error_names_gate_reading_limit_and_wait() -> None:
-    hot = COLD.model_copy(update={"temperature_milli_c": 45_000})
-    error = gate_error(check_gates(ALL, hot), 5.2, ALL)
+    error = gate_error(check(ALL, at(45_000)), 5.2, ALL)
     for part in ("temperature", "45000", "40000", "5 s"):
         assert part in str(error)
 
