@@ -30,8 +30,8 @@ from orchestrator.transports import connect
 from orchestrator.transports.base import Progress, Transport
 
 REACH_LIMIT_S = 120.0
-"""So long is a device waited for that was reached before and is now gone, as for a reboot; one that was never
-reached is tried _TRIES times."""
+"""So long is a device waited for that was reached before and is now gone, as for a reboot, from when it was
+lost or a transfer to it last got on; one that was never reached is tried _TRIES times."""
 
 _FIRST_REACH_S = 8.0
 """A device that was never reached is not tried again after so long: nobody answers where it should be."""
@@ -142,6 +142,7 @@ class Reach:
 
         def forward(done: int, total: int) -> None:
             self._progress[name] = (done, total)
+            self._reached.add(name)
             self._go_on(name)
 
         return forward
@@ -182,18 +183,21 @@ class Reach:
             self._waits.pop(name, None)
 
     def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
-        began = time.monotonic()
-        pause_s, tries = _RETRY_PAUSE_S, 0
+        began = lost = time.monotonic()
+        pause_s, tries, furthest = _RETRY_PAUSE_S, 0, -1
         while True:
             try:
                 done = action()
             except TransientError as error:
-                out_of_reach, waited_s = isinstance(error, LinkError), time.monotonic() - began
+                now, sent = time.monotonic(), self.underway(name).sent_bytes
+                if sent > furthest:  # as at the first failure: nobody was waited for before
+                    lost, furthest, pause_s = now, sent, _RETRY_PAUSE_S
+                out_of_reach = isinstance(error, LinkError)
                 waited_for = out_of_reach and name in self._reached
                 tries += not waited_for
-                if waited_s > REACH_LIMIT_S if waited_for else tries >= _TRIES:
+                if now - lost > REACH_LIMIT_S if waited_for else tries >= _TRIES:
                     raise
-                if out_of_reach and not waited_for and waited_s > _FIRST_REACH_S:
+                if out_of_reach and not waited_for and now - began > _FIRST_REACH_S:
                     raise
                 _log.warning("trying again", device=error.device, cause=error.what)
                 cause = error.what.removeprefix(f"{name}: ").rstrip(".")

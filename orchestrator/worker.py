@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from orchestrator.agent_push import device_architecture, remove_others
-from orchestrator.agent_verbs import call_agent, lease_arguments
+from orchestrator.agent_verbs import VERB_TIMEOUT_S, call_agent, lease_arguments
 from orchestrator.counterpart import refuse_replaced
 from orchestrator.deploy import (
     COMMIT_TIMEOUT_S,
@@ -243,9 +243,14 @@ class HostWorker:
         return self._ask_to_clean(name, transport, lease)
 
     def _ask_to_clean(self, name: str, transport: Transport, lease: Lease | None) -> dict[str, Any]:
-        return self._reach.retried(
-            name, lambda: call_agent(transport, self._reach.spool(name), "clean", *lease_arguments(lease))
-        )
+        return self._asked(name, transport, "clean", *lease_arguments(lease))
+
+    def _asked(
+        self, name: str, transport: Transport, *words: str, timeout_s: float = VERB_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """The agent's answer to a verb that may be repeated."""
+        spool = self._reach.spool(name)
+        return self._reach.retried(name, lambda: call_agent(transport, spool, *words, timeout_s=timeout_s))
 
     def _clean_full(self, name: str, lease: Lease | None) -> dict[str, Any]:
         """On a full disk: by our agent once content is gone, by one that is there, by plain commands."""
@@ -270,7 +275,7 @@ class HostWorker:
         taking = lease_arguments(lease.model_copy(update={"takeover": True}))
         with self._reach.locks[name]:
             # Any verb with a lease does it; this one forgets a job that nobody made.
-            call_agent(transport, self._reach.spool(name), "forget", "take-over", "1", *taking)
+            self._asked(name, transport, "forget", "take-over", "1", *taking)
 
     def collect(self, name: str, keep: tuple[str, ...], lease: Lease) -> dict[str, Any]:
         """Remove bundles and task data that are not in ``keep`` (digests); running jobs keep theirs. Of
@@ -278,20 +283,16 @@ class HostWorker:
         device, transport = self._reach.device(name)
         arguments = [part for digest in keep for part in ("--keep", digest)]
         with self._reach.locks[name]:
-            answer = call_agent(
-                transport, self._reach.spool(name), "collect", *arguments, *lease_arguments(lease)
-            )
+            answer = self._asked(name, transport, "collect", *arguments, *lease_arguments(lease))
             if device.native:
-                remove_others(transport, transport.agent_argv[0])
+                self._reach.retried(name, lambda: remove_others(transport, transport.agent_argv[0]))
         return answer
 
     def verify(self, name: str, bundle: str) -> None:
         """Check every chunk of a deployed bundle on the device. Raises: StableError naming the damage."""
         _, transport = self._reach.device(name)
         with self._reach.locks[name]:
-            answer = call_agent(
-                transport, self._reach.spool(name), "verify", bundle, timeout_s=COMMIT_TIMEOUT_S
-            )
+            answer = self._asked(name, transport, "verify", bundle, timeout_s=COMMIT_TIMEOUT_S)
         if answer.get("state") != "intact":
             chunks = str(answer.get("damaged"))[:80]
             raise StableError(

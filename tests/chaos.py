@@ -90,6 +90,9 @@ VERBS = (
     ),
 )
 
+RELEASE = ("devices", "release", "all")
+"""A device that was let down often enough is in quarantine, and nothing would be asked of it any more."""
+
 
 @dataclass
 class Chaos:
@@ -166,6 +169,7 @@ class Chaos:
     def main_job(self, ended: threading.Event) -> None:
         """Every verb in turn, round after round, until the faults are used up."""
         while not ended.is_set():
+            self.verb(*RELEASE)
             for words in VERBS:
                 if not ended.is_set():
                     self.verb(*words)
@@ -178,6 +182,7 @@ class Chaos:
             codes: list[int] = []
             while not codes or codes[-1] != 0:
                 assert len(codes) < TRIES, f"{words[0]} ended with {codes}:\n{self.said()}"
+                self.verb(*RELEASE)
                 codes.append(self.verb(*words))
 
     def said(self) -> str:

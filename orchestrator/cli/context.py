@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import note, steps, success, warn
+from orchestrator.cli.output import fail, note, steps, success, warn
 from orchestrator.dispatch import Worker
-from orchestrator.errors import SelectorError, ToolchainError
+from orchestrator.errors import SelectorError, StableError, ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.health.selection import relied_on
 from orchestrator.host_book import hosts_of, known_offers
@@ -93,13 +93,15 @@ def farm_of(context: typer.Context, *, for_devices: bool = False) -> Iterator[Fa
 
 @dataclass
 class Session:
-    """A farm with its Ray pool started and the chosen devices' worker."""
+    """A farm with its Ray pool started and the chosen devices' worker. ``left_out``: why devices that were
+    asked for are not among ``devices``; it has been said, and is for the verb's document and exit code."""
 
     farm: Farm
     devices: tuple[Device, ...]
     worker: Worker
     pool: Any
     hosts: LabHosts | None = None
+    left_out: tuple[StableError, ...] = ()
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def driving(
     """Start Ray and the worker of the chosen devices; one such command at a time per home.
 
     ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
-    device yet. Devices in quarantine that are not named are left out, and a line says so, unless
+    device yet. Devices in quarantine that are not named are left out (``Session.left_out``), unless
     ``quarantined``. Raises: SelectorError, InventoryError, HostError before anything is started;
     ControllerBusyError, PoolError.
     """
@@ -139,10 +141,11 @@ def driving(
             warn(f"{name}: {why}")
         known = farm.inventory.devices
         devices = () if listen is not None and not known else select(known, selector)
+        left_out: tuple[StableError, ...] = ()
         if devices and not quarantined:
-            devices = without_quarantined(farm, devices, selector)
+            devices, left_out = without_quarantined(farm, devices, selector)
         build_agents(hosts.worker, [device for device in devices if hosts.is_own(device.name)], farm.stop)
-        yield Session(farm, devices, hosts.worker, pool, hosts)
+        yield Session(farm, devices, hosts.worker, pool, hosts, left_out)
 
 
 def tell_how_to_join(address: str, token: str) -> None:
@@ -153,18 +156,28 @@ def tell_how_to_join(address: str, token: str) -> None:
     note(f"    stifarm host join {address}")
 
 
-def without_quarantined(farm: Farm, devices: Sequence[Device], selector: str) -> tuple[Device, ...]:
-    """The chosen devices that the farm relies on or that are named; tells of the others. Raises:
-    SelectorError when none is left."""
-    kept, left_out = relied_on(farm, devices, selector)
-    for name, cause in left_out.items():
-        warn(f"{name} is left out, it is in quarantine: {cause}")
+def without_quarantined(
+    farm: Farm, devices: Sequence[Device], selector: str
+) -> tuple[tuple[Device, ...], tuple[StableError, ...]]:
+    """(the chosen devices that the farm relies on or that are named, why each of the others is left out);
+    the latter are told, too. Raises: SelectorError when none is left."""
+    kept, causes = relied_on(farm, devices, selector)
     if not kept:
         raise SelectorError(
             f"The device selector {selector!r} selects only devices in quarantine.",
             "See their health: stifarm devices check; or release one: stifarm devices release DEVICE.",
         )
-    return kept
+    left_out = tuple(
+        StableError(
+            f"it is left out, for it is in quarantine: {cause.rstrip('.')}.",
+            f"See its health: stifarm devices check {name}; or release it: stifarm devices release {name}.",
+            device=name,
+        )
+        for name, cause in causes.items()
+    )
+    for error in left_out:
+        fail(error)
+    return kept, left_out
 
 
 def build_agents(worker: Worker, devices: Sequence[Device], stop: threading.Event) -> None:

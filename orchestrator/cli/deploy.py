@@ -53,14 +53,15 @@ def deploy(
             began = time.monotonic()
             results = deploy_all(session, work, verify=verify, quiet=json)
             note(f"deployed in {since(began)}")
+            left_out = [fleet.Deployed(error.device, (), error) for error in session.left_out]
     if json:
-        emit_json([_deployed_json(item) for item in results])
+        emit_json([_deployed_json(item) for item in [*results, *left_out]])
     else:
-        show_deployed(results)
+        show_deployed([*results, *left_out])
     for item in results:
         if item.error is not None:
             fail(item.error)
-    finish([item.error for item in results])
+    finish([item.error for item in [*results, *left_out]])
 
 
 def show_deployed(results: Sequence[fleet.Deployed]) -> None:

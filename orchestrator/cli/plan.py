@@ -236,6 +236,7 @@ def evaluate(
         )
         with driving(farm, devices) as session:
             answers, errors = evaluate_all(session, work, asked, settings, again=again, quiet=json)
+            errors += session.left_out
         shown = [
             answer
             for answer in measure.answers_for(

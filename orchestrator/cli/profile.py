@@ -124,6 +124,7 @@ def profile(
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:
             done, errors = profile_all(session, work, again=again, quiet=json)
+            errors += session.left_out
     if json:
         emit_json(
             [

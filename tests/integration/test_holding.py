@@ -141,3 +141,8 @@ def test_what_selects_only_devices_in_quarantine_is_refused_before_anything_star
             begin_quarantine(session, list_devices(session)[0].id, "it swells")
     with open_world(tmp_path) as farm, pytest.raises(SelectorError, match="only devices in quarantine"):
         without_quarantined(farm, farm.inventory.devices, "all")
+    write_inventory(tmp_path, DESK, OTHER)
+    with open_world(tmp_path) as farm:
+        kept, (left_out,) = without_quarantined(farm, farm.inventory.devices, "all")
+        assert ([device.name for device in kept], left_out.device) == (["other"], "desk")
+        assert without_quarantined(farm, farm.inventory.devices, "desk,other") == (farm.inventory.devices, ())

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import func, select
 
 from db.models import AttemptRow, EvaluationRow, ImportanceScoreRow, JournalRecordRow, RequestRow
-from orchestrator.cli.context import driving
+from orchestrator.cli.context import SOME_FAILED, driving
 from orchestrator.cli.over_devices import deploy_all
 from orchestrator.cli.plan import evaluate_all, questions
 from orchestrator.cli.profile import importance_step, profile_all
@@ -69,17 +69,17 @@ class Cli:
             start_new_session=True,
         )
 
-    def run(self, *words: str) -> tuple[str, str]:
-        """(stdout, stderr) of a command that succeeds."""
+    def run(self, *words: str, code: int = 0) -> tuple[str, str]:
+        """(stdout, stderr) of a command that ends so."""
         process = self.start(*words)
         out, err = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, err
+        assert process.returncode == code, err
         assert "Traceback" not in err
         return out, err
 
-    def json(self, *words: str) -> Any:
+    def json(self, *words: str, code: int = 0) -> Any:
         """What a command answers machines: one document and nothing else on stdout."""
-        return json.loads(self.run(*words, "--json")[0])
+        return json.loads(self.run(*words, "--json", code=code)[0])
 
     def killed(self, ready: Callable[[], bool], *words: str) -> None:
         """Start a command and kill -9 its process as soon as ``ready``, which stays true from then on."""
@@ -159,6 +159,11 @@ def test_the_main_job_end_to_end_killed_on_the_way_and_repeated(cli: Cli) -> Non
     assert [item["error"] for item in deployed] == [None, None]
     for device in ("desk", "board"):
         assert (spools / device / "bundles" / bundle["digest"] / "manifest.json").is_file()
+    cli.run("devices", "quarantine", "board", "--cause", "it swells")
+    without = {item["device"]: item["error"] for item in cli.json("deploy", code=SOME_FAILED)}
+    assert without["desk"] is None
+    assert "in quarantine: it swells" in without["board"]
+    cli.run("devices", "release", "board")
     cli.killed(lambda: scores(root) > 0, "importance", "--rows", "20")
     importance = cli.json("importance", "--rows", "20")
     assert len(importance["scores"]) == 4

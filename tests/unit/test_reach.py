@@ -1,4 +1,4 @@
-"""Reaching devices: what a person stops ends, a transfer as well as a wait."""
+"""Reaching devices: what a person stops ends, a transfer as well as a wait; who is waited for how long."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import reach as reaching
 from orchestrator.errors import HaltedError, LinkError
 from orchestrator.inventory import load_inventory
 from orchestrator.reach import Reach
@@ -47,3 +48,41 @@ def test_a_halted_wait_for_a_device_ends(reach: Reach) -> None:
     with pytest.raises(HaltedError):
         reach.retried("desk", away)
     halting.join()
+
+
+def lost() -> LinkError:
+    return LinkError("its cable was pulled.", "Look at the cable.", device="desk")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_link_lost_in_a_long_transfer_is_waited_for(
+    reach: Reach, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    monkeypatch.setattr(reaching, "REACH_LIMIT_S", 0.0)  # every transfer is a long one
+    monkeypatch.setattr(reaching, "_FIRST_REACH_S", 0.0)
+    if before:
+        reach.retried("desk", lambda: None)
+    forward, steps = reach.forward("desk"), iter(range(1, 5))
+
+    def transfer() -> str:
+        done = next(steps)
+        forward(done, 5)
+        if done < 4:
+            raise lost()
+        return "sent"
+
+    assert reach.retried("desk", transfer) == "sent"
+
+
+def test_a_transfer_that_gets_no_further_is_given_up(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaching, "REACH_LIMIT_S", 0.0)
+    forward, tries = reach.forward("desk"), []
+
+    def transfer() -> None:
+        tries.append(1)
+        forward(3, 5)
+        raise lost()
+
+    with pytest.raises(LinkError):
+        reach.retried("desk", transfer)
+    assert len(tries) == 2
