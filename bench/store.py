@@ -224,10 +224,13 @@ def fill(store: Store, filled: Filled, samples: int) -> int:
         ingest(session, device_id=1, job_id=job.id, attempt=1, records=records_of(job, plan))
     runs = DEVICES * len(filled.plans) * RUNS
     runs = min(runs, samples // 2 // REQUESTS)
+    with store.reader() as session:
+        of_job = text("SELECT unit, id FROM journal_records WHERE job_id = :job AND unit IS NOT NULL")
+        records = {unit: journal_id for unit, journal_id in session.execute(of_job, {"job": job.id})}
     with store.engine.begin() as connection:
-        _copy_runs(connection, job.id, runs, len(filled.plans))
+        _copy_runs(connection, records[2], runs, len(filled.plans))
         reads = max(0, samples - runs * REQUESTS)
-        _copy_reads(connection, job.id, -(-reads // READS))
+        _copy_reads(connection, records[0], -(-reads // READS))
         connection.execute(text("ANALYZE"))
     with store.reader() as session:
         tables = ("io_samples", "compute_samples", "requests")
@@ -264,34 +267,32 @@ BASE = 1_000_000_000
 """Ids of copied rows begin here."""
 
 
-def _copy_runs(connection: Connection, job_id: str, runs: int, plans: int) -> None:
-    source = f"SELECT j.id FROM journal_records j WHERE j.job_id = '{job_id}' AND j.unit = 2"
+def _copy_runs(connection: Connection, source: int, runs: int, plans: int) -> None:
     device = f"1 + (n.i / {plans}) % {DEVICES}"
     _copy(
-        connection, runs, "journal_records", f"journal_records s, n WHERE s.id = ({source})",
+        connection, runs, "journal_records", f"journal_records s, n WHERE s.id = {source}",
         id=f"{BASE} + n.i", seq=f"{BASE} + n.i", device_id=device, record_json="'{}'",
     )  # fmt: skip
     _copy(
-        connection, runs, "runs", f"runs s, n WHERE s.journal_id = ({source})",
+        connection, runs, "runs", f"runs s, n WHERE s.journal_id = {source}",
         id=f"{BASE} + n.i", journal_id=f"{BASE} + n.i", device_id=device, unit="100 + n.i",
         plan_id=f"1 + n.i % {plans * DEVICES}",
     )  # fmt: skip
     _copy(
         connection, runs, "requests",
-        f"requests s, n WHERE s.run_id = (SELECT u.id FROM runs u WHERE u.journal_id = ({source}))",
+        f"requests s, n WHERE s.run_id = (SELECT u.id FROM runs u WHERE u.journal_id = {source})",
         run_id=f"{BASE} + n.i", latency_ns="s.latency_ns + (n.i * 7919) % 500000",
     )  # fmt: skip
 
 
-def _copy_reads(connection: Connection, job_id: str, records: int) -> None:
-    source = f"SELECT j.id FROM journal_records j WHERE j.job_id = '{job_id}' AND j.unit = 0"
+def _copy_reads(connection: Connection, source: int, records: int) -> None:
     first = 2 * BASE
     _copy(
-        connection, records, "journal_records", f"journal_records s, n WHERE s.id = ({source})",
+        connection, records, "journal_records", f"journal_records s, n WHERE s.id = {source}",
         id=f"{first} + n.i", seq=f"{first} + n.i", device_id=f"1 + n.i % {DEVICES}", record_json="'{}'",
     )  # fmt: skip
     _copy(
-        connection, records, "io_samples", f"io_samples s, n WHERE s.journal_id = ({source})",
+        connection, records, "io_samples", f"io_samples s, n WHERE s.journal_id = {source}",
         journal_id=f"{first} + n.i", device_id=f"1 + n.i % {DEVICES}",
         duration_ns="s.duration_ns + (n.i * 7919) % 50000",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
@@ -149,6 +150,34 @@ def bundle_manifest(bundle: BundleRow) -> Manifest:
 def _manifest(text: str, source: str) -> Manifest:
     # Every batch that a device sends is checked against it.
     return Manifest.from_json(text.encode(), source=source)
+
+
+@dataclass(frozen=True)
+class BundleShape:
+    """What a device's records are checked against: size of the files, and the model's heads and labels."""
+
+    bytes: int
+    heads: int
+    labels: int | None
+
+
+def bundle_shape(session: Session, digest: str) -> BundleShape | None:
+    """The shape of a bundle; None when the store does not know it."""
+    size = session.scalars(select(BundleRow.bytes).where(BundleRow.digest == digest)).one_or_none()
+    if size is None:
+        return None
+    model = _MODELS.get(digest)
+    if model is None:
+        if len(_MODELS) == _MODELS_MOST:
+            _MODELS.clear()
+        model = _MODELS[digest] = bundle_manifest(session.get_one(BundleRow, digest)).model
+    labels = None if model.head is None else len(model.head.labels)
+    return BundleShape(bytes=size, heads=model.heads, labels=labels)
+
+
+_MODELS: dict[str, ModelConfig] = {}
+"""Of bundles that journals were checked against: what a digest stands for never changes, and is long."""
+_MODELS_MOST = 256
 
 
 def find_task(session: Session, name: str) -> TaskRow:

@@ -9,15 +9,14 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
+from db.bulk import Columns, Values
 from db.documents import document
 from db.fan_out_runs import NOT_FROM_STORAGE, THROTTLED, mode_proven, write_evaluation, write_run
-from db.models import Base, ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
-from db.source import Source, missing_bundle
+from db.models import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
+from db.source import Pending, Source, missing_bundle
 from sti_runtime.messages import (
     ComputeProfileResult,
-    ComputeSample,
     FixedProfileResult,
-    FixedSample,
     IoProfileResult,
     IoSample,
     ProbeResult,
@@ -27,156 +26,160 @@ from sti_runtime.messages import (
 DEVICE_VERDICT = "device-verdict"
 """The device itself calls the sample invalid."""
 
+_SHARED = (
+    "journal_id",
+    "device_id",
+    "bundle_digest",
+    "engine",
+    "threads",
+    "queue_depth",
+    "sequence_length",
+    "emulated",
+    "ordinal",
+    "warmup",
+    "valid",
+    "reasons_json",
+)
+_READ = ("mode_asked", "mode_proven", "read_bytes", "storage_bytes")
+_IO = Columns(IoSampleRow, (*_SHARED, *_READ, "io_mode", "beside_compute", "versions", "duration_ns"))
+_COMPUTE = Columns(
+    ComputeSampleRow, (*_SHARED, "width", "fidelity", "read_bytes", "decompress_ns", "compute_ns")
+)
+_FIXED = Columns(FixedSampleRow, (*_SHARED, *_READ, "embed_io_ns", "embed_compute_ns", "head_ns"))
 
-def fan_out(session: Session, source: Source, payload: ResultRecord) -> str | None:
-    """Make the rows of a result; why none could be made, else None."""
-    return _WRITERS[payload.result.kind](session, source, payload.unit, payload.result)
+
+def fan_out(session: Session, source: Source, payload: ResultRecord, pending: Pending) -> str | None:
+    """Make the rows of a result, which are in the store once ``pending`` is written; why none could be made,
+    else None."""
+    return _WRITERS[payload.result.kind](session, source, payload.unit, payload.result, pending)
 
 
-def _shared(source: Source) -> dict[str, Any]:
+def _shared(source: Source) -> Values:
     """What all samples of a record have in common."""
-    return {
-        "journal_id": source.journal_id,
-        "device_id": source.device_id,
-        "bundle_digest": source.job.bundle,
-        "engine": source.job.engine,
-        "threads": source.job.threads,
-        "queue_depth": source.job.queue_depth,
-        "sequence_length": source.sequence_length,
-        "emulated": source.emulated,
-    }
-
-
-def _verdict(reasons: Sequence[str]) -> dict[str, Any]:
-    return {"valid": not reasons, "reasons_json": _reasons_json(tuple(reasons))}
+    job = source.job
+    return (
+        source.journal_id,
+        source.device_id,
+        job.bundle,
+        job.engine,
+        job.threads,
+        job.queue_depth,
+        source.sequence_length,
+        source.emulated,
+    )
 
 
 @lru_cache(maxsize=64)
-def _reasons_json(reasons: tuple[str, ...]) -> str:
-    return document(list(reasons))
+def _sample_verdict(*, told_valid: bool, throttled: bool, stored: bool) -> Values:
+    """Columns ``valid`` and ``reasons_json``: a sample does not count when the device says so, when it was
+    throttled, or when its bytes did not all come from storage."""
+    found = ((DEVICE_VERDICT, not told_valid), (THROTTLED, throttled), (NOT_FROM_STORAGE, not stored))
+    reasons = [reason for reason, holds in found if holds]
+    return not reasons, document(reasons)
 
 
-def _insert(session: Session, table: type[Base], rows: list[dict[str, Any]]) -> None:
-    """Many rows of one table, without the ORM's share of the cost."""
-    session.execute(insert(table.__table__), rows)  # type: ignore[arg-type]
-
-
-def _io_reasons(sample: IoSample) -> list[str]:
-    """Why a read does not count: the device says so, it was throttled, or its bytes did not all come from
-    storage."""
-    reasons = [] if sample.valid else [DEVICE_VERDICT]
-    return reasons + _throttled(sample) + _not_stored(sample)
-
-
-def _throttled(sample: IoSample | ComputeSample | FixedSample) -> list[str]:
-    return [THROTTLED] if sample.throttled else []
-
-
-def _not_stored(sample: IoSample | FixedSample) -> list[str]:
-    return [NOT_FROM_STORAGE] if sample.storage_bytes < sample.bytes else []
-
-
-def _io(session: Session, source: Source, _: int, result: IoProfileResult) -> str | None:
-    missing = missing_bundle(session, source)
+def _io(_: Session, source: Source, __: int, result: IoProfileResult, pending: Pending) -> str | None:
+    missing = missing_bundle(source)
     if missing is None:
-        _insert_reads(session, source, result.io_mode, result.samples, beside=False)
+        _add_reads(source, result.io_mode, result.samples, pending, beside=False)
     return missing
 
 
-def _insert_reads(
-    session: Session, source: Source, io_mode: str, samples: Sequence[IoSample], *, beside: bool
+def _add_reads(
+    source: Source, io_mode: str, samples: Sequence[IoSample], pending: Pending, *, beside: bool
 ) -> None:
     shared = _shared(source)
     rows = [
-        {
-            **shared,
-            "ordinal": i,
-            "warmup": False,
-            **_verdict(_io_reasons(s)),
-            "io_mode": io_mode,
-            "mode_asked": s.mode_asked,
-            "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
-            "beside_compute": beside,
-            "versions": s.versions,
-            "read_bytes": s.bytes,
-            "storage_bytes": s.storage_bytes,
-            "duration_ns": s.duration_ns,
-        }
+        (
+            *shared,
+            i,
+            False,
+            *_sample_verdict(told_valid=s.valid, throttled=s.throttled, stored=s.storage_bytes >= s.bytes),
+            s.mode_asked,
+            mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
+            s.bytes,
+            s.storage_bytes,
+            io_mode,
+            beside,
+            s.versions,
+            s.duration_ns,
+        )
         for i, s in enumerate(samples)
     ]
-    _insert(session, IoSampleRow, rows)
+    pending.add(_IO, rows)
 
 
-def _compute(session: Session, source: Source, _: int, result: ComputeProfileResult) -> str | None:
-    missing = missing_bundle(session, source)
+def _compute(
+    _: Session, source: Source, __: int, result: ComputeProfileResult, pending: Pending
+) -> str | None:
+    missing = missing_bundle(source)
     if missing is None:
         shared = _shared(source)
         rows = [
-            {
-                **shared,
-                "ordinal": i,
-                "warmup": s.warmup,
-                **_verdict(_throttled(s)),
-                "width": s.width,
-                "fidelity": s.fidelity,
-                "read_bytes": s.read_bytes,
-                "decompress_ns": s.decompress_ns,
-                "compute_ns": s.compute_ns,
-            }
+            (
+                *shared,
+                i,
+                s.warmup,
+                *_sample_verdict(told_valid=True, throttled=s.throttled, stored=True),
+                s.width,
+                s.fidelity,
+                s.read_bytes,
+                s.decompress_ns,
+                s.compute_ns,
+            )
             for i, s in enumerate(result.samples)
         ]
-        _insert(session, ComputeSampleRow, rows)
-        _insert_reads(session, source, result.io_mode, result.reads, beside=True)
+        pending.add(_COMPUTE, rows)
+        _add_reads(source, result.io_mode, result.reads, pending, beside=True)
     return missing
 
 
-def _fixed(session: Session, source: Source, _: int, result: FixedProfileResult) -> str | None:
-    missing = missing_bundle(session, source)
+def _fixed(_: Session, source: Source, __: int, result: FixedProfileResult, pending: Pending) -> str | None:
+    missing = missing_bundle(source)
     if missing is None:
         shared = _shared(source)
         rows = [
-            {
-                **shared,
-                "ordinal": i,
-                "warmup": s.warmup,
-                **_verdict(_throttled(s) + _not_stored(s)),
-                "mode_asked": s.mode_asked,
-                "mode_proven": mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
-                "embed_io_ns": s.embed_io_ns,
-                "embed_compute_ns": s.embed_compute_ns,
-                "head_ns": s.head_ns,
-                "read_bytes": s.bytes,
-                "storage_bytes": s.storage_bytes,
-            }
+            (
+                *shared,
+                i,
+                s.warmup,
+                *_sample_verdict(told_valid=True, throttled=s.throttled, stored=s.storage_bytes >= s.bytes),
+                s.mode_asked,
+                mode_proven(s.mode_proven, s.bytes, s.storage_bytes),
+                s.bytes,
+                s.storage_bytes,
+                s.embed_io_ns,
+                s.embed_compute_ns,
+                s.head_ns,
+            )
             for i, s in enumerate(result.samples)
         ]
-        _insert(session, FixedSampleRow, rows)
+        pending.add(_FIXED, rows)
     return missing
 
 
-def _probe(session: Session, source: Source, _: int, result: ProbeResult) -> str | None:
+def _probe(session: Session, source: Source, _: int, result: ProbeResult, __: Pending) -> str | None:
+    # Written at once: the runs that follow look for what it verified.
     sensors = result.sensors
-    session.add(
-        ProbeRow(
-            journal_id=source.journal_id,
-            device_id=source.device_id,
-            emulated=source.emulated,
-            wall_ns=source.record.wall_ns,
-            temperature_milli_c=sensors.temperature_milli_c,
-            load_milli=sensors.load_milli,
-            battery_percent=sensors.battery_percent,
-            free_bytes=sensors.free_bytes,
-            available_memory_bytes=sensors.available_memory_bytes,
-            throttled=sensors.throttled,
-            sensors_json=document(sensors),
-            verified_json=None if result.verified is None else document(result.verified),
-        )
-    )
-    session.flush()
+    row = {
+        "journal_id": source.journal_id,
+        "device_id": source.device_id,
+        "emulated": source.emulated,
+        "wall_ns": source.record.wall_ns,
+        "temperature_milli_c": sensors.temperature_milli_c,
+        "load_milli": sensors.load_milli,
+        "battery_percent": sensors.battery_percent,
+        "free_bytes": sensors.free_bytes,
+        "available_memory_bytes": sensors.available_memory_bytes,
+        "throttled": sensors.throttled,
+        "sensors_json": document(sensors),
+        "verified_json": None if result.verified is None else document(result.verified),
+    }
+    session.execute(insert(ProbeRow.__table__), [row])  # type: ignore[arg-type]
     return None
 
 
-_WRITERS: Mapping[str, Callable[[Session, Source, int, Any], str | None]] = {
+_WRITERS: Mapping[str, Callable[[Session, Source, int, Any, Pending], str | None]] = {
     "probe": _probe,
     "profile-io": _io,
     "profile-compute": _compute,

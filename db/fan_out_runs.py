@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db.bulk import Values
 from db.devices import latest_facts
-from db.documents import document, storable
+from db.documents import document, numbers, storable
 from db.events import record_event
 from db.models import (
     DeviceFactsRow,
@@ -17,11 +18,8 @@ from db.models import (
     JournalRecordRow,
     PlanRow,
     ProbeRow,
-    RequestRow,
-    RunRow,
-    TaskDataRow,
 )
-from db.source import Source, missing_bundle
+from db.source import Pending, Source, missing_bundle
 from db.upsert import insert_new
 from sti_runtime.messages import (
     EvaluateResult,
@@ -67,102 +65,107 @@ def worst_gate(gates: Sequence[GateVerdict]) -> str:
     return next((verdict for verdict in ("fail", "ungated") if verdict in given), "pass")
 
 
-def write_run(session: Session, source: Source, unit: int, result: ExecuteResult) -> str | None:
+def write_run(
+    session: Session, source: Source, unit: int, result: ExecuteResult, pending: Pending
+) -> str | None:
     """Keep a run with its provenance and requests; why it could not be kept, else None."""
     job, table = source.job, PlanRow
-    data = session.get(TaskDataRow, job.task_data) if job.task_data else None
-    plan = session.scalars(
-        select(table).where(
+    data, plan = source.data, None
+    if data is not None:
+        query = select(table.id, table.digest, table.bundle_digest).where(
             table.device_id == source.device_id,
             table.digest == result.plan_digest,
-            table.task == (None if data is None else data.task),
+            table.task == data.task,
         )
-    ).one_or_none()
+        plan = session.execute(query).one_or_none()
     if data is None or plan is None:
         return "the store knows neither its plan nor its task data"
     facts = _facts(session, source)
     emulation = job.emulation
-    run = RunRow(
-        journal_id=source.journal_id,
-        device_id=source.device_id,
-        job_id=job.id,
-        attempt=source.attempt.number,
-        unit=unit,
-        plan_id=plan.id,
-        plan_digest=plan.digest,
-        bundle_digest=plan.bundle_digest,
-        task_data_digest=data.digest,
-        request_kind=result.request_kind,
-        io_mode=result.io_mode,
-        io_mode_proven=result.io_mode_proven,
-        engine=job.engine,
-        threads=job.threads,
-        queue_depth=job.queue_depth,
-        agent=source.attempt.agent,
-        agent_digest=source.attempt.agent_digest,
-        facts_id=None if facts is None else facts.id,
-        os_build=None if facts is None else facts.os_build,
-        kernel=None if facts is None else facts.kernel,
-        boot_id=storable(source.record.boot_id),
-        wall_ns=source.record.wall_ns,
-        cpu_khz_before_json=document(list(result.before.cpu_khz)),
-        cpu_khz_after_json=document(list(result.after.cpu_khz)),
-        temperature_before_milli_c=result.before.temperature_milli_c,
-        temperature_after_milli_c=result.after.temperature_milli_c,
-        battery_before_percent=result.before.battery_percent,
-        battery_after_percent=result.after.battery_percent,
-        load_before_milli=result.before.load_milli,
-        load_after_milli=result.after.load_milli,
-        gate_verdict=worst_gate(result.gates),
-        gates_json=document([gate.model_dump(mode="json") for gate in result.gates]),
-        readings_json=document([reading.model_dump(mode="json") for reading in result.readings]),
-        emulated=source.emulated,
-        io_mechanism=None if emulation is None else emulation.io_mechanism,
-        cpu_mechanism=None if emulation is None else emulation.cpu_mechanism,
-        emulation_json=None if emulation is None else document(emulation),
-        verified_json=_verified(session, source),
-        resident_bytes=result.memory.resident,
-        preload_bytes=result.memory.preload,
-        working_bytes=result.memory.working,
-        activations_bytes=result.memory.activations,
-        process_peak_bytes=result.memory.process_peak_bytes,
-    )
-    session.add(run)
-    session.flush()
-    if result.requests:
-        rows = [_request_row(run, result, i, s) for i, s in enumerate(result.requests)]
-        session.execute(insert(RequestRow.__table__), rows)  # type: ignore[arg-type]
+    run: dict[str, object] = {
+        "journal_id": source.journal_id,
+        "device_id": source.device_id,
+        "job_id": job.id,
+        "attempt": source.attempt.number,
+        "unit": unit,
+        "plan_id": plan.id,
+        "plan_digest": plan.digest,
+        "bundle_digest": plan.bundle_digest,
+        "task_data_digest": data.digest,
+        "request_kind": result.request_kind,
+        "io_mode": result.io_mode,
+        "io_mode_proven": result.io_mode_proven,
+        "engine": job.engine,
+        "threads": job.threads,
+        "queue_depth": job.queue_depth,
+        "agent": source.attempt.agent,
+        "agent_digest": source.attempt.agent_digest,
+        "facts_id": None if facts is None else facts.id,
+        "os_build": None if facts is None else facts.os_build,
+        "kernel": None if facts is None else facts.kernel,
+        "boot_id": storable(source.record.boot_id),
+        "wall_ns": source.record.wall_ns,
+        "cpu_khz_before_json": document(list(result.before.cpu_khz)),
+        "cpu_khz_after_json": document(list(result.after.cpu_khz)),
+        "temperature_before_milli_c": result.before.temperature_milli_c,
+        "temperature_after_milli_c": result.after.temperature_milli_c,
+        "battery_before_percent": result.before.battery_percent,
+        "battery_after_percent": result.after.battery_percent,
+        "load_before_milli": result.before.load_milli,
+        "load_after_milli": result.after.load_milli,
+        "gate_verdict": worst_gate(result.gates),
+        "gates_json": document([gate.model_dump(mode="json") for gate in result.gates]),
+        "readings_json": document([reading.model_dump(mode="json") for reading in result.readings]),
+        "emulated": source.emulated,
+        "io_mechanism": None if emulation is None else emulation.io_mechanism,
+        "cpu_mechanism": None if emulation is None else emulation.cpu_mechanism,
+        "emulation_json": None if emulation is None else document(emulation),
+        "verified_json": _verified(session, source),
+        "resident_bytes": result.memory.resident,
+        "preload_bytes": result.memory.preload,
+        "working_bytes": result.memory.working,
+        "activations_bytes": result.memory.activations,
+        "process_peak_bytes": result.memory.process_peak_bytes,
+    }
+    pending.add_run(run, [_request_row(source, result, i, s) for i, s in enumerate(result.requests)])
     return None
 
 
-def _request_row(run: RunRow, result: ExecuteResult, ordinal: int, request: RequestSample) -> dict[str, Any]:
+@lru_cache(maxsize=64)
+def _reasons(*reasons: str) -> str:
+    return document(list(reasons))
+
+
+def _request_row(source: Source, result: ExecuteResult, ordinal: int, request: RequestSample) -> Values:
+    """A request as ``db.source.REQUESTS`` has it but for the run's id."""
     verdict = request_verdict(result, request)
-    return {
-        "run_id": run.id,
-        "ordinal": ordinal,
-        "task_row": request.row,
-        "warmup": request.warmup,
-        "valid": verdict.valid,
-        "reasons_json": document(list(verdict.reasons)),
-        "emulated": run.emulated,
-        "latency_ns": request.latency_ns,
-        "stall_ns": request.stall_ns,
-        "planned_bytes": request.planned_bytes,
-        "storage_bytes": request.storage_bytes,
-        "mode_asked": request.mode_asked,
-        "mode_proven": mode_proven(request.mode_proven, request.planned_bytes, request.storage_bytes),
-        "logits_json": document(list(request.logits)),
-        "trace_json": document([dict(layer) for layer in request.trace]),
-    }
+    return (
+        ordinal,
+        request.row,
+        request.warmup,
+        verdict.valid,
+        _reasons(*verdict.reasons),
+        source.emulated,
+        request.latency_ns,
+        request.stall_ns,
+        request.planned_bytes,
+        request.storage_bytes,
+        request.mode_asked,
+        mode_proven(request.mode_proven, request.planned_bytes, request.storage_bytes),
+        numbers(request.logits),
+        numbers([vars(layer) for layer in request.trace]),
+    )
 
 
-def write_evaluation(session: Session, source: Source, _: int, result: EvaluateResult) -> str | None:
+def write_evaluation(
+    session: Session, source: Source, _: int, result: EvaluateResult, __: Pending
+) -> str | None:
     """Keep an evaluation unless its content has one; a disagreement becomes an event."""
     job = source.job
-    data = session.get(TaskDataRow, job.task_data) if job.task_data else None
+    data = source.data
     if data is None:
         return "the store does not know its task data"
-    missing = missing_bundle(session, source)
+    missing = missing_bundle(source)
     if missing is not None:
         return missing
     values = {

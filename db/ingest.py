@@ -1,7 +1,7 @@
 """Ingestion: journal records of a device into the store, each exactly once.
 
-All of a batch is one transaction of the caller's. A record's unique key (device, job, attempt, seq)
-decides whether it is new; only new records make samples, so the same batch may come twice, overlap with
+All that one call is given is one transaction of the caller's. A record's unique key (device, job, attempt,
+seq) decides whether it is new; only new records make samples, so the same batch may come twice, overlap with
 another or be sent by two hosts at once. A record that cannot be true is kept with the reason and makes
 no samples (``db.validate``).
 """
@@ -10,32 +10,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from sqlalchemy import Select, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
-from db.artifacts import bundle_manifest
+from db.artifacts import bundle_shape
 from db.devices import set_agent
-from db.documents import now_wall_ns, storable, untrusted_document
+from db.documents import now_wall_ns, storable
 from db.errors import StoreError
 from db.events import record_event
 from db.fan_out import fan_out
-from db.jobs import get_job, job_record, latest_attempt, progress, set_job_state
-from db.models import AttemptRow, BundleRow, JobRow, JournalRecordRow, TaskDataRow
-from db.source import Source
-from db.upsert import insert_new
+from db.jobs import get_job, job_record, latest_attempt, plan_digests, set_job_state
+from db.journal import (
+    Incoming,
+    Kept,
+    Opened,
+    advance,
+    done_units,
+    insert_records,
+    kept_records,
+    lock_attempts,
+)
+from db.models import JobRow, JournalRecordRow, TaskDataRow
+from db.source import Pending, Source
 from db.validate import Context, why_rejected
 from sti_runtime.messages import (
     EndRecord,
     FailureRecord,
-    Job,
     JournalRecord,
     ResultRecord,
     SettingReport,
     StartRecord,
 )
-from sti_runtime.records import sha256_hex
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records of one attempt, in any order, new or not, as its device sent them."""
+
+    device_id: int
+    job_id: str
+    attempt: int
+    records: Sequence[JournalRecord]
 
 
 @dataclass(frozen=True)
@@ -76,158 +92,171 @@ def ingest(
 
     Raises: StoreError when the store knows no such job, attempt or device of it.
     """
-    row = get_job(session, job_id)
-    if row.device_id != device_id:
-        raise StoreError(
-            f"Job {job_id} belongs to device {row.device_id}, its journal came from device {device_id}.",
+    (report,) = ingest_all(session, [Batch(device_id, job_id, attempt, records)])
+    if isinstance(report, StoreError):
+        raise report
+    return report
+
+
+def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport | StoreError]:
+    """Store batches of several attempts, each attempt's once; what came of each, in their order.
+
+    A batch that belongs to nothing the store knows is answered by the error that ``ingest`` raises; the
+    others are stored all the same.
+    """
+    keys = [(batch.job_id, batch.attempt) for batch in batches]
+    if len(set(keys)) != len(keys):
+        raise ValueError("an attempt has two batches in one call")
+    locked, pending = lock_attempts(session, keys), Pending()
+    reports: list[IngestReport | StoreError] = []
+    for batch, key in zip(batches, keys, strict=True):
+        opened = locked.get(key)
+        if opened is None or opened.job.device_id != batch.device_id:
+            reports.append(_stranger(session, batch))
+        else:
+            reports.append(_Taking(session, opened, pending).take_in(batch.records))
+    pending.write(session)
+    session.flush()
+    return reports
+
+
+def _stranger(session: Session, batch: Batch) -> StoreError:
+    """Why a batch is of nothing that the store knows."""
+    try:
+        row = get_job(session, batch.job_id)
+    except StoreError as error:
+        return error
+    if row.device_id != batch.device_id:
+        return StoreError(
+            f"Job {row.id} belongs to device {row.device_id},"
+            f" its journal came from device {batch.device_id}.",
             "Two devices share a work folder, or the inventory changed; run `stifarm devices probe`.",
         )
-    opened = _lock_attempt(session, job_id, attempt)
-    batch = _Batch(session, row, opened)
-    inserted = 0
-    rejected: list[Rejection] = []
-    conflicts: list[int] = []
-    for record in sorted(records, key=lambda record: record.seq):
-        journal_id, digest = batch.insert(record)
-        if journal_id is None:
-            if batch.stored_digest(record.seq) != digest:
-                conflicts.append(record.seq)
-            continue
-        inserted += 1
-        reason = batch.accept(record, journal_id)
-        if reason is not None:
-            rejected.append(Rejection(record.seq, reason))
-    _report_oddities(session, row, rejected, conflicts)
-    seen = progress(session, job_id, attempt)
-    complete = seen.ended and not seen.gaps
-    if complete and opened.state in ("running", "lost"):
-        _finish(session, row, opened, batch.done)
-    session.flush()
-    return IngestReport(
-        inserted=inserted,
-        duplicates=len(records) - inserted,
-        rejected=tuple(rejected),
-        conflicts=tuple(conflicts),
-        next_seq=seen.next_seq,
-        gaps=seen.gaps,
-        complete=complete,
+    return StoreError(
+        f"The store knows no attempt {batch.attempt} of job {batch.job_id}.",
+        "The journal is of another store, or was left by one that is gone; see `stifarm devices clean`.",
     )
 
 
-class _Batch:
-    """One call of ``ingest``: the job it is for, and which units already have an accepted result."""
+class _Taking:
+    """One batch being taken in: the attempt it is of, and what its records are checked against."""
 
-    def __init__(self, session: Session, row: JobRow, opened: AttemptRow) -> None:
-        self.session, self.row, self.opened = session, row, opened
-        self.job = job_record(row)
-        self.context = _context(session, self.job, opened.number)
-        table = JournalRecordRow
-        stored = select(table.unit).where(
-            table.device_id == row.device_id,
-            table.job_id == row.id,
-            table.attempt == opened.number,
-            table.type == "result",
-            table.rejected.is_(None),
+    def __init__(self, session: Session, opened: Opened, pending: Pending) -> None:
+        self.session, self.opened, self.pending = session, opened, pending
+        self.job = job = job_record(opened.job)
+        self.data = session.get(TaskDataRow, job.task_data) if job.task_data else None
+        shape = None if job.bundle is None else bundle_shape(session, job.bundle)
+        self.bundle_known = shape is not None
+        self.context = Context(
+            job=job,
+            attempt=opened.attempt.number,
+            bundle_bytes=None if shape is None else shape.bytes,
+            heads=None if shape is None else shape.heads,
+            labels=None if shape is None else shape.labels,
+            data_rows=None if self.data is None else self.data.rows,
+            sequence_length=None if self.data is None else self.data.sequence_length,
+            plan_digests=plan_digests(opened.job),
         )
-        self.done: set[int] = {unit for unit in session.scalars(stored) if unit is not None}
+        self.done: set[int] = set()
 
-    def insert(self, record: JournalRecord) -> tuple[int | None, str]:
-        """Insert one record if it is new: its row id (None if not new) and its digest."""
-        text = untrusted_document(record)
-        digest = sha256_hex(text.encode())
-        payload = record.payload
-        values = {
-            "device_id": self.row.device_id,
-            "job_id": self.row.id,
-            "attempt": self.opened.number,
-            "seq": record.seq,
-            "type": payload.type,
-            "unit": payload.unit if isinstance(payload, (ResultRecord, FailureRecord)) else None,
-            "digest": digest,
-            "record_json": text,
-            "boot_id": storable(record.boot_id),
-            "wall_ns": record.wall_ns,
-            "ingested_wall_ns": now_wall_ns(),
-            "rejected": None,
-        }
-        return insert_new(self.session, JournalRecordRow, values, JournalRecordRow.id), digest
+    def take_in(self, records: Sequence[JournalRecord]) -> IngestReport:
+        """Store what is new of the records."""
+        session, opened = self.session, self.opened
+        incoming = [Incoming.of(record) for record in sorted(records, key=lambda record: record.seq)]
+        new, conflicts, kept = self._told_apart(incoming)
+        units = {r.payload.unit for r in (each.record for each in new) if isinstance(r.payload, ResultRecord)}
+        self.done = done_units(session, opened, units)
+        ids = insert_records(session, opened, new)
+        rejected: list[Rejection] = []
+        for each in new:
+            record = each.record
+            reason = self._accept(record, ids[record.seq], kept.get(record.seq - 1))
+            if reason is not None:
+                rejected.append(Rejection(record.seq, reason))
+                row, values = JournalRecordRow, {"rejected": storable(reason)}
+                session.execute(update(row).where(row.id == ids[record.seq]).values(**values))
+        opened.attempt.rejected += len(rejected)
+        advance(session, opened, ids)
+        _report_oddities(session, opened.job, rejected, conflicts)
+        gaps = opened.attempt.next_seq < opened.attempt.records
+        complete = opened.attempt.ended and not gaps
+        if complete and opened.attempt.state in ("running", "lost"):
+            _finish(session, opened)
+        return IngestReport(
+            inserted=len(new),
+            duplicates=len(records) - len(new),
+            rejected=tuple(rejected),
+            conflicts=tuple(conflicts),
+            next_seq=opened.attempt.next_seq,
+            gaps=gaps,
+            complete=complete,
+        )
 
-    def stored_digest(self, seq: int) -> str | None:
-        """Digest of the stored record of a sequence number."""
-        return self.session.scalars(self._at(JournalRecordRow.digest, seq)).one_or_none()
+    def _told_apart(self, incoming: Sequence[Incoming]) -> tuple[list[Incoming], list[int], dict[int, Kept]]:
+        """What is new, the numbers that came before with other content, and what is stored around them."""
+        if not incoming:
+            return [], [], {}
+        first, last = incoming[0].record.seq, incoming[-1].record.seq
+        kept = kept_records(self.session, self.opened, first - 1, last)
+        new: list[Incoming] = []
+        conflicts: list[int] = []
+        for each in incoming:
+            before = kept.get(each.record.seq)
+            if before is None:
+                kept[each.record.seq] = each.kept
+                new.append(each)
+            elif before.digest != each.digest:
+                conflicts.append(each.record.seq)
+        return new, conflicts, kept
 
-    def accept(self, record: JournalRecord, journal_id: int) -> str | None:
+    def _accept(self, record: JournalRecord, journal_id: int, before: Kept | None) -> str | None:
         """Check a new record and act on it; why it was not believed, else None."""
-        before = self.session.scalars(
-            self._at(JournalRecordRow.wall_ns, record.seq - 1).where(
-                JournalRecordRow.boot_id == storable(record.boot_id)
-            )
-        ).one_or_none()
-        payload = record.payload
-        reason = why_rejected(record, replace(self.context, previous_wall_ns=before))
-        if reason is None and isinstance(payload, ResultRecord) and payload.unit in self.done:
-            reason = f"a second result of unit {payload.unit}"
+        payload, attempt = record.payload, self.opened.attempt
+        same_boot = before is not None and before.boot_id == storable(record.boot_id)
+        context = self.context
+        if before is not None and same_boot:
+            context = replace(context, previous_wall_ns=before.wall_ns)
+        reason = why_rejected(record, context)
         if reason is None and isinstance(payload, ResultRecord):
-            source = Source.of(self.session, self.row, self.job, self.opened, record, journal_id)
-            reason = fan_out(self.session, source, payload)
+            reason = self._accept_result(record, payload, journal_id)
         if reason is not None:
-            values = {"rejected": storable(reason)}
-            row = JournalRecordRow
-            self.session.execute(update(row).where(row.id == journal_id).values(**values))
             return reason
         if isinstance(payload, ResultRecord):
             self.done.add(payload.unit)
+            attempt.results += 1
+        elif isinstance(payload, FailureRecord):
+            attempt.failures += 1
         elif isinstance(payload, StartRecord):
             _started(self.session, self.opened, payload)
-        elif isinstance(payload, EndRecord) and payload.refused is not None:
-            self.opened.refused = storable(payload.refused)
+        elif isinstance(payload, EndRecord):
+            attempt.ended = True
+            if payload.refused is not None:
+                attempt.refused = storable(payload.refused)
         if isinstance(payload, StartRecord | EndRecord):
-            _note_settings(self.session, self.row, payload.settings)
+            _note_settings(self.session, self.opened.job, payload.settings)
         return None
 
-    def _at(self, column: InstrumentedAttribute[Any], seq: int) -> Select[Any]:
-        table = JournalRecordRow
-        return select(column).where(
-            table.device_id == self.row.device_id,
-            table.job_id == self.row.id,
-            table.attempt == self.opened.number,
-            table.seq == seq,
+    def _accept_result(self, record: JournalRecord, payload: ResultRecord, journal_id: int) -> str | None:
+        if payload.unit in self.done:
+            return f"a second result of unit {payload.unit}"
+        source = Source(
+            journal_id=journal_id,
+            device=self.opened.device,
+            job=self.job,
+            attempt=self.opened.attempt,
+            record=record,
+            data=self.data,
+            bundle_known=self.bundle_known,
         )
+        return fan_out(self.session, source, payload, self.pending)
 
 
-def _lock_attempt(session: Session, job_id: str, number: int) -> AttemptRow:
-    """The attempt, locked: two ingestions of one journal take turns."""
-    query = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
-    locked = query.with_for_update().execution_options(populate_existing=True)
-    opened = session.scalars(locked).one_or_none()
-    if opened is None:
-        raise StoreError(
-            f"The store knows no attempt {number} of job {job_id}.",
-            "The journal is of another store, or was left by one that is gone; see `stifarm devices clean`.",
-        )
-    return opened
-
-
-def _context(session: Session, job: Job, attempt: int) -> Context:
-    bundle = session.get(BundleRow, job.bundle) if job.bundle else None
-    data = session.get(TaskDataRow, job.task_data) if job.task_data else None
-    model = None if bundle is None else bundle_manifest(bundle).model
-    return Context(
-        job=job,
-        attempt=attempt,
-        bundle_bytes=None if bundle is None else bundle.bytes,
-        heads=None if model is None else model.heads,
-        labels=len(model.head.labels) if model is not None and model.head is not None else None,
-        data_rows=None if data is None else data.rows,
-        sequence_length=None if data is None else data.sequence_length,
-    )
-
-
-def _started(session: Session, opened: AttemptRow, start: StartRecord) -> None:
-    opened.agent, opened.agent_digest = storable(start.agent), start.agent_digest
-    opened.protocol, opened.agent_emulated = start.protocol, start.emulated
-    set_agent(session, opened.device_id, start.agent_digest)
-    session.flush()
+def _started(session: Session, opened: Opened, start: StartRecord) -> None:
+    attempt = opened.attempt
+    attempt.agent, attempt.agent_digest = storable(start.agent), start.agent_digest
+    attempt.protocol, attempt.agent_emulated = start.protocol, start.emulated
+    if opened.device.agent_digest != start.agent_digest:
+        set_agent(session, opened.device.id, start.agent_digest)
 
 
 def _note_settings(session: Session, row: JobRow, reports: Sequence[SettingReport]) -> None:
@@ -240,15 +269,16 @@ def _note_settings(session: Session, row: JobRow, reports: Sequence[SettingRepor
             record_event(session, "warning", f"setting-{state}", what, device_id=row.device_id, job_id=row.id)
 
 
-def _finish(session: Session, row: JobRow, opened: AttemptRow, done: set[int]) -> None:
+def _finish(session: Session, opened: Opened) -> None:
     """Close an attempt whose whole journal is stored; by what was accepted, not by what it claims."""
-    state = "done" if len(done) == row.units else "failed"
-    opened.state = "refused" if opened.refused is not None else state
-    opened.ended_wall_ns = now_wall_ns()
+    attempt, job = opened.attempt, opened.job
+    state = "done" if attempt.results == job.units else "failed"
+    attempt.state = "refused" if attempt.refused is not None else state
+    attempt.ended_wall_ns = now_wall_ns()
     session.flush()
-    newest = latest_attempt(session, row.id)
-    if row.state != "cancelled" and newest is not None and newest.number == opened.number:
-        set_job_state(session, row.id, state)
+    newest = latest_attempt(session, job.id)
+    if job.state != "cancelled" and newest is not None and newest.number == attempt.number:
+        set_job_state(session, job.id, state)
 
 
 def _report_oddities(

@@ -98,6 +98,17 @@ def _job(text: str, job_id: str) -> Job:
     return Job.from_json(text.encode(), source=f"job {job_id}")
 
 
+def plan_digests(row: JobRow) -> Mapping[int, str]:
+    """Digests of the plans that a job executes, by unit."""
+    return _plan_digests(row.job_json, row.id)
+
+
+@lru_cache(maxsize=256)
+def _plan_digests(text: str, job_id: str) -> Mapping[int, str]:
+    units = _job(text, job_id).units
+    return {unit.number: unit.plan.digest for unit in units if isinstance(unit, ExecuteUnit)}
+
+
 def open_jobs(session: Session, *, device_id: int | None = None) -> Sequence[JobRow]:
     """Queued and running jobs, oldest first."""
     query = select(JobRow).where(JobRow.state.in_(("queued", "running")))
@@ -178,25 +189,23 @@ def lose_attempts(session: Session, device_id: int) -> int:
 
 
 def progress(session: Session, job_id: str, attempt: int) -> Progress:
-    """What the store holds of one attempt's journal."""
-    table = JournalRecordRow
-    query = select(table.seq, table.type, table.rejected).where(
-        table.job_id == job_id, table.attempt == attempt
-    )
-    rows = session.execute(query.order_by(table.seq)).all()
-    next_seq = 0
-    for seq, _, _ in rows:
-        if seq != next_seq:
-            break
-        next_seq += 1
-    kinds = [kind for _, kind, rejected in rows if rejected is None]
+    """What the store holds of one attempt's journal, as ``db.ingest`` counted it. Raises: StoreError when
+    there is no such attempt."""
+    table = AttemptRow
+    columns = (table.next_seq, table.records, table.results, table.failures, table.rejected, table.ended)
+    query = select(*columns).where(table.job_id == job_id, table.number == attempt)
+    row = session.execute(query).one_or_none()
+    if row is None:
+        raise StoreError(
+            f"The store knows no attempt {attempt} of job {job_id}.", "See `stifarm campaign status`."
+        )
     return Progress(
-        next_seq=next_seq,
-        gaps=next_seq < len(rows),
-        results=kinds.count("result"),
-        failures=kinds.count("failure"),
-        rejected=sum(rejected is not None for _, _, rejected in rows),
-        ended="end" in kinds,
+        next_seq=row.next_seq,
+        gaps=row.next_seq < row.records,
+        results=row.results,
+        failures=row.failures,
+        rejected=row.rejected,
+        ended=row.ended,
     )
 
 

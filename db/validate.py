@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sti_runtime.messages import (
@@ -51,7 +51,8 @@ _LOADS_MILLI = range(10_000_001)
 class Context:
     """What a record is checked against. ``None``: not known here, so not checked.
 
-    ``previous_wall_ns``: wall time of the record before it in the journal, same boot.
+    ``previous_wall_ns``: wall time of the record before it in the journal, same boot. ``plan_digests``: of
+    the plans to execute, by unit; those that are not there are computed.
     """
 
     job: Job
@@ -62,6 +63,7 @@ class Context:
     data_rows: int | None
     sequence_length: int | None
     previous_wall_ns: int | None = None
+    plan_digests: Mapping[int, str] = field(default_factory=dict)
 
 
 def why_rejected(record: JournalRecord, context: Context) -> str | None:
@@ -210,8 +212,9 @@ def _fixed(_: FixedProfileUnit, result: FixedProfileResult, context: Context) ->
 
 
 def _execute(unit: ExecuteUnit, result: ExecuteResult, context: Context) -> str | None:
-    if result.plan_digest != unit.plan.digest:
-        return f"executed plan {result.plan_digest[:12]}, asked was {unit.plan.digest[:12]}"
+    asked = context.plan_digests.get(unit.number) or unit.plan.digest
+    if result.plan_digest != asked:
+        return f"executed plan {result.plan_digest[:12]}, asked was {asked[:12]}"
     if result.request_kind != unit.request_kind:
         return f"{result.request_kind} requests where {unit.request_kind} ones were asked"
     closed = any(gate.verdict == "fail" for gate in result.gates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.models.base import Base, DeviceId, Id, JournalId, Sha, Word, one_of
+from db.models.base import Base, Id, JournalId, Sha, Word, one_of
 
 IO_MODES = ("direct", "buffered")
 """direct: O_DIRECT. buffered: through the page cache, dropped before a cold read."""
@@ -16,13 +16,17 @@ none did; some did; the kernel does not count."""
 
 
 class _Sample:
-    """Columns of every profile sample. ``valid`` with ``reasons_json``: why not, as a list of words."""
+    """Columns of every profile sample. ``valid`` with ``reasons_json``: why not, as a list of words.
+
+    ``device_id`` and ``bundle_digest`` are copies of what the record's job says: references of each sample to
+    them, besides the one to its record, would cost PostgreSQL as much as all else of the row.
+    """
 
     id: Mapped[Id]
     journal_id: Mapped[JournalId]
     ordinal: Mapped[int]
-    device_id: Mapped[DeviceId]
-    bundle_digest: Mapped[Sha] = mapped_column(ForeignKey("bundles.digest"))
+    device_id: Mapped[int] = mapped_column(index=True)
+    bundle_digest: Mapped[Sha]
     engine: Mapped[Word]
     threads: Mapped[int]
     queue_depth: Mapped[int]

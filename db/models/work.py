@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, DeviceId, Id, Int64, Sha, Word, one_of
@@ -44,7 +44,9 @@ class JobRow(Base):
 class AttemptRow(Base):
     """One attempt of a job under one lease. Resuming keeps the attempt; a new lease makes a new one.
 
-    Agent columns come from the attempt's start record. ``refused``: the agent's reason.
+    Agent columns come from the attempt's start record. ``refused``: the agent's reason. What the store holds
+    of its journal, kept by ``db.ingest``: how many ``records``, of them accepted ``results`` and ``failures``
+    and ``rejected`` ones; ``next_seq``, the first number not stored; ``ended``: the end record is stored.
     """
 
     __tablename__ = "attempts"
@@ -63,6 +65,12 @@ class AttemptRow(Base):
     refused: Mapped[str | None]
     started_wall_ns: Mapped[int]
     ended_wall_ns: Mapped[int | None]
+    records: Mapped[int] = mapped_column(server_default=text("0"))
+    next_seq: Mapped[int] = mapped_column(server_default=text("0"))
+    results: Mapped[int] = mapped_column(server_default=text("0"))
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    rejected: Mapped[int] = mapped_column(server_default=text("0"))
+    ended: Mapped[bool] = mapped_column(server_default=false())
 
 
 class JournalRecordRow(Base):
@@ -76,12 +84,13 @@ class JournalRecordRow(Base):
     __tablename__ = "journal_records"
     __table_args__ = (
         UniqueConstraint("device_id", "job_id", "attempt", "seq"),
+        Index("ix_journal_records_job_id_attempt_unit", "job_id", "attempt", "unit"),
         one_of("type", RECORD_TYPES),
     )
 
     id: Mapped[Id]
     device_id: Mapped[int] = mapped_column(Int64, ForeignKey("devices.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     attempt: Mapped[int]
     seq: Mapped[int]
     type: Mapped[Word]

@@ -1,0 +1,158 @@
+"""What the store holds of an attempt's journal: its records, and where on the attempt that is counted.
+
+Who holds an attempt's lock (``lock_attempts``) is alone with its records until the transaction ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import insert, select, tuple_
+from sqlalchemy.orm import Session
+
+from db.documents import now_wall_ns, storable, untrusted_document
+from db.models import AttemptRow, DeviceRow, JobRow, JournalRecordRow
+from sti_runtime.messages import FailureRecord, JournalRecord, ResultRecord
+from sti_runtime.records import sha256_hex
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An attempt, locked, with its job and its device."""
+
+    attempt: AttemptRow
+    job: JobRow
+    device: DeviceRow
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of a stored record: what a record that comes after it or in its place is compared with."""
+
+    digest: str
+    wall_ns: int
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A record with its text and digest."""
+
+    record: JournalRecord
+    text: str
+    digest: str
+
+    @classmethod
+    def of(cls, record: JournalRecord) -> Incoming:
+        """Serialise a record."""
+        text = untrusted_document(record)
+        return cls(record, text, sha256_hex(text.encode()))
+
+    @property
+    def kept(self) -> Kept:
+        """As the store will have it."""
+        return Kept(self.digest, self.record.wall_ns, storable(self.record.boot_id))
+
+
+def lock_attempts(session: Session, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Opened]:
+    """The attempts of (job, number) that there are, locked: two ingestions of one journal take turns.
+
+    All locks are taken in one order, so that two who want several do not wait for each other.
+    """
+    query = (
+        select(AttemptRow, JobRow, DeviceRow)
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .join(DeviceRow, DeviceRow.id == JobRow.device_id)
+        .where(tuple_(AttemptRow.job_id, AttemptRow.number).in_(sorted(wanted)))
+        .order_by(AttemptRow.id)
+        .with_for_update(of=AttemptRow)
+        .execution_options(populate_existing=True)
+    )
+    return {
+        (attempt.job_id, attempt.number): Opened(attempt, job, device)
+        for attempt, job, device in session.execute(query)
+    }
+
+
+def kept_records(session: Session, opened: Opened, first: int, last: int) -> dict[int, Kept]:
+    """Stored records of an attempt from number ``first`` to ``last``."""
+    table, attempt = JournalRecordRow, opened.attempt
+    query = select(table.seq, table.digest, table.wall_ns, table.boot_id).where(
+        table.device_id == opened.job.device_id,
+        table.job_id == attempt.job_id,
+        table.attempt == attempt.number,
+        table.seq.between(first, last),
+    )
+    return {seq: Kept(digest, wall_ns, boot) for seq, digest, wall_ns, boot in session.execute(query)}
+
+
+def done_units(session: Session, opened: Opened, units: Collection[int]) -> set[int]:
+    """Which of ``units`` have an accepted result in this attempt."""
+    if not units or opened.attempt.results == 0:
+        return set()
+    table = JournalRecordRow
+    query = select(table.unit).where(
+        table.job_id == opened.attempt.job_id,
+        table.attempt == opened.attempt.number,
+        table.unit.in_(units),
+        table.type == "result",
+        table.rejected.is_(None),
+    )
+    return {unit for unit in session.scalars(query) if unit is not None}
+
+
+def insert_records(session: Session, opened: Opened, new: Sequence[Incoming]) -> dict[int, int]:
+    """Insert records that the store does not have; their row ids by number."""
+    if not new:
+        return {}
+    table, now = JournalRecordRow, now_wall_ns()
+    rows = [
+        {
+            "device_id": opened.job.device_id,
+            "job_id": opened.attempt.job_id,
+            "attempt": opened.attempt.number,
+            "seq": each.record.seq,
+            "type": each.record.payload.type,
+            "unit": _unit(each.record),
+            "digest": each.digest,
+            "record_json": each.text,
+            "boot_id": storable(each.record.boot_id),
+            "wall_ns": each.record.wall_ns,
+            "ingested_wall_ns": now,
+            "rejected": None,
+        }
+        for each in new
+    ]
+    statement = insert(table.__table__).returning(table.seq, table.id)  # type: ignore[arg-type]
+    return {row.seq: row.id for row in session.execute(statement, rows)}
+
+
+def _unit(record: JournalRecord) -> int | None:
+    payload = record.payload
+    return payload.unit if isinstance(payload, ResultRecord | FailureRecord) else None
+
+
+def advance(session: Session, opened: Opened, new: Collection[int]) -> None:
+    """Count records of these numbers, now stored, and move on to the first number that is not."""
+    attempt, fresh = opened.attempt, set(new)
+    gaps = attempt.next_seq < attempt.records
+    attempt.records += len(fresh)
+    following = _run_end(attempt.next_seq, fresh)
+    if gaps and following != attempt.next_seq:
+        table = JournalRecordRow
+        beyond = select(table.seq).where(
+            table.device_id == opened.job.device_id,
+            table.job_id == attempt.job_id,
+            table.attempt == attempt.number,
+            table.seq >= following,
+        )
+        following = _run_end(following, fresh.union(session.scalars(beyond)))
+    attempt.next_seq = following
+
+
+def _run_end(first: int, numbers: Collection[int]) -> int:
+    """The first number from ``first`` on that is not among ``numbers``."""
+    while first in numbers:
+        first += 1
+    return first
