@@ -226,7 +226,7 @@ def fill(store: Store, filled: Filled, samples: int) -> int:
     runs = min(runs, samples // 2 // REQUESTS)
     with store.reader() as session:
         of_job = text("SELECT unit, id FROM journal_records WHERE job_id = :job AND unit IS NOT NULL")
-        records = {unit: journal_id for unit, journal_id in session.execute(of_job, {"job": job.id})}
+        records = {row.unit: row.id for row in session.execute(of_job, {"job": job.id})}
     with store.engine.begin() as connection:
         _copy_runs(connection, records[2], runs, len(filled.plans))
         reads = max(0, samples - runs * REQUESTS)

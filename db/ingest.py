@@ -20,7 +20,7 @@ from db.documents import now_wall_ns, storable
 from db.errors import StoreError
 from db.events import record_event
 from db.fan_out import fan_out
-from db.jobs import get_job, job_record, latest_attempt, plan_digests, set_job_state
+from db.jobs import get_job, job_record, latest_attempt, set_job_state
 from db.journal import (
     Incoming,
     Kept,
@@ -37,6 +37,7 @@ from db.validate import Context, why_rejected
 from sti_runtime.messages import (
     EndRecord,
     FailureRecord,
+    Job,
     JournalRecord,
     ResultRecord,
     SettingReport,
@@ -46,12 +47,16 @@ from sti_runtime.messages import (
 
 @dataclass(frozen=True)
 class Batch:
-    """Records of one attempt, in any order, new or not, as its device sent them."""
+    """Records of one attempt, in any order, new or not, as its device sent them.
+
+    ``job``: the job of that id where the caller has it at hand; else it is read and parsed.
+    """
 
     device_id: int
     job_id: str
     attempt: int
     records: Sequence[JournalRecord]
+    job: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,15 @@ def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport 
     keys = [(batch.job_id, batch.attempt) for batch in batches]
     if len(set(keys)) != len(keys):
         raise ValueError("an attempt has two batches in one call")
-    locked, pending = lock_attempts(session, keys), Pending()
+    locked = lock_attempts(session, keys, with_jobs=any(batch.job is None for batch in batches))
+    pending = Pending()
     reports: list[IngestReport | StoreError] = []
     for batch, key in zip(batches, keys, strict=True):
         opened = locked.get(key)
         if opened is None or opened.job.device_id != batch.device_id:
             reports.append(_stranger(session, batch))
         else:
-            reports.append(_Taking(session, opened, pending).take_in(batch.records))
+            reports.append(_Taking(session, opened, batch.job, pending).take_in(batch.records))
     pending.write(session)
     session.flush()
     return reports
@@ -141,9 +147,9 @@ def _stranger(session: Session, batch: Batch) -> StoreError:
 class _Taking:
     """One batch being taken in: the attempt it is of, and what its records are checked against."""
 
-    def __init__(self, session: Session, opened: Opened, pending: Pending) -> None:
+    def __init__(self, session: Session, opened: Opened, given: Job | None, pending: Pending) -> None:
         self.session, self.opened, self.pending = session, opened, pending
-        self.job = job = job_record(opened.job)
+        self.job = job = job_record(opened.job) if given is None else given
         self.data = session.get(TaskDataRow, job.task_data) if job.task_data else None
         shape = None if job.bundle is None else bundle_shape(session, job.bundle)
         self.bundle_known = shape is not None
@@ -155,7 +161,6 @@ class _Taking:
             labels=None if shape is None else shape.labels,
             data_rows=None if self.data is None else self.data.rows,
             sequence_length=None if self.data is None else self.data.sequence_length,
-            plan_digests=plan_digests(opened.job),
         )
         self.done: set[int] = set()
 

@@ -98,17 +98,6 @@ def _job(text: str, job_id: str) -> Job:
     return Job.from_json(text.encode(), source=f"job {job_id}")
 
 
-def plan_digests(row: JobRow) -> Mapping[int, str]:
-    """Digests of the plans that a job executes, by unit."""
-    return _plan_digests(row.job_json, row.id)
-
-
-@lru_cache(maxsize=256)
-def _plan_digests(text: str, job_id: str) -> Mapping[int, str]:
-    units = _job(text, job_id).units
-    return {unit.number: unit.plan.digest for unit in units if isinstance(unit, ExecuteUnit)}
-
-
 def open_jobs(session: Session, *, device_id: int | None = None) -> Sequence[JobRow]:
     """Queued and running jobs, oldest first."""
     query = select(JobRow).where(JobRow.state.in_(("queued", "running")))

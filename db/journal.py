@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from db.documents import now_wall_ns, storable, untrusted_document
 from db.models import AttemptRow, DeviceRow, JobRow, JournalRecordRow
@@ -55,10 +55,13 @@ class Incoming:
         return Kept(self.digest, self.record.wall_ns, storable(self.record.boot_id))
 
 
-def lock_attempts(session: Session, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Opened]:
+def lock_attempts(
+    session: Session, wanted: Collection[tuple[str, int]], *, with_jobs: bool = True
+) -> dict[tuple[str, int], Opened]:
     """The attempts of (job, number) that there are, locked: two ingestions of one journal take turns.
 
-    All locks are taken in one order, so that two who want several do not wait for each other.
+    All locks are taken in one order, so that two who want several do not wait for each other. Without
+    ``with_jobs`` the jobs' documents, which are long, are not read.
     """
     query = (
         select(AttemptRow, JobRow, DeviceRow)
@@ -69,6 +72,8 @@ def lock_attempts(session: Session, wanted: Collection[tuple[str, int]]) -> dict
         .with_for_update(of=AttemptRow)
         .execution_options(populate_existing=True)
     )
+    if not with_jobs:
+        query = query.options(defer(JobRow.job_json))
     return {
         (attempt.job_id, attempt.number): Opened(attempt, job, device)
         for attempt, job, device in session.execute(query)

@@ -95,19 +95,19 @@ def measured_of(
         return None
     same = [run for run in runs if _provenance(run) == _provenance(runs[0])]
     everything = session.execute(_requests_measured(), {"runs": [run.id for run in same]}).all()
-    valid = [row for row in everything if row.valid]
-    summary = summarise([row.latency_ns for row in valid])
-    if summary is None:
+    valid = [row for row in everything if row[0]]
+    if not valid:
         return None
-    target_ns = runs[0].target_ns
-    total_ns = sum(row.latency_ns for row in valid)
-    modes = Counter((row.mode_asked, row.mode_proven) for row in everything)
+    _, latencies, stalls, stored, planned, _, _ = zip(*valid, strict=True)
+    summary, target_ns = summarise(latencies), runs[0].target_ns
+    assert summary is not None
+    modes = Counter(row[5:] for row in everything)
     return Measured(
         latency=summary,
-        within_target=wilson(sum(row.latency_ns <= target_ns for row in valid), len(valid)),
-        stall_share_ppm=1_000_000 * sum(row.stall_ns for row in valid) // max(1, total_ns),
-        storage_bytes=median([row.storage_bytes for row in valid]),
-        planned_bytes=median([row.planned_bytes for row in valid]),
+        within_target=wilson(sum(latency <= target_ns for latency in latencies), len(valid)),
+        stall_share_ppm=1_000_000 * sum(stalls) // max(1, sum(latencies)),
+        storage_bytes=median(stored),
+        planned_bytes=median(planned),
         memory=_peaks(same),
         invalid=len(everything) - len(valid),
         runs=len(same),
@@ -155,6 +155,7 @@ def _runs_measured() -> Select[*tuple[Any, ...]]:
 
 @cache
 def _requests_measured() -> Select[*tuple[Any, ...]]:
+    # Of columns of the index ix_requests_measured only: the rows themselves are long, and not looked at.
     table = RequestRow
     return select(
         table.valid,
@@ -226,19 +227,27 @@ def predictions_of(
 def _newest_accuracy(
     session: Session, content_digest: str, conditions: Iterable[ColumnElement[bool]], engine: str | None
 ) -> Accuracy | None:
+    row = EvaluationRow
     query = (
-        select(EvaluationRow, TaskDataRow.split)
-        .join(TaskDataRow, TaskDataRow.digest == EvaluationRow.task_data_digest)
-        .where(EvaluationRow.content_digest == content_digest, *conditions)
-        .order_by(EvaluationRow.id.desc())
+        select(
+            row.engine,
+            row.correct,
+            row.rows,
+            row.loss_nano,
+            row.task_data_digest,
+            row.wall_ns,
+            TaskDataRow.split,
+        )
+        .join(TaskDataRow, TaskDataRow.digest == row.task_data_digest)
+        .where(row.content_digest == content_digest, *conditions)
+        .order_by(row.id.desc())
     )
-    rows = [
-        pair for pair in session.execute(query) if engine is None or computes_alike(pair[0].engine, engine)
-    ]
-    if not rows:
+    found = [each for each in session.execute(query) if engine is None or computes_alike(each.engine, engine)]
+    if not found:
         return None
-    row, split = next((pair for pair in rows if pair[0].engine == engine), rows[0])
-    return Accuracy(wilson(row.correct, row.rows), row.loss_nano, row.task_data_digest, split, row.wall_ns)
+    best = next((each for each in found if each.engine == engine), found[0])
+    correct = wilson(best.correct, best.rows)
+    return Accuracy(correct, best.loss_nano, best.task_data_digest, best.split, best.wall_ns)
 
 
 def _newest_attempts(runs: Sequence[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 LEVEL_PPM = 950_000
 """Level of every interval: 95 %."""
@@ -82,13 +83,20 @@ def median_interval(samples: Sequence[int]) -> Interval | None:
     Source: David & Nagaraja, Order Statistics, section 7.1.
     """
     ordered = _ordered(samples)
-    n = len(ordered)
+    k = _interval_rank(len(ordered))
+    return Interval(ordered[k - 1], ordered[len(ordered) - k]) if k else None
+
+
+@lru_cache(maxsize=4096)
+def _interval_rank(n: int) -> int:
+    """The k of ``median_interval``, exactly; 0 when there is none."""
     tail = Fraction(1_000_000 - LEVEL_PPM, 2_000_000) * 2**n
-    below, k = 0, 0
-    while below + math.comb(n, k) <= tail:
-        below += math.comb(n, k)
+    below, k, ways = 0, 0, 1  # ways: C(n, k)
+    while below + ways <= tail:
+        below += ways
+        ways = ways * (n - k) // (k + 1)
         k += 1
-    return Interval(ordered[k - 1], ordered[n - k]) if k else None
+    return k
 
 
 def wilson(count: int, total: int) -> Proportion:
@@ -112,7 +120,8 @@ def summarise(samples: Sequence[int]) -> Summary | None:
     """Count, median, p95 and the median's interval; None when there are no samples."""
     if not samples:
         return None
-    return Summary(len(samples), median(samples), p95(samples), median_interval(samples))
+    ordered = sorted(samples)  # once: what is in order already is sorted in no time
+    return Summary(len(ordered), median(ordered), p95(ordered), median_interval(ordered))
 
 
 def _ordered(samples: Sequence[int]) -> list[int]:

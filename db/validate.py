@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sti_runtime.messages import (
@@ -51,8 +51,7 @@ _LOADS_MILLI = range(10_000_001)
 class Context:
     """What a record is checked against. ``None``: not known here, so not checked.
 
-    ``previous_wall_ns``: wall time of the record before it in the journal, same boot. ``plan_digests``: of
-    the plans to execute, by unit; those that are not there are computed.
+    ``previous_wall_ns``: wall time of the record before it in the journal, same boot.
     """
 
     job: Job
@@ -63,7 +62,6 @@ class Context:
     data_rows: int | None
     sequence_length: int | None
     previous_wall_ns: int | None = None
-    plan_digests: Mapping[int, str] = field(default_factory=dict)
 
 
 def why_rejected(record: JournalRecord, context: Context) -> str | None:
@@ -212,7 +210,7 @@ def _fixed(_: FixedProfileUnit, result: FixedProfileResult, context: Context) ->
 
 
 def _execute(unit: ExecuteUnit, result: ExecuteResult, context: Context) -> str | None:
-    asked = context.plan_digests.get(unit.number) or unit.plan.digest
+    asked = unit.plan.digest
     if result.plan_digest != asked:
         return f"executed plan {result.plan_digest[:12]}, asked was {asked[:12]}"
     if result.request_kind != unit.request_kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, DeviceId, Id, JournalId, Sha, Word, one_of
@@ -79,12 +79,27 @@ class RunRow(Base):
     process_peak_bytes: Mapped[int | None]
 
 
+MEASURED = (
+    "run_id",
+    "warmup",
+    "valid",
+    "latency_ns",
+    "stall_ns",
+    "storage_bytes",
+    "planned_bytes",
+    "mode_asked",
+    "mode_proven",
+)
+"""Columns of a request that answers are made of: an index holds them, apart from its long documents."""
+
+
 class RequestRow(Base):
     """One request. ``valid`` false: kept, and left out of statistics; ``reasons_json`` says why."""
 
     __tablename__ = "requests"
     __table_args__ = (
         UniqueConstraint("run_id", "ordinal"),
+        Index("ix_requests_measured", *MEASURED),
         one_of("mode_asked", IO_MODES),
         one_of("mode_proven", PROVEN_MODES),
     )

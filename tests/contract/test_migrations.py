@@ -16,6 +16,7 @@ from sqlalchemy import Connection, MetaData, inspect, select, text
 from db import session as session_module
 from db.audit import audit_attempt
 from db.errors import StoreVersionError
+from db.jobs import progress
 from db.models import Base
 from db.plans import latest_plans
 from db.profiles import profile_samples
@@ -116,6 +117,34 @@ def test_a_store_of_the_first_schema_answers_as_before(fresh_url: str) -> None:
         ]
         audit = audit_attempt(session, device_id=1, job_id="job-1", attempt=1, records=records)
         assert audit.discrepancies == ()
+
+
+def test_an_upgrade_counts_what_the_store_holds_of_each_attempt(fresh_url: str) -> None:
+    tables = make_old(fresh_url, "0005")
+    with connected(fresh_url) as connection:  # of one journal the third record never came
+        gone = "DELETE FROM journal_records WHERE job_id = 'job-2' AND attempt = 1 AND seq = 2"
+        for samples in ("probes", "io_samples", "compute_samples", "fixed_samples", "runs", "evaluations"):
+            of_job = "(SELECT id FROM journal_records WHERE job_id = 'job-2' AND seq = 2)"
+            connection.execute(text(f"DELETE FROM {samples} WHERE journal_id IN {of_job}"))
+        assert connection.execute(text(gone)).rowcount == 1
+    upgrade(fresh_url)
+    with open_store(fresh_url) as store, store.reader() as session:
+        for attempt in tables["attempts"]:
+            job_id, number = attempt["job_id"], attempt["number"]
+            counted = progress(session, job_id, number)
+            records = [
+                row
+                for row in tables["journal_records"]
+                if (row["job_id"], row["attempt"]) == (job_id, number)
+                and (job_id, number, row["seq"]) != ("job-2", 1, 2)
+            ]
+            believed = [row["type"] for row in records if row["rejected"] is None]
+            assert counted.gaps == (job_id == "job-2" and number == 1)
+            assert counted.next_seq == (2 if counted.gaps else len(records))
+            assert counted.results == believed.count("result")
+            assert counted.failures == believed.count("failure")
+            assert counted.rejected == len(records) - len(believed)
+            assert counted.ended == ("end" in believed)
 
 
 def test_an_upgrade_that_fails_leaves_the_store_as_it_was(fresh_url: str) -> None:

@@ -1,4 +1,5 @@
-"""What an attempt's journal holds stands on the attempt; samples refer to their record alone."""
+"""What an attempt's journal holds stands on the attempt; samples refer to their record alone; requests are
+measured from an index."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ depends_on = None
 
 INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 SAMPLES = ("io_samples", "compute_samples", "fixed_samples")
+MEASURED = ("run_id", "warmup", "valid", "latency_ns", "stall_ns", "storage_bytes", "planned_bytes",
+            "mode_asked", "mode_proven")  # fmt: skip
 COPIES = ("device_id", "bundle_digest")
 """Columns of samples that are copied from their record's job."""
 
@@ -43,6 +46,7 @@ def upgrade() -> None:
         op.f("ix_journal_records_job_id_attempt_unit"), "journal_records", ["job_id", "attempt", "unit"]
     )
     op.execute(_PROGRESS)
+    op.create_index("ix_requests_measured", "requests", list(MEASURED))
     for table in SAMPLES:
         if op.get_bind().dialect.name == "sqlite":
             _rebuild_without(table, COPIES)
