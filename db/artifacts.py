@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar
+from functools import cache, lru_cache
+from typing import Any, TypeVar
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns, parse
@@ -208,17 +208,28 @@ def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[st
     Data made by another tokenizer than the bundle's model has are passed over; where either is not
     known, the data count.
     """
-    info = session.scalars(
-        select(ModelRow.info_json)
-        .join(BundleRow, BundleRow.model_digest == ModelRow.digest)
-        .where(BundleRow.digest == bundle_digest)
-    ).one_or_none()
+    info = session.scalars(_info(), {"bundle": bundle_digest}).one_or_none()
     tokenizer = None if info is None else parse(info).get("tokenizer_digest")
     newest: dict[str, str] = {}
-    for row in task_data(session, task):
+    for row in session.execute(_data(), {"task": task}):
         if None in (tokenizer, row.tokenizer_digest) or tokenizer == row.tokenizer_digest:
             newest.setdefault(row.split, row.digest)
     return newest
+
+
+@cache
+def _info() -> Select[tuple[str]]:
+    """The model's own words of a bundle's model. (Statements that plan queries wait for are made once.)"""
+    of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
+    return of_model.where(BundleRow.digest == bindparam("bundle"))
+
+
+@cache
+def _data() -> Select[*tuple[Any, ...]]:
+    """A task's data, the newest first."""
+    row = TaskDataRow
+    query = select(row.split, row.digest, row.tokenizer_digest).where(row.task == bindparam("task"))
+    return query.order_by(row.created_wall_ns.desc())
 
 
 def _find(session: Session, table: type[Named], wanted: str, what: str, verb: str) -> Named:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.documents import now_wall_ns
@@ -82,13 +82,17 @@ def references(
             )
         ]
     if row.importance_digest is not None:
-        table = ImportanceProfileRow
-        query = select(table.created_wall_ns, table.rows).where(table.digest == row.importance_digest)
-        importance = session.execute(query).one_or_none()
+        importance = session.execute(_importance(), {"digest": row.importance_digest}).one_or_none()
         age = None if importance is None else max(0, now - importance.created_wall_ns)
         rows = None if importance is None else importance.rows
         found.append(ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows))
     return tuple(found)
+
+
+@cache
+def _importance() -> Select[tuple[int, int]]:
+    table = ImportanceProfileRow
+    return select(table.created_wall_ns, table.rows).where(table.digest == bindparam("digest"))
 
 
 def predicted_interval(row: PlanRow, profile: DeviceProfile | None) -> Interval | None:

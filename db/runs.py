@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.documents import parse
@@ -191,14 +191,16 @@ def accuracy_of(
         conditions.append(TaskDataRow.split == split)
     elif task_data_digest is None:
         conditions.append(TaskDataRow.split.not_in(SEEN_SPLITS))
-    return _newest_accuracy(session, content_digest, conditions, engine)
+    found = session.execute(_evaluations().where(*conditions), {"content": content_digest})
+    return _newest_accuracy(found.all(), engine)
 
 
 def accuracy_on(
     session: Session, content_digest: str, task_data_digests: Collection[str], *, engine: str | None = None
 ) -> Accuracy | None:
     """As ``accuracy_of``, on any of the named task data."""
-    return _newest_accuracy(session, content_digest, [TaskDataRow.digest.in_(task_data_digests)], engine)
+    given = {"content": content_digest, "data": list(task_data_digests)}
+    return _newest_accuracy(session.execute(_evaluations_on(), given).all(), engine)
 
 
 def predictions_of(
@@ -224,11 +226,11 @@ def predictions_of(
     return None
 
 
-def _newest_accuracy(
-    session: Session, content_digest: str, conditions: Iterable[ColumnElement[bool]], engine: str | None
-) -> Accuracy | None:
+@cache
+def _evaluations() -> Select[*tuple[Any, ...]]:
+    """Evaluations of a content, the newest first."""
     row = EvaluationRow
-    query = (
+    return (
         select(
             row.engine,
             row.correct,
@@ -239,10 +241,18 @@ def _newest_accuracy(
             TaskDataRow.split,
         )
         .join(TaskDataRow, TaskDataRow.digest == row.task_data_digest)
-        .where(row.content_digest == content_digest, *conditions)
+        .where(row.content_digest == bindparam("content"))
         .order_by(row.id.desc())
     )
-    found = [each for each in session.execute(query) if engine is None or computes_alike(each.engine, engine)]
+
+
+@cache
+def _evaluations_on() -> Select[*tuple[Any, ...]]:
+    return _evaluations().where(TaskDataRow.digest.in_(bindparam("data", expanding=True)))
+
+
+def _newest_accuracy(evaluations: Sequence[Any], engine: str | None) -> Accuracy | None:
+    found = [each for each in evaluations if engine is None or computes_alike(each.engine, engine)]
     if not found:
         return None
     best = next((each for each in found if each.engine == engine), found[0])
