@@ -12,6 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from db.compact import COUNTED
 from db.documents import untrusted_document
 from db.models import (
+    AttemptRow,
     ComputeSampleRow,
     FixedSampleRow,
     IoSampleRow,
@@ -66,15 +67,16 @@ def audit_attempt(
     """Compare one attempt's whole journal, as it is on the device, with what the store made of it.
 
     Every record must be stored with the same content; every accepted result must have made exactly as many
-    sample rows as it holds samples; and the store must hold no record that the journal has not. An
-    evaluation makes a row only if it is the first of its content, so it is compared as a record.
+    sample rows as it holds samples; the store must hold no record that the journal has not; and the attempt's
+    counts must be those of its records. An evaluation makes a row only if it is the first of its content, so
+    it is compared as a record.
     """
     table = JournalRecordRow
     rows = session.scalars(
         select(table).where(table.device_id == device_id, table.job_id == job_id, table.attempt == attempt)
     )
     stored = {row.seq: row for row in rows}
-    found: list[tuple[int, str]] = []
+    found = _miscounted(session, job_id, attempt, list(stored.values()))
     samples = 0
     for record in records:
         row = stored.pop(record.seq, None)
@@ -88,6 +90,28 @@ def audit_attempt(
             found += [(record.seq, text) for text in wrong]
     found += [(seq, "the store holds a record that is not in the journal") for seq in sorted(stored)]
     return Audit(len(records), samples, tuple(Discrepancy(job_id, attempt, seq, what) for seq, what in found))
+
+
+def _miscounted(
+    session: Session, job_id: str, attempt: int, rows: Sequence[JournalRecordRow]
+) -> list[tuple[int, str]]:
+    """Where an attempt's counts are not those of its stored records."""
+    of_attempt = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
+    kept = session.scalars(of_attempt).one_or_none()
+    if kept is None:
+        return []
+    believed = [row.type for row in rows if row.rejected is None]
+    wanted = {
+        "records": len(rows),
+        "results": believed.count("result"),
+        "failures": believed.count("failure"),
+        "rejected": len(rows) - len(believed),
+    }
+    return [
+        (kept.next_seq, f"the attempt counts {getattr(kept, name)} {name} where the store has {count}")
+        for name, count in wanted.items()
+        if getattr(kept, name) != count
+    ]
 
 
 def attempts_of(session: Session, device_id: int) -> set[tuple[str, int]]:

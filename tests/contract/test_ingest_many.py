@@ -6,15 +6,16 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from db.audit import audit_attempt
 from db.bulk import Columns, insert_rows
 from db.errors import StoreError, StoreUnreachableError
 from db.ingest import Batch, IngestReport, ingest_all
 from db.jobs import Progress, get_job, progress
-from db.models import IoSampleRow, JournalRecordRow, RequestRow, RunRow
+from db.models import AttemptRow, IoSampleRow, JournalRecordRow, RequestRow, RunRow
 from db.session import Store
 from db.source import REQUESTS
 from sti_runtime.messages import EndRecord, JournalRecord, ResultRecord
@@ -104,6 +105,19 @@ def test_an_attempt_counts_what_its_records_say_in_whatever_order_they_come(stor
     with store.reader() as session:
         assert progress(session, made.job.id, 1).next_seq == 8
         assert get_job(session, made.job.id).state == "failed"  # units lack results, whatever it says
+
+
+def test_an_audit_finds_counts_that_are_not_those_of_the_records(store: Store) -> None:
+    (made,) = make(store, 1)
+    records = world.journal(made.job, made.plan)
+    with store.session() as session:
+        ingest_all(session, [batch(made, records)])
+        session.execute(update(AttemptRow).values(results=AttemptRow.results - 1))
+    with store.reader() as session:
+        (wrong,) = audit_attempt(
+            session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records
+        ).discrepancies
+    assert wrong.what == "the attempt counts 5 results where the store has 6"
 
 
 def test_progress_of_an_attempt_that_is_not_there_is_refused(store: Store) -> None:
