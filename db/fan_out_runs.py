@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, bindparam, case, select
 from sqlalchemy.orm import Session
 
 from db.bulk import Values
-from db.devices import latest_facts
 from db.documents import document, numbers, storable
 from db.events import record_event
 from db.models import (
@@ -69,15 +69,11 @@ def write_run(
     session: Session, source: Source, unit: int, result: ExecuteResult, pending: Pending
 ) -> str | None:
     """Keep a run with its provenance and requests; why it could not be kept, else None."""
-    job, table = source.job, PlanRow
+    job = source.job
     data, plan = source.data, None
     if data is not None:
-        query = select(table.id, table.digest, table.bundle_digest).where(
-            table.device_id == source.device_id,
-            table.digest == result.plan_digest,
-            table.task == data.task,
-        )
-        plan = session.execute(query).one_or_none()
+        asked = {"device": source.device_id, "digest": result.plan_digest, "task": data.task}
+        plan = session.execute(_plan_of(), asked).one_or_none()
     if data is None or plan is None:
         return "the store knows neither its plan nor its task data"
     facts = _facts(session, source)
@@ -206,14 +202,28 @@ def write_evaluation(
     return None
 
 
-def _facts(session: Session, source: Source) -> DeviceFactsRow | None:
-    """The device's facts in the boot that the record is from, else the newest."""
+def _facts(session: Session, source: Source) -> Row[Any] | None:
+    """What provenance takes of the device's facts in the boot that the record is from, else of the newest."""
+    asked = {"device": source.device_id, "boot": storable(source.record.boot_id)}
+    return session.execute(_facts_of(), asked).one_or_none()
+
+
+@cache
+def _facts_of() -> Select[*tuple[Any, ...]]:
     table = DeviceFactsRow
-    query = select(table).where(
-        table.device_id == source.device_id, table.boot_id == storable(source.record.boot_id)
+    of_device = select(table.id, table.os_build, table.kernel).where(table.device_id == bindparam("device"))
+    same_boot = case((table.boot_id == bindparam("boot"), 1), else_=0)
+    return of_device.order_by(same_boot.desc(), table.id.desc()).limit(1)
+
+
+@cache
+def _plan_of() -> Select[*tuple[Any, ...]]:
+    table = PlanRow
+    return select(table.id, table.digest, table.bundle_digest).where(
+        table.device_id == bindparam("device"),
+        table.digest == bindparam("digest"),
+        table.task == bindparam("task"),
     )
-    same_boot = session.scalars(query.order_by(table.id.desc()).limit(1)).one_or_none()
-    return same_boot if same_boot is not None else latest_facts(session, source.device_id)
 
 
 def _verified(session: Session, source: Source) -> str | None:

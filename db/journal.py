@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import Select, bindparam, insert, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from db.documents import now_wall_ns, storable, untrusted_document
@@ -63,48 +65,65 @@ def lock_attempts(
     All locks are taken in one order, so that two who want several do not wait for each other. Without
     ``with_jobs`` the jobs' documents, which are long, are not read.
     """
+    found = session.execute(_locked(with_jobs), {"wanted": sorted(wanted)})
+    return {(attempt.job_id, attempt.number): Opened(attempt, job, device) for attempt, job, device in found}
+
+
+@cache
+def _locked(with_jobs: bool) -> Select[*tuple[Any, ...]]:
+    # Statements are made once: that takes as long as to execute them.
     query = (
         select(AttemptRow, JobRow, DeviceRow)
         .join(JobRow, JobRow.id == AttemptRow.job_id)
         .join(DeviceRow, DeviceRow.id == JobRow.device_id)
-        .where(tuple_(AttemptRow.job_id, AttemptRow.number).in_(sorted(wanted)))
+        .where(tuple_(AttemptRow.job_id, AttemptRow.number).in_(bindparam("wanted", expanding=True)))
         .order_by(AttemptRow.id)
         .with_for_update(of=AttemptRow)
         .execution_options(populate_existing=True)
     )
-    if not with_jobs:
-        query = query.options(defer(JobRow.job_json))
-    return {
-        (attempt.job_id, attempt.number): Opened(attempt, job, device)
-        for attempt, job, device in session.execute(query)
-    }
+    return query if with_jobs else query.options(defer(JobRow.job_json))
 
 
 def kept_records(session: Session, opened: Opened, first: int, last: int) -> dict[int, Kept]:
     """Stored records of an attempt from number ``first`` to ``last``."""
-    table, attempt = JournalRecordRow, opened.attempt
-    query = select(table.seq, table.digest, table.wall_ns, table.boot_id).where(
-        table.device_id == opened.job.device_id,
-        table.job_id == attempt.job_id,
-        table.attempt == attempt.number,
-        table.seq.between(first, last),
+    asked = {"device": opened.job.device_id, "first": first, "last": last, **_key(opened)}
+    found = session.execute(_kept(), asked)
+    return {seq: Kept(digest, wall_ns, boot) for seq, digest, wall_ns, boot in found}
+
+
+def _key(opened: Opened) -> dict[str, Any]:
+    return {"job": opened.attempt.job_id, "attempt": opened.attempt.number}
+
+
+@cache
+def _kept() -> Select[*tuple[Any, ...]]:
+    table = JournalRecordRow
+    return select(table.seq, table.digest, table.wall_ns, table.boot_id).where(
+        table.device_id == bindparam("device"),
+        table.job_id == bindparam("job"),
+        table.attempt == bindparam("attempt"),
+        table.seq.between(bindparam("first"), bindparam("last")),
     )
-    return {seq: Kept(digest, wall_ns, boot) for seq, digest, wall_ns, boot in session.execute(query)}
 
 
 def done_units(session: Session, opened: Opened, units: Collection[int]) -> set[int]:
     """Which of ``units`` have an accepted result in this attempt."""
     if not units or opened.attempt.results == 0:
         return set()
+    found = session.scalars(_done(), {"units": sorted(units), **_key(opened)})
+    return {unit for unit in found if unit is not None}
+
+
+@cache
+def _done() -> Select[*tuple[Any, ...]]:
     table = JournalRecordRow
-    query = select(table.unit).where(
-        table.job_id == opened.attempt.job_id,
-        table.attempt == opened.attempt.number,
-        table.unit.in_(units),
+    return select(table.unit).where(
+        table.job_id == bindparam("job"),
+        table.attempt == bindparam("attempt"),
+        table.unit.in_(bindparam("units", expanding=True)),
         table.type == "result",
         table.rejected.is_(None),
     )
-    return {unit for unit in session.scalars(query) if unit is not None}
 
 
 def insert_records(session: Session, opened: Opened, new: Sequence[Incoming]) -> dict[int, int]:

@@ -156,16 +156,17 @@ def _runs_measured() -> Select[*tuple[Any, ...]]:
 @cache
 def _requests_measured() -> Select[*tuple[Any, ...]]:
     # Of columns of the index ix_requests_measured only: the rows themselves are long, and not looked at.
-    table = RequestRow
+    # Of the table and not of its class, which the ORM would look at for each row.
+    row = RequestRow.__table__.c
     return select(
-        table.valid,
-        table.latency_ns,
-        table.stall_ns,
-        table.storage_bytes,
-        table.planned_bytes,
-        table.mode_asked,
-        table.mode_proven,
-    ).where(table.run_id.in_(bindparam("runs", expanding=True)), table.warmup.is_(False))
+        row.valid,
+        row.latency_ns,
+        row.stall_ns,
+        row.storage_bytes,
+        row.planned_bytes,
+        row.mode_asked,
+        row.mode_proven,
+    ).where(row.run_id.in_(bindparam("runs", expanding=True)), row.warmup.is_(False))
 
 
 def accuracy_of(
