@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 from orchestrator.device_facts import linux_facts
 from orchestrator.device_facts.table import Fact, Value
@@ -17,10 +19,26 @@ POWER = ("sh", "-c", "dumpsys power | grep -E 'mWakefulness=' | head -n 1")
 ROOT = ("sh", "-c", "id; command -v su")
 
 
-def parse_properties(text: str) -> dict[str, str]:
-    """``[name]: [value]`` lines of getprop; a value may go over several lines."""
-    found = re.findall(r"^\[([^\]\n]+)\]: \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
-    return {name: value.strip() for name, value in found}
+@lru_cache(maxsize=8)  # several facts are of the same text
+def parse_properties(text: str) -> Mapping[str, str]:
+    """``[name]: [value]`` lines of getprop; a value may go over several lines.
+
+    In one pass: a device may begin values as often as it likes, and end none.
+    """
+    found: dict[str, str] = {}
+    name, value = "", list[str]()
+    for line in text.split("\n"):
+        if name:
+            value.append(line)
+        else:
+            name, begun, rest = line[1:].partition("]: [")
+            if not line.startswith("[") or not begun or "]" in name:
+                name = ""
+            value = [rest]
+        if name and value[-1].endswith("]"):
+            found[name] = "\n".join(value)[:-1].strip()
+            name = ""
+    return MappingProxyType(found)
 
 
 def property_of(*names: str) -> Callable[[str], Value]:

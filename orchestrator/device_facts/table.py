@@ -16,6 +16,10 @@ Value = str | int | bool | tuple[str, ...] | None
 """What a fact can be; None: not readable there. Texts are cut at ``TEXT_CHARS``."""
 
 TEXT_CHARS = 200
+OUTPUT_CHARS = 1 << 18
+"""Longest output of a command that a parser gets to see: several times that of a phone with a thousand
+properties. What is longer was not read."""
+
 WORKDIR = "{workdir}"
 """Stands in an ``argv`` for the device's work folder."""
 
@@ -52,11 +56,24 @@ def commands_of(facts: Sequence[Fact]) -> tuple[tuple[str, ...], ...]:
 
 
 def values_of(facts: Sequence[Fact], output: str, mark: str) -> dict[str, Value]:
-    """The value of each fact, from what its script printed; None where nothing of it came back."""
-    found = re.findall(rf"^{mark} (\d+)\r?\n(.*?)^{mark} end\r?$", output, re.MULTILINE | re.DOTALL)
-    outputs = {int(number): text.replace("\r\n", "\n") for number, text in found if len(number) < 9}
+    """The value of each fact, from what its script printed; of a command of which nothing came back, or more
+    than OUTPUT_CHARS, its facts are those of no output."""
+    outputs = _outputs(output, mark)
     numbers = {argv: number for number, argv in enumerate(commands_of(facts))}
     return {fact.name: _cut(fact.parse(outputs.get(numbers[fact.argv], ""))) for fact in facts}
+
+
+def _outputs(output: str, mark: str) -> dict[int, str]:
+    """What each command printed, by its number; in one pass: a device may begin outputs and end none."""
+    begin = re.compile(rf"^{mark} ([0-9]{{1,8}})\r?\n", re.MULTILINE)
+    end = re.compile(rf"^{mark} end\r?$", re.MULTILINE)
+    found: dict[int, str] = {}
+    at = 0
+    while (first := begin.search(output, at)) and (last := end.search(output, first.end())):
+        text = output[first.end() : last.start()].replace("\r\n", "\n")
+        found[int(first[1])] = text if len(text) <= OUTPUT_CHARS else ""
+        at = last.end()
+    return found
 
 
 def new_mark() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,15 @@ from orchestrator.device_facts.linux_facts import (
     parse_write_problem,
 )
 from orchestrator.device_facts.seen import Seen, look, seen_of
-from orchestrator.device_facts.table import Fact, Value, commands_of, script_of, stable_of, values_of
+from orchestrator.device_facts.table import (
+    OUTPUT_CHARS,
+    Fact,
+    Value,
+    commands_of,
+    script_of,
+    stable_of,
+    values_of,
+)
 from orchestrator.errors import StableError
 from orchestrator.transports.base import Completed
 from orchestrator.transports.fake import FakeTransport
@@ -238,6 +247,41 @@ def test_what_a_device_says_is_cut() -> None:
     assert values["number"] is None
     assert values_of(facts, f"{MARK} 0\nno end", MARK)["text"] is None
     assert values_of(facts, f"{MARK} {'9' * 5000}\n{MARK} end\n", MARK)["text"] is None
+
+
+def test_what_is_too_long_was_not_read() -> None:
+    long = captured("getprop_pixel8_api34") + "[z]: [" + "z" * OUTPUT_CHARS + "]\n"
+    values = answered(ANDROID_FACTS, {("getprop",): long, ("uname", "-m"): "aarch64\n"})
+    assert (values["model"], values["machine"]) == (None, "aarch64")
+
+
+_HOSTILE = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+from orchestrator.device_facts.android_facts import ANDROID_FACTS, parse_properties
+from orchestrator.device_facts.seen import seen_of
+from orchestrator.device_facts.table import commands_of
+
+MARK, FOUR_MB = "stifarm-" + "0" * 32, 4 << 20
+lines = "[a]: [\\n" * (FOUR_MB // 7)
+assert parse_properties(lines) == {}
+assert list(parse_properties(lines + "]\\n")) == ["a"]
+begun = f"{MARK} android\\n" + f"{MARK} 0\\n" * (FOUR_MB // 43)
+assert seen_of(begun, MARK, "/w", 0.0, device="x").values["model"] is None
+for at in range(len(commands_of(ANDROID_FACTS))):
+    for piece in ("[a]: [\\n", "1 ", "1\\n", "\\t\\n", "mWakefulness=", "/", ": ", "PRETTY_NAME=", "9"):
+        text = piece * ((1 << 17) // len(piece))
+        seen_of(f"{MARK} android\\n{MARK} {at}\\n{text}\\n{MARK} end\\n", MARK, "/w", 0.0, device="x")
+        seen_of(f"{MARK} linux\\n{MARK} {at}\\n{text}\\n{MARK} end\\n", MARK, "/w", 0.0, device="x")
+"""
+
+
+def test_what_a_hostile_device_says_is_read_in_one_pass() -> None:
+    """What takes quadratic time takes hours of these sizes: the process is ended before."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HOSTILE], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_this_machine_is_looked_at_in_one_round_trip(tmp_path: Path) -> None:
