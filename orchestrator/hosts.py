@@ -162,7 +162,7 @@ def _versions(data: bytes) -> Versions:
         found = json.loads(data)["versions"]
         texts = {name: str(found[name])[:40] for name in ("stifarm", "ray", "python")}
         return Versions(protocol=int(found["protocol"]), **texts)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Versions(stifarm="none", protocol=0, ray="none", python="none")
 
 

@@ -74,8 +74,8 @@ def parse_free_bytes(text: str) -> int | None:
     match = re.search(r"\s([0-9]{1,18})\s+[0-9]{1,18}\s+([0-9]{1,18})\s+[0-9]{1,3}%\s", rows)
     if match is not None:
         return 1024 * int(match[2])
-    size = r"\s+[0-9.]+[KMGT]?"
-    match = re.search(rf"^\S+{size}{size}\s+([0-9]+(?:\.[0-9]+)?)([KMGT]?)\s", rows, re.MULTILINE)
+    size = r"\s+[0-9.]{1,18}[KMGT]?"
+    match = re.search(rf"^\S+{size}{size}\s+([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)([KMGT]?)\s", rows, re.MULTILINE)
     return None if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ from orchestrator.errors import StableError
 from orchestrator.transports.base import Completed
 from orchestrator.transports.fake import FakeTransport
 from orchestrator.transports.local import LocalTransport
-from tests.android_root import captured
+from tests.android_root import CAPTURED, captured
 
 MARK = "stifarm-mark"
 GIB = 1 << 30
@@ -253,6 +254,22 @@ def test_what_is_too_long_was_not_read() -> None:
     long = captured("getprop_pixel8_api34") + "[z]: [" + "z" * OUTPUT_CHARS + "]\n"
     values = answered(ANDROID_FACTS, {("getprop",): long, ("uname", "-m"): "aarch64\n"})
     assert (values["model"], values["machine"]) == (None, "aarch64")
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    ["9" * 400, "9" * 5000, "1" + "0" * 308 + "G", "-" + "9" * 400, "9" * 17, "9e999", "²", "0.9." * 99],
+)
+def test_an_absurd_number_is_none_of_a_device(absurd: str) -> None:
+    """In every place where one was captured, and where none belongs."""
+    texts = [re.sub(r"[0-9]+", lambda _: absurd, captured(path.stem)) for path in CAPTURED.glob("*.txt")]
+    texts.append(f"Filesystem Size Used Free Blksize\n/data 9G 9G {absurd}G 4096\n")
+    for text in texts:
+        for facts in (ANDROID_FACTS, LINUX_FACTS):
+            values = answered(facts, dict.fromkeys(commands_of(facts), text))
+            for value in values.values():
+                assert not isinstance(value, int) or abs(value) < 2**63
+    assert parse_free_bytes(texts[-1]) is None
 
 
 _HOSTILE = """

@@ -144,7 +144,8 @@ def test_an_offer_of_any_version_is_read_or_refused() -> None:
     good = offer("bench1", "one")
     assert read_offer("bench1", good.to_json(), frozenset({"aa"})).state == "present"
     assert read_offer("bench1", good.to_json(), frozenset()).state == "away"
-    for data in (b"", b"[]", b'{"versions": {"stifarm": "99"}}', b'{"versions": 3}'):
+    endless = b'{"versions": {"stifarm": "", "ray": "", "python": "", "protocol": 1e999}}'
+    for data in (b"", b"[]", b'{"versions": {"stifarm": "99"}}', b'{"versions": 3}', endless, b"[" * 9999):
         found = read_offer("bench1", data, frozenset())
         assert (found.state, found.offer) == ("refused", None)
         assert "against none" in found.refused
