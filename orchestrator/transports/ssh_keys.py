@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import paramiko
 
 from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.transports.ssh_address import Endpoint
+from orchestrator.transports.ssh_agent import AgentTroubleError, SshAgent
 from orchestrator.transports.ssh_known_hosts import fingerprint
 
 
 def log_in(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> None:
     """Authenticate on a connection whose host key was checked.
 
-    Raises: StableError (no key that the server takes, with what to do), LinkError (the link was lost).
+    Raises: StableError (no key that the server takes, an ssh-agent that is needed and does not answer, with
+    what to do), LinkError (the link was lost).
     """
     tried: list[str] = []
     try:
@@ -33,34 +37,43 @@ def log_in(transport: paramiko.Transport, endpoint: Endpoint, device: str) -> No
     except (paramiko.SSHException, EOFError) as error:
         raise _lost(endpoint, error, device) from error
     locked: list[Path] = []
-    agent = paramiko.Agent()
-    try:
-        for name, key in _keys(endpoint, agent, locked, device):
-            try:
-                further = transport.auth_publickey(endpoint.user, key)
-            except paramiko.AuthenticationException:
+    with closing(SshAgent(os.environ.get("SSH_AUTH_SOCK", ""))) as agent:
+        try:
+            for name, key in _keys(endpoint, agent, locked, device):
+                if _takes(transport, endpoint, key, device):
+                    return
                 tried.append(name)
-                if transport.is_active():
-                    continue
-                break  # it has seen too many keys
-            except (paramiko.SSHException, EOFError) as error:
-                raise _lost(endpoint, error, device) from error
-            if not further:
-                return
-            raise StableError(
-                f"{endpoint} wants more than a key: {', '.join(further)}.",
-                "Allow logging in with the key alone (AuthenticationMethods in its sshd_config).",
-                device=device,
-            )
-    finally:
-        agent.close()
+                if not transport.is_active():
+                    break  # it has seen too many keys
+        except AgentTroubleError as error:
+            raise _no_help(agent, error, endpoint, tried, device) from error
     raise _refused(endpoint, tried, locked, device)
 
 
+def _takes(transport: paramiko.Transport, endpoint: Endpoint, key: paramiko.PKey, device: str) -> bool:
+    """Whether the server lets us in with a key. Raises: AgentTroubleError, StableError, LinkError."""
+    try:
+        further = transport.auth_publickey(endpoint.user, key)
+    except paramiko.AuthenticationException:
+        return False
+    except AgentTroubleError:
+        raise
+    except (paramiko.SSHException, EOFError) as error:
+        raise _lost(endpoint, error, device) from error
+    if further:
+        raise StableError(
+            f"{endpoint} wants more than a key: {', '.join(further)}.",
+            "Allow logging in with the key alone (AuthenticationMethods in its sshd_config).",
+            device=device,
+        )
+    return True
+
+
 def _keys(
-    endpoint: Endpoint, agent: paramiko.Agent, locked: list[Path], device: str
+    endpoint: Endpoint, agent: SshAgent, locked: list[Path], device: str
 ) -> Iterator[tuple[str, paramiko.PKey]]:
-    """(name for messages, key) in the order of trying; encrypted files are added to ``locked``."""
+    """(name for messages, key) in the order of trying; encrypted files are added to ``locked``. The agent is
+    asked only when no file was taken. Raises: AgentTroubleError, StableError."""
     for path in endpoint.key_files:
         try:
             yield str(path), paramiko.PKey.from_path(str(path))
@@ -82,8 +95,20 @@ def _keys(
                 device=device,
             ) from error
     if endpoint.agent or locked:
-        for key in agent.get_keys():
+        for key in agent.offered():
             yield f"the agent's {key.get_name()} {fingerprint(key.asbytes())}", key
+
+
+def _no_help(
+    agent: SshAgent, error: AgentTroubleError, endpoint: Endpoint, tried: list[str], device: str
+) -> DeviceError:
+    before = f"; {endpoint} refused {'; '.join(tried)[:500]}" if tried else ""
+    return StableError(
+        f"the ssh-agent at {agent.path} {error}{before}.",
+        "Start it anew (ssh-add -l must answer) or unset SSH_AUTH_SOCK; or give a key_file without a"
+        " passphrase, which needs no agent.",
+        device=device,
+    )
 
 
 def _refused(endpoint: Endpoint, tried: list[str], locked: list[Path], device: str) -> DeviceError:

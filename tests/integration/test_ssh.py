@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -247,6 +247,47 @@ def test_an_encrypted_key_needs_the_agent(
             )  # fmt: skip
             monkeypatch.setenv("SSH_AUTH_SOCK", agent)
             assert transport.run(["true"], timeout_s=60).ok
+
+
+def test_an_agent_that_hangs_up_is_asked_only_when_no_key_file_was_taken(
+    server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hanging_up(tmp_path / "agent") as asked:
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        with reached(server) as transport:
+            assert transport.run(["true"], timeout_s=60).ok
+        assert not asked
+        strange = make_key(tmp_path / "strange")
+        refusal = r"the ssh-agent at .* the connection.* refused .*strange.*ssh-add -l"
+        with (
+            reached(server, key_file=str(strange)) as transport,
+            pytest.raises(StableError, match=refusal),
+        ):
+            transport.run(["true"], timeout_s=60)
+        assert asked
+
+
+@contextmanager
+def hanging_up(path: Path) -> Iterator[list[int]]:
+    """An ssh-agent that ends every connection at once; those it had."""
+    had: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with suppress(OSError):  # its end
+                while True:
+                    with listener.accept()[0] as link:
+                        had.append(link.fileno())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield had
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @contextmanager
