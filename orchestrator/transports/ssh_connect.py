@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -134,18 +135,17 @@ def open_connection(endpoint: Endpoint, device: str, silence_s: float = SILENCE_
     Raises: StableError (no such host, an unknown or changed host key, no key that is taken), LinkError.
     """
     below = None if endpoint.jump is None else open_connection(endpoint.jump, device, silence_s)
-    link = Link(_socket(endpoint, device, below), silence_s)
-    transport = ChannelTransport(link, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
-    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _HANDSHAKE_S
-    try:
+    with contextlib.ExitStack() as made:
+        if below is not None:
+            made.callback(below.close)
+        link = Link(_socket(endpoint, device, below), silence_s)
+        made.callback(link.close)
+        transport = ChannelTransport(link, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
+        made.callback(transport.close)
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _HANDSHAKE_S
         _greet(transport, endpoint, device)
         log_in(transport, endpoint, device)
-    except BaseException:
-        transport.close()
-        link.close()
-        if below is not None:
-            below.close()
-        raise
+        made.pop_all()
     return Connection(transport, link, below)
 
 

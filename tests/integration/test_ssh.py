@@ -339,6 +339,20 @@ def test_a_board_behind_another_is_reached_through_it(server: SshServer, tmp_pat
         transport.close()
 
 
+def test_no_connection_is_left_to_a_board_whose_next_one_is_off(server: SshServer, tmp_path: Path) -> None:
+    transport = behind_another(server, tmp_path, "HostName 127.0.0.1")
+    configuration = tmp_path / ".ssh/config"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nothing listens there
+        text = configuration.read_text()
+        configuration.write_text(text.replace(f" Port {server.port}", f" Port {closed.getsockname()[1]}", 1))
+        wait_for(lambda: not server.children())
+        for _ in range(2):
+            with pytest.raises(LinkError, match="no connection to 127"):
+                transport.run(["true"], timeout_s=60)
+        wait_for(lambda: not server.children())
+
+
 # ------------------------------------------------------------------ when links and boards fail
 
 
