@@ -1,7 +1,8 @@
 """The fence: which controller may start things here, by the lease counters seen so far.
 
 ``fence.json`` holds the store that owns the device and the highest counter seen of every store. A lower
-counter of the same store is a stale controller; another store needs an explicit take-over.
+counter of the same store is a stale controller; another store needs an explicit take-over. So does a fence
+that is damaged: nobody knows whose the device is.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pydantic import Field
 from agent.errors import RefusedError
 from agent.locks import hold
 from agent.spool import Spool, write_atomic
-from sti_runtime.errors import InputError
+from sti_runtime.errors import FormatError, InputError
 from sti_runtime.messages import Lease
 from sti_runtime.records import NonNegative, Record
 
 _LOCK_WAIT_S = 10.0
+_DAMAGED = "Nobody knows whose the device is. Take it over explicitly: that writes the file anew."
 
 
 class Fence(Record):
@@ -65,9 +67,17 @@ def read_fence(spool: Spool) -> Fence | None:
 
 
 def admit(spool: Spool, lease: Lease) -> None:
-    """Let ``lease`` in and remember it durably, or refuse. Raises: RefusedError, StorageFullError."""
+    """Let ``lease`` in and remember it durably, or refuse. A take-over writes a damaged fence anew.
+
+    Raises: RefusedError, StorageFullError, FormatError (a damaged fence).
+    """
     with hold(spool.fence_lock, wait_s=_LOCK_WAIT_S, what="The fence"):
-        fence = read_fence(spool)
+        try:
+            fence = read_fence(spool)
+        except FormatError as error:
+            if not lease.takeover:
+                raise FormatError(error.what, _DAMAGED) from error
+            fence = None
         reason = refusal(fence, lease)
         if reason is not None:
             raise refused(reason)

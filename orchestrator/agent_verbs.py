@@ -23,6 +23,9 @@ ANSWER_CAP_BYTES = 4 << 20
 TEXT_CAP = 2000
 """Characters that are kept of a text of the agent's: it goes into messages."""
 
+FENCE = "fence.json"
+"""Whose a device is, below its spool (docs/job-and-journal.md, 5)."""
+
 _ERRORS: dict[int, type[DeviceError]] = {4: DeviceFullError, 5: TransientError}
 
 
@@ -92,7 +95,7 @@ def _failure(device: str, verb: str, completed: Completed) -> DeviceError:
     text = f"the agent's {verb} failed (exit code {completed.exit_code}): {what}"
     name = str(said.get("type", ""))[:TEXT_CAP]
     kind = DeviceFullError if name == ResourceError.__name__ else _ERRORS.get(completed.exit_code)
-    if name == "RefusedError":
+    if name in ("RefusedError", "FormatError"):
         remedy = take_over_remedy(device, what) or remedy
     if kind is not None:
         return kind(text, remedy, device=device)
@@ -100,10 +103,14 @@ def _failure(device: str, verb: str, completed: Completed) -> DeviceError:
 
 
 def take_over_remedy(device: str, refusal: str) -> str | None:
-    """What to do when an agent refused because its device belongs to another farm; None for other causes."""
+    """What to do when an agent refused because its device belongs to another farm, or nobody knows to which;
+    None for other causes."""
+    command = f"stifarm devices take-over --devices {device}"
+    if FENCE in refusal:
+        return f"Take it over, which writes that file anew: {command}"
     if "belongs to store" not in refusal:
         return None
-    return f"If that farm is done with it, take it over: stifarm devices take-over --devices {device}"
+    return f"If that farm is done with it, take it over: {command}"
 
 
 def _said(stdout: bytes) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from orchestrator.agent_verbs import FENCE
 from orchestrator.errors import DeviceFullError, StableError, TransientError
 from orchestrator.listing import listed
-from orchestrator.ownership import FENCE, require_ours
+from orchestrator.ownership import require_ours
 from orchestrator.tailing import agent_runs
 from orchestrator.transports.base import Transport
 from sti_runtime.messages import Lease

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.agent_verbs import take_over_remedy
+from orchestrator.agent_verbs import FENCE, take_over_remedy
 from orchestrator.errors import AgentError, MissingFileError, StableError
 from orchestrator.transports.base import Transport
 from sti_runtime.messages import Lease
-
-FENCE = "fence.json"
-"""Below the spool (docs/job-and-journal.md, 5)."""
 
 _FENCE_CAP_BYTES = 1 << 20
 
 
 def require_ours(transport: Transport, spool: str, lease: Lease | None) -> None:
-    """As the agent's fence, which has the last word, but nothing is remembered; without a lease all goes.
+    """As the agent's fence, which has the last word, but nothing is remembered; without a lease all goes, and
+    of a damaged fence a take-over.
 
     Raises: AgentError when the lease would be refused; StableError for a damaged fence; DeviceError.
     """
@@ -27,10 +25,12 @@ def require_ours(transport: Transport, spool: str, lease: Lease | None) -> None:
         owner, highest = str(fence["owner"]), int(fence["counters"].get(lease.store, 0))
     except MissingFileError:
         return
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        if lease.takeover:
+            return
         raise StableError(
-            f"{spool}/{FENCE} is damaged, so nobody knows whose it is.",
-            "Free some space on it; then clean again.",
+            f"{spool}/{FENCE} is damaged, so nobody knows whose the device is.",
+            take_over_remedy(transport.device, FENCE) or "",
             device=transport.device,
         ) from error
     if owner != lease.store and not lease.takeover:

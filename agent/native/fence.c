@@ -158,10 +158,24 @@ StiCode fence_refused(const char *reason, StiError *error) {
                   "Refused: %s.", reason);
 }
 
+/* After a failed read: what it said, with what to do. */
+static StiCode fence_damaged(StiError *error) {
+  StiError said = *error;
+  return sti_fail(error, STI_FORMAT,
+                  "Nobody knows whose the device is. Take it over explicitly: that writes the file anew.", "%s",
+                  said.what);
+}
+
 static StiCode admit_held(Arena *arena, const Spool *spool, const Lease *lease, StiError *error) {
   Fence fence;
   char reason[REASON_CHARS];
-  STI_TRY(read_fence(arena, spool, &fence, error));
+  StiCode code = read_fence(arena, spool, &fence, error);
+  if (code == STI_FORMAT && lease->takeover)
+    fence = (Fence){0};
+  else if (code == STI_FORMAT)
+    return fence_damaged(error);
+  else
+    STI_TRY(code);
   refusal(&fence, lease, lease->takeover, reason);
   if (reason[0]) return fence_refused(reason, error);
   bool known = fence.present && strcmp(fence.owner, lease->store) == 0 &&

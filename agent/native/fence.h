@@ -1,7 +1,8 @@
 /* fence.h: which controller may start things here, by the lease counters seen so far (docs/job-and-journal.md, 5).
  *
  * fence.json holds the store that owns the device and the highest counter seen of every store. A lower counter of the
- * same store is a stale controller; another store needs an explicit take-over.
+ * same store is a stale controller; another store needs an explicit take-over. So does a fence that is damaged: nobody
+ * knows whose the device is.
  */
 #ifndef AGENT_FENCE_H
 #define AGENT_FENCE_H
@@ -19,7 +20,7 @@ bool lease_equal(const Lease *a, const Lease *b);
 /* STORE:COUNTER or STORE:COUNTER:takeover. Errors: STI_INPUT. */
 StiCode lease_parse(const char *text, LeaseText *lease, StiError *error);
 
-/* Let the lease in and remember it durably, or refuse. Errors: STI_REFUSED, STI_FORMAT, STI_BUSY, storage_error's. */
+/* Let the lease in and remember it durably, or refuse. A take-over writes a damaged fence anew. Errors: STI_REFUSED, STI_FORMAT, STI_BUSY, storage_error's. */
 StiCode fence_admit(const Spool *spool, const Lease *lease, StiError *error);
 
 StiCode fence_refused(const char *reason, StiError *error); /* STI_REFUSED, with what to do */

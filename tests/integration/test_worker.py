@@ -211,6 +211,25 @@ def test_a_job_is_stopped_and_the_device_cleaned(worker: HostWorker, tmp_path: P
     assert worker.poll("desk", job.id, 1, 0, 0.0).state == "absent"
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b'{"owner": "test", "counters": {"test": Infinity}}'])
+def test_a_device_whose_fence_is_damaged_is_taken_over(
+    worker: HostWorker, tmp_path: Path, content: bytes
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundles")
+    lease = Lease(store="test", counter=3, takeover=False)
+    fence = Path(worker.spool("desk")) / "fence.json"
+    worker.facts("desk")
+    fence.write_bytes(content)
+    for attempt in (lambda: worker.deploy("desk", bundle, lease=lease), lambda: worker.clean("desk", lease)):
+        with pytest.raises(StableError, match=r"fence\.json") as caught:
+            attempt()
+        assert "stifarm devices take-over --devices desk" in caught.value.remedy
+    assert fence.read_bytes() == content
+    worker.take_over("desk", lease)
+    worker.deploy("desk", bundle, lease=lease)
+    worker.clean("desk", lease)
+
+
 def test_deploys_through_the_worker(worker: HostWorker, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundles")
     (tmp_path / "rows").write_bytes(b"rows")
