@@ -1,9 +1,9 @@
 """The ssh transport: boards that run an ssh server. They need a POSIX sh and basic tools, no Python.
 
-Neighbours, one job each: ssh_address (where, and as whom), ssh_known_hosts, ssh_channels and ssh_connect
-(a checked, watched connection), ssh_keys (logging in), ssh_script (what the board's shell is told),
-ssh_sessions and ssh_exec (commands), ssh_files, ssh_sftp and ssh_sftp_wire (files) and, without an sftp
-server, ssh_cat.
+Neighbours, one job each: ssh_address and ssh_config (where, and as whom), ssh_known_hosts, ssh_channels and
+ssh_connect (a checked, watched connection), ssh_keys and ssh_agent (logging in), ssh_script (what the board's
+shell is told), ssh_sessions and ssh_exec (commands), ssh_files, ssh_sftp and ssh_sftp_wire (files) and,
+without an sftp server, ssh_cat.
 """
 
 from __future__ import annotations

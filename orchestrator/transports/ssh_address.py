@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import paramiko
-
 from orchestrator.errors import StableError
+from orchestrator.transports.ssh_config import read_configuration, said_of
 
 if TYPE_CHECKING:
+    import paramiko
+
     from orchestrator.inventory import Device
 
 DEFAULT_PORT = 22
@@ -46,10 +47,10 @@ class Endpoint:
 
 
 def endpoint_of(device: Device, home: Path | None = None) -> Endpoint:
-    """The endpoint of a validated device. Raises: StableError (the ssh configuration cannot be read)."""
+    """The endpoint of a validated device. Raises: StableError (the ssh configuration cannot be used)."""
     assert device.address is not None
     folder = (home or Path.home()) / ".ssh"
-    config = _configuration(folder / "config", device.name)
+    config = read_configuration(folder / "config", device.name)
     return _endpoint(device, device.address, config, folder, jumps=8)
 
 
@@ -66,8 +67,8 @@ def _endpoint(
     if match is None or jumps == 0:
         raise StableError(f"{address!r} is no address.", "Give [user@]host[:port].", device=device.name)
     host = match["six"] or match["host"]
-    said = config.lookup(host)
-    if through is None and said.get("proxycommand", "none").lower() != "none":
+    said = said_of(config, host, folder / "config", device.name)
+    if through is None and (said.get("proxycommand") or "none").lower() != "none":
         raise StableError(
             f"the ssh configuration reaches {host} by a ProxyCommand, which is not supported.",
             f"Use ProxyJump for it in {folder / 'config'}.",
@@ -93,14 +94,3 @@ def _endpoint(
         if jump.lower() == "none"
         else _endpoint(device, jump, config, folder, jumps - 1, before or None),
     )
-
-
-def _configuration(path: Path, device: str) -> paramiko.SSHConfig:
-    try:
-        return paramiko.SSHConfig.from_path(str(path))
-    except FileNotFoundError:
-        return paramiko.SSHConfig()
-    except (OSError, UnicodeDecodeError, paramiko.ConfigParseError) as error:
-        raise StableError(
-            f"the ssh configuration {path} cannot be read: {error}.", "Correct it.", device=device
-        ) from error

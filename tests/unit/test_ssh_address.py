@@ -81,6 +81,39 @@ def test_a_command_to_paste_holds_what_it_was_made_of(tmp_path: Path) -> None:
     assert not (tmp_path / "injected").exists()
 
 
+def test_included_files_stand_in_their_place(tmp_path: Path) -> None:
+    """What comes first holds; a block of the file that includes goes on after the included one."""
+    home = configured(
+        tmp_path,
+        "Include conf.d/*.conf  ~/other gone/*\nUser general\nHost pi\n Include keys\n Port 2202\n"
+        "Include keys\nHost *\nInclude late\n User never\n",
+    )
+    (home / ".ssh/conf.d").mkdir()
+    (home / ".ssh/conf.d/2.conf").write_text("Host pi\n HostName second\n Port 2\n")
+    (home / ".ssh/conf.d/1.conf").write_text("include=nested\n")
+    (home / ".ssh/nested").write_text("Host pi\n HostName first\nHost foo\n Port 3\n")
+    (home / ".ssh/keys").write_text("IdentityFile /keys/pi\n")
+    (home / ".ssh/late").write_text("Host bar\n Port 4\n")
+    (home / "other").write_text("Host never\n User never\n")
+    found = {host: endpoint_of(device(host), home) for host in ("pi", "foo", "bar", "baz")}
+    assert [each.host for each in found.values()] == ["first", "foo", "bar", "baz"]
+    assert [each.port for each in found.values()] == [2, 3, 4, 22]
+    assert {each.user for each in found.values()} == {"general"}
+    assert found["pi"].key_files[0] == Path("/keys/pi")
+    assert not found["foo"].own_keys
+
+
+def test_included_blocks_below_a_condition_are_refused(tmp_path: Path) -> None:
+    home = configured(tmp_path, "Host pi\nInclude more\n")
+    (home / ".ssh/more").write_text("Host foo\n Port 3\n")
+    with pytest.raises(StableError, match="put that Include before the first Host"):
+        endpoint_of(device("pi"), home)
+
+
+def test_a_proxy_command_of_none_is_none(tmp_path: Path) -> None:
+    assert endpoint_of(device("pi"), configured(tmp_path, "ProxyCommand none\n")).jump is None
+
+
 def test_the_inventory_has_the_last_word(tmp_path: Path) -> None:
     home = configured(tmp_path, "Host pi\n User lab\n Port 2222\n IdentityFile /keys/pi\n")
     more = ", key_file: keys/own, known_hosts: /keys/known"
@@ -96,7 +129,21 @@ def test_an_address_of_ipv6(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Host pi\n ProxyCommand nc %h %p\n", "Host pi\n ProxyJump pi\n", "nonsense\n"]
+    "text",
+    [
+        "Host pi\n ProxyCommand nc %h %p\n",
+        "Host pi\n ProxyJump pi\n",
+        "nonsense\n",
+        "Port abc\n",
+        "Port 70000\n",
+        "CanonicalizeHostname always\n",
+        "CanonicalizeHostname yes\nCanonicalDomains lab\nCanonicalizeMaxDots x\n",
+        "Include config\n",
+        "Include config config\n",
+        "Include %d/x\n",
+        "Include ~nobody-of-that-name/x\n",
+        'Include "x\n',
+    ],
 )
 def test_a_configuration_that_cannot_be_followed_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(StableError, match="board: "):
