@@ -28,6 +28,9 @@ _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _PID_MOST = 1 << 30
 _TICKS = re.compile(rb"[0-9]{1,20}")
 _LOG_TAIL_BYTES = 2000
+_LOG_LIMIT_S = 60.0
+_NO_LOG = 90
+_LOG_TAIL = f'[ -e "$1" ]||exit {_NO_LOG};exec tail -c "$2" "$1"'
 _WAITING_CAP_BYTES = 500
 
 
@@ -104,12 +107,17 @@ def waits_for(transport: Transport, folder: str) -> str:
 
 
 def log_tail(transport: Transport, path: str) -> str:
-    """The end of the agent's log."""
-    try:
-        data = transport.read_from(path, 0, 1 << 20)
-    except MissingFileError:
+    """The end of the agent's log, however long it is. Raises: DeviceError."""
+    done = transport.run(
+        ["sh", "-c", _LOG_TAIL, "sh", path, str(_LOG_TAIL_BYTES)],
+        timeout_s=_LOG_LIMIT_S,
+        output_cap_bytes=_LOG_TAIL_BYTES,
+    )
+    if done.exit_code == _NO_LOG:
         return "The agent was not started."
-    return data[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    if not done.ok:
+        return f"Its log {path} cannot be read: {done.error_text() or done.exit_code}."
+    return done.stdout.decode(errors="replace").strip()
 
 
 def await_boot(transport: Transport, waits: Callable[[], None] = lambda: None) -> None:

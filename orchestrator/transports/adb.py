@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.inventory import Device
 
 _SHORT_S = 60.0
-_LOG_END_BYTES = 1 << 16
+_LOG_END_BYTES = 2000
 _GONE, _UNREADABLE, _NOT_STARTED, _NO_LOG = 90, 92, 93, 94
 """Exit codes of the script below."""
 
@@ -141,8 +141,8 @@ class AdbTransport:
         if started.exit_code in causes:
             raise self._files.error(SyncError(causes[started.exit_code], 0), what)
         if started.exit_code == _NOT_STARTED:
-            end = self.read_from(log, 0, _LOG_END_BYTES)
-            lines = end.decode(errors="replace").strip().splitlines()
+            end = self.run(["tail", "-c", str(_LOG_END_BYTES), log], timeout_s=_SHORT_S)
+            lines = end.stdout.decode(errors="replace").strip().splitlines() if end.ok else []
             raise self._files.error(SyncError("".join(lines[-2:-1]) or "it cannot be executed", 0), what)
         where = f"; its log {log} cannot be written" if started.exit_code == _NO_LOG else ""
         raise self._files.error(SyncError(started.error_text() or "it did not say why", 0), what + where)

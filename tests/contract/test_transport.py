@@ -409,6 +409,19 @@ def test_a_detached_command_that_is_not_there(transport: Transport, there: PureP
         transport.start_detached(["/no/such/program"], log=str(there / "log"))
 
 
+def test_a_detached_command_that_cannot_be_executed(
+    transport: Transport, world: World, there: PurePosixPath
+) -> None:
+    """Its log is long already."""
+    broken = world.seen(there / "broken")
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    world.seen(there / "log").write_text("an old line\n" * 10_000)
+    with pytest.raises(StableError, match="broken cannot be") as caught:
+        transport.start_detached([str(there / "broken")], log=str(there / "log"))
+    assert "an old line" not in str(caught.value)
+
+
 def test_a_detached_command_whose_log_cannot_be_written(
     transport: Transport, world: World, there: PurePosixPath
 ) -> None:

@@ -13,6 +13,8 @@ from orchestrator.deploy import DeployReport, Underway
 from orchestrator.errors import AgentError, StableError
 from orchestrator.inventory import parse_inventory
 from orchestrator.settings import load_settings
+from orchestrator.tailing import log_tail
+from orchestrator.transports.local import LocalTransport
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import (
     EndRecord,
@@ -228,6 +230,15 @@ def test_a_device_whose_fence_is_damaged_is_taken_over(
     worker.take_over("desk", lease)
     worker.deploy("desk", bundle, lease=lease)
     worker.clean("desk", lease)
+
+
+def test_the_end_of_a_long_log_says_why(tmp_path: Path) -> None:
+    log = tmp_path / "it's a log"
+    assert log_tail(LocalTransport("desk"), str(log)) == "The agent was not started."
+    log.write_bytes(b"an old line\n" * 150_000 + b"the cause\n")
+    said = log_tail(LocalTransport("desk"), str(log))
+    assert said.endswith("\nthe cause")
+    assert len(said) < 2000
 
 
 def test_deploys_through_the_worker(worker: HostWorker, tmp_path: Path) -> None:
