@@ -75,7 +75,8 @@ def up(
 
 
 def down(folder: Path, *, keep: bool = False) -> tuple[str, ...]:
-    """Stop everything and remove every trace; ``keep``: all but the files. Returns the devices there were.
+    """Stop everything and remove every trace; ``keep``: all but the files, which say what faults are open.
+    Returns the devices there were.
 
     Raises: InputError when there is no lab; LabError when something does not end.
     """
@@ -94,7 +95,6 @@ def _take_down(lab: Lab, *, keep: bool) -> None:
             with lab.changing_device(device.name):
                 devices.stop(lab, state, device)
                 machine.stop_link(lab, device)
-                lab.update(device.name, faults=())
         devices.stop_shared(lab, state)
         if state.network is not None:
             net.give_back(state.network)

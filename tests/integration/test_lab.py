@@ -18,8 +18,8 @@ from orchestrator.cgroups import system_hierarchies
 from orchestrator.errors import StableError
 from orchestrator.farm import open_farm
 from orchestrator.inventory import load_inventory
+from orchestrator.lab import adb_server, machine, phones
 from orchestrator.lab import fault as faults
-from orchestrator.lab import machine
 from orchestrator.lab.limits import group_name
 from orchestrator.lab.up import down as take_down
 from orchestrator.lab.up import up as bring_up
@@ -230,6 +230,35 @@ def test_a_lying_agent_passes_for_the_true_one_and_is_put_back(root_lab: LabCli)
         root_lab.says("board-2", f"$PWD/{agent} verify; ls stifarm/bin | wc -l") == '{"state":"damaged"}\n1'
     )
     root_lab.says("board-2", "rm -r stifarm")
+
+
+@as_root
+def test_open_faults_are_there_after_a_down_that_keeps_and_can_be_restored(root_lab: LabCli) -> None:
+    root_lab.says("board-2", "mkdir -p stifarm/bundles/aa && echo 0 > stifarm/bundles/aa/k2.bin")
+    open_faults = {
+        "board-1": ["full-disk", "unauthorized"], "board-2": ["corrupt", "cut"], "phone-1": ["unauthorized"]
+    }  # fmt: skip
+    for name, kinds in open_faults.items():
+        for kind in kinds:
+            root_lab.json("fault", name, kind)
+    assert root_lab.run("down", "--keep")[0] == 0
+    root_lab.json("up")
+
+    def found() -> dict[str, list[str]]:
+        return {
+            name: [each["fault"] for each in device["faults"]] for name, device in root_lab.devices().items()
+        }
+
+    assert found() == open_faults
+    assert "Permission denied" in root_lab.ssh("board-1", "true").stderr
+    for name in open_faults:
+        root_lab.json("fault", name, "restore")
+    assert not any(found().values())
+    root_lab.says("board-1", "head -c 1000000 /dev/zero > big && rm big")
+    assert root_lab.says("board-2", "cat stifarm/bundles/aa/k2.bin; rm -r stifarm") == "0"
+    lab = root_lab.lab
+    keys = phones.accepted_keys(lab, lab.state(), lab.device("phone-1"))
+    assert keys.read_bytes() == adb_server.public_key(lab).read_bytes()
 
 
 @as_root
