@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import android, waiting
+from agent import android, clocks, waiting
 from agent.gates import POLL_S, Settling, check_gates, gate_error, recent, settle, shut
 from agent.locks import hold_machine
 from agent.open_unit import UnitNote
 from agent.sensors import read_sensors
 from agent.signals import StopRequest
 from agent.spool import Spool
+from agent.watch import used_cpus
 from sti_runtime.messages import TIMED_KINDS, ExecuteResult, GateVerdict, Job, Unit, UnitResult
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class GatedUnits:
     """The units of one job. What was read before one of them still counts for the next."""
 
     def __init__(self, job: Job, spool: Spool, context: Context, note: UnitNote, stop: StopRequest) -> None:
-        self._gates = job.gates
+        self._gates, self._cpus = job.gates, used_cpus(job)
         self._machine = None if job.machine_lock is None else Path(job.machine_lock)
         self._spool, self._folder = spool.root, spool.job(job.id, str(job.attempt))
         self._context, self._note, self._stop = context, note, stop
@@ -66,7 +67,8 @@ class GatedUnits:
         if (gates.max_temperature_milli_c, gates.min_battery_percent) != (None, None):
             now = android.complete(now)
         self._settling = settle(self._settling, now, at_ns)
-        return check_gates(gates, now, self._settling)
+        domains = clocks.read_domains(self._cpus) if clocks.asked(gates) else ()
+        return check_gates(gates, now, self._settling, domains)
 
     def _run_open(self, unit: Unit, verdicts: tuple[GateVerdict, ...]) -> UnitResult:
         from agent.measure import run_unit

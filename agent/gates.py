@@ -6,9 +6,11 @@ result says so. A gate that stays shut for the whole wait limit gives "fail", an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from agent import clocks
+from agent.clocks import ClockDomain
 from agent.errors import GateError
 from sti_runtime.messages import Gates, GateVerdict, Sensors
 
@@ -73,8 +75,11 @@ def recent(settling: Settling | None, at_ns: int) -> Settling | None:
     return settling if settling is not None and at_ns - settling.at_ns <= KEPT_S * 1e9 else None
 
 
-def check_gates(gates: Gates, now: Sensors, settling: Settling | None) -> tuple[GateVerdict, ...]:
-    """A verdict for each gate that is asked; ``settling`` includes ``now``.
+def check_gates(
+    gates: Gates, now: Sensors, settling: Settling | None, domains: Sequence[ClockDomain] = ()
+) -> tuple[GateVerdict, ...]:
+    """A verdict for each gate that is asked; ``settling`` includes ``now``, ``domains`` are those of the CPUs
+    used.
 
     The temperature must not only be low enough but stable, so that a unit does not start on the way down
     or up.
@@ -94,6 +99,8 @@ def check_gates(gates: Gates, now: Sensors, settling: Settling | None) -> tuple[
         if open_ and rule.name == "temperature" and not (settling and settling.settled):
             open_, detail = False, f"{detail}, {_unsettled(settling)}"
         verdicts.append(GateVerdict(gate=rule.name, verdict="pass" if open_ else "fail", detail=detail))
+    if clocks.asked(gates):
+        verdicts.append(clocks.judge_clocks(gates, domains))
     return tuple(verdicts)
 
 
@@ -115,5 +122,5 @@ def gate_error(verdicts: tuple[GateVerdict, ...], waited_s: float, gates: Gates)
     causes = "; ".join(f"{v.gate}: {v.detail}" for v in shut(verdicts))
     return GateError(
         f"Gates stayed shut for {waited_s:.0f} s (limit {gates.wait_limit_s} s): {causes}.",
-        "Let the device cool, charge or become idle, or change its gates in the inventory.",
+        "Let the device cool, charge or become idle, set its clocks, or change its gates in the inventory.",
     )

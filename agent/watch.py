@@ -19,6 +19,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.clocks import PLAUSIBLE_KHZ, domain_folders
 from agent.sensors import (
     PROC,
     SYS,
@@ -37,8 +38,8 @@ from sti_runtime.messages import Job, Reading
 CLOCK_TOLERANCE_PERCENT = 15
 """By how much a clock may be lower than when the watch began: clocks are measured, and jitter."""
 
-MAX_DOMAINS, MAX_ZONES, MAX_COOLERS = 16, 4, 16
-"""Most clock domains, thermal zones (the hottest when the watch begins) and cooling devices watched."""
+MAX_ZONES, MAX_COOLERS = 4, 16
+"""Most thermal zones (the hottest when the watch begins) and cooling devices watched."""
 
 FIXED_GOVERNORS = ("performance", "userspace")
 """Cpufreq governors under which the clock does not follow the load."""
@@ -46,7 +47,6 @@ FIXED_GOVERNORS = ("performance", "userspace")
 KEPT_MILLI_C, KEPT_LOAD_MILLI, KEPT_MEMORY_SHARE = 1000, 250, 16
 """A reading is kept when temperature or load moved by this, available memory by one part in this many."""
 
-_PLAUSIBLE_KHZ = range(2_000_000_001)
 _INT_BYTES, _TEXT_BYTES = 63, 8191
 _Khz = tuple[int | None, int | None]
 """A clock domain's clock and ceiling."""
@@ -67,7 +67,7 @@ class Watch:
         self._limit_milli_c, self._proc = limit_milli_c, proc
         self._zones = _hottest_zones(sys)
         self._coolers = [str(folder / "cur_state") for folder in cpu_coolers(sys)[:MAX_COOLERS]]
-        domains = _clock_domains(cpus, sys)
+        domains = [folder for _, folder in domain_folders(cpus, sys)]
         self._files = [(str(d / "scaling_cur_freq"), str(d / "scaling_max_freq")) for d in domains]
         khz = self._frequencies()
         self._least = [
@@ -119,21 +119,6 @@ class Watch:
             available_memory_bytes=memory.get("MemAvailable"),
             throttled=any(known) if known else None,
         )
-
-
-def _clock_domains(cpus: Sequence[int], sys: Path) -> list[Path]:
-    """The cpufreq folder of the first CPU of each clock domain; CPUs of one domain share one folder."""
-    found: dict[tuple[int, int], Path] = {}
-    for cpu in cpus:
-        folder = sys / f"devices/system/cpu/cpu{cpu}/cpufreq"
-        try:
-            stat = folder.stat()
-        except OSError:
-            continue  # a CPU without cpufreq
-        found.setdefault((stat.st_dev, stat.st_ino), folder)
-        if len(found) == MAX_DOMAINS:
-            break
-    return list(found.values())
 
 
 def _hottest_zones(sys: Path) -> list[str]:
@@ -209,4 +194,4 @@ def _peek_int(path: str) -> int | None:
 
 def _peek_khz(path: str) -> int | None:
     value = _peek_int(path)
-    return value if value is not None and value in _PLAUSIBLE_KHZ else None
+    return value if value is not None and value in PLAUSIBLE_KHZ else None

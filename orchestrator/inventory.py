@@ -32,7 +32,7 @@ from orchestrator.yaml_fields import (
 )
 from sti_runtime.errors import InputError
 from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
-from sti_runtime.units import parse_bytes, parse_rate
+from sti_runtime.units import parse_bytes, parse_khz, parse_rate
 
 VERSION = 1
 CAP_BYTES = 1 << 20
@@ -308,12 +308,26 @@ def _gates(values: Mapping[str, object]) -> Gates:
             "max_load_milli": values.get("max_load"),
             "min_free_bytes": values.get("min_free"),
             "wait_limit_s": values.get("wait_limit_s", DEFAULT_WAIT_LIMIT_S),
+            **_record(values.get("clocks")),
         }
     )
 
 
 def _parse_gates(reader: FieldReader, node: yaml.Node, name: str) -> Gates:
     return _gates(reader.fields(node, name, _GATES))
+
+
+def _parse_clocks(reader: FieldReader, node: yaml.Node, name: str) -> dict[str, object] | None:
+    values = reader.fields(node, name, _CLOCKS)
+    low, high = values.get("min"), values.get("max")
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        reader.wrong(node, f"{name}: min is above max.")
+        return None
+    return {"governor": values.get("governor"), "min_khz": low, "max_khz": high}
+
+
+def _record(values: object) -> dict[str, object]:
+    return values if isinstance(values, dict) else {}
 
 
 def _governor(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
@@ -397,6 +411,12 @@ _GATES: Mapping[str, Parse] = {
     "max_load": milli(0, 4096, ""),
     "min_free": quantity(parse_bytes),
     "wait_limit_s": integer(0, 86_400),
+    "clocks": _parse_clocks,
+}
+_CLOCKS: Mapping[str, Parse] = {
+    "governor": _governor,
+    "min": quantity(parse_khz),
+    "max": quantity(parse_khz),
 }
 _EMULATE: Mapping[str, Parse] = {
     "read_bandwidth": quantity(parse_rate),

@@ -15,7 +15,7 @@ from pathlib import Path
 from sti_runtime.errors import FormatError
 from sti_runtime.messages import RECORD_CAP_BYTES, JournalRecord
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of job file, journal, verbs and packs together; host and agent refuse another's."""
 
 LINE_CAP_BYTES = RECORD_CAP_BYTES + 40

@@ -72,14 +72,25 @@ class Emulation(Record):
     cpu_mechanism: Mechanism | None
 
 
+Governor = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+"""The kernel's name of one, as ``performance``."""
+
+
 class Gates(Record):
-    """Conditions checked before timed units; ``None`` is not asked. Unreadable sensors give "ungated"."""
+    """Conditions checked before timed units; ``None`` is not asked. Unreadable sensors give "ungated".
+
+    ``governor``, ``min_khz``, ``max_khz``: of each clock domain of the CPUs used; the bounds are of the
+    highest clock that the kernel allows it.
+    """
 
     max_temperature_milli_c: Integer | None
     min_battery_percent: Integer | None
     max_load_milli: Integer | None
     min_free_bytes: Integer | None
     wait_limit_s: NonNegative
+    governor: Governor | None = None
+    min_khz: NonNegative | None = None
+    max_khz: NonNegative | None = None
 
 
 SettingValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,62}[!-~])?$")]

@@ -21,6 +21,7 @@ _SIZES = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
 _TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_CLOCKS = {"khz": 1, "mhz": 10**3, "ghz": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
 
 
@@ -52,6 +53,11 @@ def parse_rate(text: str) -> int:
     if rate == 0:
         raise UnitsError(f"{text!r} is a rate of zero.", "Write it like 20MB/s.")
     return rate
+
+
+def parse_khz(text: str) -> int:
+    """Kilohertz from "1.8GHz" or "600 MHz"; a bare number is refused. Raises: UnitsError."""
+    return _parse(text, _CLOCKS, "1.8GHz or 600MHz", "a clock frequency")
 
 
 def format_bytes(count: int) -> str:

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sensors.h"
+#include "clocks.h"
 
 /* A device is stable when two readings at least GATE_POLL_NS apart differ by less than this. */
 enum { SETTLED_MILLI_C = 500 };
@@ -66,8 +66,9 @@ static GateVerdict judge(const Rule *rule, const Settling *settling) {
   return verdict;
 }
 
-int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, GateVerdict verdicts[GATE_COUNT]) {
-  const Rule rules[GATE_COUNT] = {
+int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, const int32_t *cpus, int cpu_count,
+                GateVerdict verdicts[GATE_COUNT]) {
+  const Rule rules[] = {
       {"temperature", "m°C", gates->has_temperature, now->has_temperature, true, gates->max_temperature_milli_c,
        now->temperature_milli_c},
       {"battery", "%", gates->has_battery, now->has_battery, false, gates->min_battery_percent, now->battery_percent},
@@ -75,8 +76,9 @@ int gates_check(const Gates *gates, const Sensors *now, const Settling *settling
       {"free-space", " bytes", gates->has_free, now->has_free, false, gates->min_free_bytes, now->free_bytes},
   };
   int count = 0;
-  for (int i = 0; i < GATE_COUNT; i++)
+  for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
     if (rules[i].asked) verdicts[count++] = judge(&rules[i], settling);
+  if (clocks_asked(gates)) verdicts[count++] = clocks_judge(gates, cpus, cpu_count);
   return count;
 }
 
@@ -99,7 +101,8 @@ void gates_causes(const GateVerdict *verdicts, int count, char causes[GATE_CAUSE
 StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error) {
   char causes[GATE_CAUSES];
   gates_causes(verdicts, count, causes);
-  return sti_fail(error, STI_GATE, "Let the device cool, charge or become idle, or change its gates in the inventory.",
+  return sti_fail(error, STI_GATE,
+                  "Let the device cool, charge or become idle, set its clocks, or change its gates in the inventory.",
                   "Gates stayed shut for %.0f s (limit %" PRId64 " s): %s.", waited_s, gates->wait_limit_s, causes);
 }
 

@@ -106,13 +106,32 @@ static int64_t field_limit(Fields *fields, const char *name, bool *asked) {
   return *asked ? field_int(fields, name, INT64_MIN, INT_MOST) : 0;
 }
 
+/* [a-z][a-z0-9_-]{0,31} */
+static const char *field_governor(Fields *fields) {
+  const char *name = field_text(fields, "governor", 1, 32);
+  if (fields->code == STI_OK &&
+      (name[0] < 'a' || name[0] > 'z' || name[strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_-")] != '\0'))
+    fields_problem(fields, "governor should hold a-z, 0-9, '_' and '-', and begin with a letter");
+  return name;
+}
+
+/* A frequency that may be missing. */
+static int64_t field_khz(Fields *fields, const char *name, bool *asked) {
+  *asked = field_is_given(fields, name) && !field_is_null(fields, name);
+  return *asked ? field_int(fields, name, 0, INT_MOST) : 0;
+}
+
 static StiCode parse_gates(const JsonValue *value, const char *source, Gates *gates, StiError *error) {
   Fields fields;
   fields_begin(&fields, value, source, "Job", "gates", error);
+  if (field_is_given(&fields, "governor") && !field_is_null(&fields, "governor"))
+    gates->governor = field_governor(&fields);
+  gates->max_khz = field_khz(&fields, "max_khz", &gates->has_max_khz);
   gates->max_load_milli = field_limit(&fields, "max_load_milli", &gates->has_load);
   gates->max_temperature_milli_c = field_limit(&fields, "max_temperature_milli_c", &gates->has_temperature);
   gates->min_battery_percent = field_limit(&fields, "min_battery_percent", &gates->has_battery);
   gates->min_free_bytes = field_limit(&fields, "min_free_bytes", &gates->has_free);
+  gates->min_khz = field_khz(&fields, "min_khz", &gates->has_min_khz);
   gates->wait_limit_s = field_int(&fields, "wait_limit_s", 0, INT_MOST);
   return fields_end(&fields);
 }
@@ -233,10 +252,13 @@ static void write_emulation(Text *out, const Emulation *emulation) {
 
 static void write_gates(Text *out, const Gates *gates) {
   json_open(out, '{');
+  write_text_or_null(out, "governor", gates->governor);
+  write_int_or_null(out, "max_khz", gates->has_max_khz, gates->max_khz);
   write_int_or_null(out, "max_load_milli", gates->has_load, gates->max_load_milli);
   write_int_or_null(out, "max_temperature_milli_c", gates->has_temperature, gates->max_temperature_milli_c);
   write_int_or_null(out, "min_battery_percent", gates->has_battery, gates->min_battery_percent);
   write_int_or_null(out, "min_free_bytes", gates->has_free, gates->min_free_bytes);
+  write_int_or_null(out, "min_khz", gates->has_min_khz, gates->min_khz);
   json_int_field(out, "wait_limit_s", gates->wait_limit_s);
   json_close(out, '}');
 }

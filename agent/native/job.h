@@ -7,7 +7,7 @@
 
 /* JOB_THREAD_CAP: most compute threads, and most reads in flight. */
 enum { JOB_THREAD_CAP = 1024, JOB_CAP_BYTES = 16 << 20 };
-enum { RECORD_CAP_BYTES = 4 << 20, PROTOCOL_VERSION = 3 };
+enum { RECORD_CAP_BYTES = 4 << 20, PROTOCOL_VERSION = 4 };
 
 typedef struct { const char *store; int64_t counter; bool takeover; } Lease;
 
@@ -31,8 +31,10 @@ typedef struct {
 
 /* A limit is asked for when its has_ flag is set. */
 typedef struct {
-  bool has_temperature, has_battery, has_load, has_free;
+  bool has_temperature, has_battery, has_load, has_free, has_min_khz, has_max_khz;
   int64_t max_temperature_milli_c, min_battery_percent, max_load_milli, min_free_bytes, wait_limit_s;
+  const char *governor;     /* of each clock domain of the CPUs used; NULL: not asked */
+  int64_t min_khz, max_khz; /* of its ceiling */
 } Gates;
 
 typedef enum { SETTING_ANDROID, SETTING_FILE, SETTING_IDLE } SettingKind;

@@ -85,7 +85,7 @@ static int look(Run *run, GateVerdict verdicts[GATE_COUNT]) {
   sensors_read(run->spool->root, &now);
   if (gates->has_temperature || gates->has_battery) android_complete(&now);
   settling_add(&run->settling, &now, at_ns);
-  return gates_check(gates, &now, &run->settling, verdicts);
+  return gates_check(gates, &now, &run->settling, run->job.cpus, run->job.cpu_count, verdicts);
 }
 
 /* Hold the machine, check the gates, run. The machine is not held while waiting for a gate.

@@ -47,7 +47,7 @@ void write_maybe(Text *out, const char *key, bool known, int64_t value); /* "key
 
 typedef enum { GATE_PASS, GATE_FAIL, GATE_UNGATED } GateState;
 typedef struct { const char *gate; GateState state; char detail[200]; } GateVerdict;
-enum { GATE_COUNT = 4, GATE_CAUSES = GATE_COUNT * 240 };
+enum { GATE_COUNT = 5, GATE_CAUSES = GATE_COUNT * 240 };
 #define GATE_POLL_NS INT64_C(2000000000) /* how long is waited before a gate that is shut is looked at again */
 
 /* What the readings so far say of whether the temperature is stable; zero: nothing was read. */
@@ -64,8 +64,9 @@ void settling_add(Settling *settling, const Sensors *now, int64_t at_ns);
 void settling_recent(Settling *settling, int64_t at_ns); /* a reading that is too old counts no more */
 
 /* Verdicts on the limits that are asked for; settling includes `now`: the temperature must not only be low enough but
- * stable. Returns their number. */
-int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, GateVerdict verdicts[GATE_COUNT]);
+ * stable. cpus [cpu_count]: those used, 0: all this process may use. Returns their number. */
+int gates_check(const Gates *gates, const Sensors *now, const Settling *settling, const int32_t *cpus, int cpu_count,
+                GateVerdict verdicts[GATE_COUNT]);
 bool gates_shut(const GateVerdict *verdicts, int count);
 StiCode gates_error(const GateVerdict *verdicts, int count, double waited_s, const Gates *gates, StiError *error); /* STI_GATE */
 void gates_causes(const GateVerdict *verdicts, int count, char causes[GATE_CAUSES]); /* which are shut, and why */

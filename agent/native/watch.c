@@ -6,34 +6,11 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#include "../../sti_runtime/native/threads.h"
 
 /* A reading is kept when temperature or load moved by this, available memory by one part in KEPT_MEMORY_SHARE. */
-enum { KEPT_MILLI_C = 1000, KEPT_LOAD_MILLI = 250, KEPT_MEMORY_SHARE = 16, MOST_KHZ = 2000000000 };
+enum { KEPT_MILLI_C = 1000, KEPT_LOAD_MILLI = 250, KEPT_MEMORY_SHARE = 16 };
 
 /* ------------------------------------------------------------------ what is watched */
-
-/* CPUs of one clock domain share one cpufreq folder. */
-static void find_domains(Watch *watch, const int32_t *cpus, int cpu_count) {
-  struct { dev_t dev; ino_t ino; } known[WATCHED_DOMAINS];
-  int64_t allowed[CPU_NUMBERS];
-  char folder[4096];
-  struct stat status;
-  int count = cpu_count > 0 ? cpu_count : cpus_allowed(allowed, CPU_NUMBERS);
-  for (int i = 0; i < count && watch->domain_count < WATCHED_DOMAINS; i++) {
-    int32_t cpu = cpu_count > 0 ? cpus[i] : (int32_t)allowed[i];
-    snprintf(folder, sizeof folder, "%s/devices/system/cpu/cpu%d/cpufreq", kernel_roots.sys, (int)cpu);
-    if (stat(folder, &status) != 0) continue; /* a CPU without cpufreq */
-    int at = 0;
-    while (at < watch->domain_count && (known[at].dev != status.st_dev || known[at].ino != status.st_ino)) at++;
-    if (at < watch->domain_count) continue;
-    known[at].dev = status.st_dev;
-    known[at].ino = status.st_ino;
-    watch->cpus[watch->domain_count++] = cpu;
-  }
-}
 
 /* Of equally hot zones the first. */
 static void find_zones(Watch *watch) {
@@ -59,16 +36,10 @@ static void find_zones(Watch *watch) {
 
 /* ------------------------------------------------------------------ reading */
 
-static int64_t read_khz(int32_t cpu, const char *file) {
-  int64_t khz;
-  bool known = kernel_int(&khz, "%s/devices/system/cpu/cpu%d/cpufreq/%s", kernel_roots.sys, (int)cpu, file);
-  return known && khz >= 0 && khz <= MOST_KHZ ? khz : -1;
-}
-
 static void read_frequencies(const Watch *watch, Reading *reading) {
   for (int i = 0; i < watch->domain_count; i++) {
-    reading->khz[i].clock = read_khz(watch->cpus[i], "scaling_cur_freq");
-    reading->khz[i].ceiling = read_khz(watch->cpus[i], "scaling_max_freq");
+    reading->khz[i].clock = domain_khz(watch->cpus[i], "scaling_cur_freq");
+    reading->khz[i].ceiling = domain_khz(watch->cpus[i], "scaling_max_freq");
   }
 }
 
@@ -142,9 +113,8 @@ static StiCode keep(Watch *watch, StiError *error) {
  * base_frequency comes and goes with the other CPUs' load. */
 static int64_t judged_khz(int32_t cpu, int64_t khz) {
   char governor[64];
-  int64_t sure = read_khz(cpu, "base_frequency");
-  bool known = kernel_text(governor, sizeof governor, "%s/devices/system/cpu/cpu%d/cpufreq/scaling_governor",
-                           kernel_roots.sys, (int)cpu);
+  int64_t sure = domain_khz(cpu, "base_frequency");
+  bool known = domain_governor(cpu, governor);
   if (!known || (strcmp(governor, "performance") != 0 && strcmp(governor, "userspace") != 0)) return -1;
   return sure >= 0 && sure < khz ? sure : khz;
 }
@@ -152,7 +122,7 @@ static int64_t judged_khz(int32_t cpu, int64_t khz) {
 StiCode watch_begin(Watch *watch, const int32_t *cpus, int cpu_count, const Gates *gates, Arena *arena,
                     StiError *error) {
   *watch = (Watch){.arena = arena, .has_limit = gates->has_temperature, .limit_milli_c = gates->max_temperature_milli_c};
-  find_domains(watch, cpus, cpu_count);
+  watch->domain_count = clock_domains(cpus, cpu_count, watch->cpus);
   find_zones(watch);
   watch->cooler_count = cpu_coolers(watch->coolers, WATCHED_COOLERS);
   read_frequencies(watch, &watch->last);

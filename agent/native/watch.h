@@ -6,10 +6,10 @@
 #ifndef AGENT_WATCH_H
 #define AGENT_WATCH_H
 
+#include "clocks.h"
 #include "kernel_files.h"
-#include "sensors.h"
 
-enum { WATCHED_DOMAINS = SENSOR_POLICIES, WATCHED_ZONES = 4, WATCHED_COOLERS = 16, CLOCK_TOLERANCE_PERCENT = 15 };
+enum { WATCHED_DOMAINS = CLOCK_DOMAINS, WATCHED_ZONES = 4, WATCHED_COOLERS = 16, CLOCK_TOLERANCE_PERCENT = 15 };
 
 /* A clock domain's clock, and the highest that the kernel allows it; −1: not readable. */
 typedef struct { int64_t clock, ceiling; } DomainKhz;

@@ -416,6 +416,36 @@ def test_verdicts_of_the_gates_go_with_the_runs(agent: Agent, spool: Spool, cont
     assert verdicts["battery"] == ("ungated" if read_sensors(spool.root).battery_percent is None else "pass")
 
 
+@pytest.mark.parametrize(
+    ("files", "verdict", "detail"),
+    [
+        ({"scaling_governor": "performance", "scaling_max_freq": "2000000"}, "pass", ""),
+        ({"scaling_governor": "performance"}, "ungated", "its ceiling cannot be read"),
+        ({"scaling_governor": "powersave"}, "fail", "governor powersave, wanted performance"),
+    ],
+)
+def test_clocks_that_are_not_as_stated_shut_a_gate(
+    agent: Agent, spool: Spool, tmp_path: Path, files: dict[str, str], verdict: str, detail: str
+) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n")
+    gates = OPEN_GATES.model_copy(update={"governor": "performance", "min_khz": 1_800_000})
+    job = a_job(agent, spool, gates=gates, units=probes(1), cpus=(cpu,), threads=1)
+    run(agent.in_environment(STIFARM_SYSFS=str(tmp_path / "sys")), spool, job)
+    payload = journal_of(spool, job)[1].payload
+    if verdict == "fail":
+        failure = result_of(FailureRecord, payload)
+        assert failure.error == "GateError"
+        assert f"clocks: cpu{cpu}: {detail}" in failure.what
+    else:
+        log = (spool.job(job.id, 1) / "agent.log").read_text()
+        assert ("gate clocks is" in log) == (verdict == "ungated")
+        assert detail in log
+
+
 def test_sensors_that_cannot_be_read_are_ungated_and_the_unit_runs(
     agent: Agent, spool: Spool, content: Content, tmp_path: Path
 ) -> None:

@@ -96,6 +96,8 @@ def _jobs(plan: Plan) -> list[Job]:
         max_load_milli=None,
         min_free_bytes=0,
         wait_limit_s=1,
+        governor="performance",
+        min_khz=1_800_000,
     )
     common: dict[str, Any] = {
         "format": "stifarm-job", "version": 1, "id": "job-1", "attempt": 1, "device": "0123456789abcdef",

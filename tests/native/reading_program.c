@@ -6,7 +6,8 @@
  *   battery | thermal             of standard input, what Android's services print
  *   watch ROOT LIMIT CPU…         a watch over those trees ("" for no limit): for each line of standard input one
  *                                 reading and a line, 1 if the sample is throttled; at its end the readings
- *   gates LIMITS… READINGS…       verdicts: "" for null; temperature, battery, load, free space; then before's temperature
+ *   gates LIMITS… READINGS… BEFORE MS ROOT GOVERNOR MIN MAX CPU…   verdicts: "" for null; temperature, battery, load, free
+ *                                 space of both; the temperature BEFORE was read MS earlier; clocks are those of ROOT/sys
  *   model | features | clocks | os-release | build-prop | mount PATH | property NAME      of standard input
  */
 #include <inttypes.h>
@@ -72,10 +73,11 @@ static int print_watch(const char *root, const char *limit, char **words, int co
   return code != STI_OK;
 }
 
-static int print_gates(char **argv) {
+static int print_gates(int argc, char **argv) {
   Gates gates = {.wait_limit_s = 3};
   Sensors now = {0}, before = {0};
   Settling settling = {0};
+  int32_t cpus[64];
   GateVerdict verdicts[GATE_COUNT];
   Text out = {0};
   StiError error;
@@ -90,7 +92,12 @@ static int print_gates(char **argv) {
   before.has_temperature = number(argv[8], &before.temperature_milli_c);
   settling_add(&settling, &before, 0);
   settling_add(&settling, &now, atoll(argv[9]) * 1000000);
-  int count = gates_check(&gates, &now, &settling, verdicts);
+  read_below(argv[10]);
+  gates.governor = argv[11][0] ? argv[11] : NULL;
+  gates.has_min_khz = number(argv[12], &gates.min_khz);
+  gates.has_max_khz = number(argv[13], &gates.max_khz);
+  for (int i = 14; i < argc && i < 64; i++) cpus[i - 14] = atoi(argv[i]);
+  int count = gates_check(&gates, &now, &settling, cpus, argc - 14, verdicts);
   gates_write(&out, verdicts, count);
   puts(out.data);
   gates_error(verdicts, count, 3.4, &gates, &error);
@@ -144,7 +151,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   if (strcmp(what, "watch") == 0 && argc >= 4) return print_watch(argv[2], argv[3], argv + 4, argc - 4);
-  if (strcmp(what, "gates") == 0 && argc == 12) return print_gates(argv + 2);
+  if (strcmp(what, "gates") == 0 && argc >= 17) return print_gates(argc - 2, argv + 2);
   size_t length = fread(input, 1, sizeof input - 1, stdin);
   if (strcmp(what, "model") == 0) print_found(parse_cpu_model(input, found, sizeof found), found);
   if (strcmp(what, "battery") == 0) print_battery(input);

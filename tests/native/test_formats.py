@@ -150,6 +150,8 @@ def jobs(bundle: Bundle) -> list[Job]:
             max_load_milli=None,
             min_free_bytes=-(2**63),
             wait_limit_s=9,
+            governor="performance",
+            max_khz=2_400_000,
         ),
         "settings": (
             FileSetting(kind="file", path="/sys/devices/cpu/policy*/a.b", value="a b"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agent import android, facts
+from agent.clocks import judge_clocks, read_domains
 from agent.gates import check_gates, gate_error, settle, shut
 from agent.sensors import read_sensors
 from agent.watch import Watch
@@ -53,7 +54,16 @@ PHONE = {
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    names = ("sensors.c", "gates.c", "kernel_files.c", "facts_parse.c", "watch.c", "android.c", "child.c")
+    names = (
+        "sensors.c",
+        "gates.c",
+        "clocks.c",
+        "kernel_files.c",
+        "facts_parse.c",
+        "watch.c",
+        "android.c",
+        "child.c",
+    )
     parts = [AGENT / name for name in names]
     program = Path(__file__).with_name("reading_program.c")
     return str(build_sanitized("address,undefined", program, *parts, runtime=BASE))
@@ -185,13 +195,47 @@ def test_gates_judge_as_python_does(
     first = settle(None, now.model_copy(update={"temperature_milli_c": before}), 0)
     expected = check_gates(gates, now, settle(first, now, later_ms * 1_000_000))
     words = ["" if value is None else value for value in (*LIMITS, *readings, before, later_ms)]
+    words += ["/", "", "", "", 0]
     verdicts, why = said(program, "gates", *words).split("\n")[:2]
     assert json.loads(verdicts) == [verdict.model_dump() for verdict in expected]
     assert why == (gate_error(expected, 3.4, gates).what if shut(expected) else "")
 
 
+@pytest.mark.parametrize("cpus", [(0, 4), (4,), (9,)])
+@pytest.mark.parametrize(
+    ("governor", "low", "high", "changes"),
+    [
+        ("performance", None, None, {}),
+        ("performance", None, None, {CPU.format(4, "scaling_governor"): "schedutil"}),
+        ("performance", None, None, {CPU.format(0, "scaling_governor"): ""}),
+        ("performance", 1, None, {CPU.format(4, "scaling_max_freq"): "x"}),
+        (None, 1_500_000, 2_500_000, {}),
+        (None, 3_500_000, None, {}),
+        (None, None, 1_000, {CPU.format(0, "scaling_max_freq"): "-1"}),
+    ],
+)
+def test_clocks_judge_as_python_does(
+    program: str,
+    tmp_path: Path,
+    cpus: tuple[int, ...],
+    governor: str | None,
+    low: int | None,
+    high: int | None,
+    changes: dict[str, str],
+) -> None:
+    write(tmp_path, BOARD | changes)
+    gates = Gates(
+        max_temperature_milli_c=None, min_battery_percent=None, max_load_milli=None, min_free_bytes=None,
+        wait_limit_s=3, governor=governor, min_khz=low, max_khz=high,
+    )  # fmt: skip
+    expected = judge_clocks(gates, read_domains(cpus, tmp_path / "sys"))
+    words = ["" if value is None else value for value in (governor, low, high)]
+    found = said(program, "gates", *[""] * 4, 1, 1, 1, 1, "", 0, tmp_path, *words, *cpus).split("\n")
+    assert json.loads(found[0]) == [expected.model_dump()]
+
+
 def test_gates_that_are_not_asked_give_no_verdict(program: str) -> None:
-    assert said(program, "gates", *[""] * 4, 1, 1, 1, 1, "", 0).strip() == "[]"
+    assert said(program, "gates", *[""] * 4, 1, 1, 1, 1, "", 0, "/", "", "", "", 0).strip() == "[]"
 
 
 @pytest.mark.parametrize("cpuinfo", [PI_4, BIG_LITTLE, JETSON, VM, "CPU part\t: 0xFFF\n", "", "model name\n"])

@@ -96,6 +96,18 @@ def test_defaults() -> None:
     assert device.shared_machine(Path("/this/one")) == "/this/one"
 
 
+def test_clocks_that_a_device_must_have() -> None:
+    text = """
+version: 1
+devices:
+  - name: a
+    transport: local
+    gates: {clocks: {governor: performance, min: 1.8GHz, max: 2400MHz}}
+"""
+    gates = parse_inventory(text.encode(), Path("inventory.yaml")).devices[0].gates
+    assert (gates.governor, gates.min_khz, gates.max_khz) == ("performance", 1_800_000, 2_400_000)
+
+
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
@@ -197,6 +209,10 @@ def device_with(lines: str) -> str:
         ("gates:\n  min_battery_percent: 101", 6, "between 0 and 100"),
         ("gates:\n  min_free: 200 apples", 6, "min_free: '200 apples' is not a size. Write it like"),
         ("gates:\n  min_fre: 200MB", 6, "Did you mean min_free?"),
+        ("gates:\n  clocks: {min: 1800}", 6, "min: '1800' is not a clock frequency. Write it like 1.8GHz"),
+        ("gates:\n  clocks: {min: 2GHz, max: 1.8GHz}", 6, "clocks: min is above max."),
+        ("gates:\n  clocks: {governor: Fast!}", 6, "governor must be the kernel's name of one"),
+        ("gates:\n  clocks: performance", 6, "clocks must"),
         ("emulate:\n  read_bandwidth: 3MB", 6, "read_bandwidth: '3MB' is not a rate. Write it like 20MB/s."),
         ("emulate:\n  read_bandwidth: 0MB/s", 6, "is a rate of zero"),
         ("emulate:\n  cpu_share: 0", 6, "between 0.001 and 1000 (1 is one whole CPU)"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.watch import MAX_DOMAINS, MAX_ZONES, Watch
+from agent.clocks import MAX_DOMAINS
+from agent.watch import MAX_ZONES, Watch
 from tests.unit.test_sensors import write
 
 CPU = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
