@@ -14,12 +14,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
+import structlog
+
+from db.controllers import Begun, beat, begin_controller, end_controller
 from db.session import Store, open_store
 from orchestrator.inventory import Device, Inventory, load_inventory
+from orchestrator.patience import patiently
 from orchestrator.settings import Settings
 from sti_runtime.errors import ResourceError, StifarmError
+
+BEAT_S = 30.0
 
 
 class ControllerBusyError(StifarmError):
@@ -34,6 +41,8 @@ class Farm:
     store: Store
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the person pressed Ctrl-C: threads that drive jobs then ask the agents to stop."""
+    controller: str | None = None
+    """The name of the controller that this process is; None while it is none."""
     registering: threading.Lock = field(default_factory=threading.Lock)
     """Held while a device is registered: two new names of one device must see each other."""
 
@@ -53,9 +62,9 @@ class Farm:
 
     @property
     def owner(self) -> str:
-        """Who holds the leases of this farm: stable over restarts, so that a killed controller's
-        successor goes on with its attempts."""
-        return f"{socket.gethostname()}:{self.settings.home}"
+        """Who holds the leases of this farm: this process's controller, which goes on with what a killed one
+        of its home held."""
+        return self.controller or f"{socket.gethostname()}:{self.settings.home}"
 
     def stopped_by(self, stop: threading.Event) -> Farm:
         """The same farm for one piece of work that ``stop`` ends."""
@@ -88,9 +97,59 @@ def controlling(farm: Farm) -> Iterator[None]:
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
+        with _entered(farm):
+            yield
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _entered(farm: Farm) -> Iterator[None]:
+    """Be a controller of the store, with a heartbeat, for the length of the block."""
+    log = structlog.get_logger(__name__)
+
+    def enter() -> Begun:
+        with farm.store.session() as session:
+            return begin_controller(
+                session,
+                host=socket.gethostname(),
+                home=str(farm.settings.home),
+                stifarm=version("stifarm"),
+                pid=os.getpid(),
+            )
+
+    begun = patiently(enter, stop=farm.stop)
+    for name in begun.succeeded:
+        log.info("goes on with what a killed controller held", controller=name)
+    farm.controller = begun.name
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(farm.store, begun.name, over), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        farm.controller = None
+        try:
+            with farm.store.session() as session:
+                end_controller(session, begun.name)
+        except StifarmError as error:
+            log.warning("the store does not know that this controller ended", cause=error.what)
+
+
+def _beat(store: Store, name: str, over: threading.Event) -> None:
+    """Say until ``over`` that the controller lives. A store that is away is tried again."""
+    log = structlog.get_logger(__name__)
+    while not over.wait(BEAT_S):
+        try:
+            with store.session() as session:
+                kept = beat(session, name)
+        except StifarmError as error:
+            log.warning("the store does not know that this controller lives", cause=error.what)
+            continue
+        if not kept:
+            log.warning("this controller was silent and given up; others went on with its work")
 
 
 def make_folder(path: Path) -> None:

@@ -24,7 +24,7 @@ from orchestrator.campaigns.steps import Means
 from orchestrator.farm import Farm, controlling
 from orchestrator.worker import HostWorker
 from tests.agent_data import REPO
-from tests.farm_world import InProcess, open_world, write_inventory
+from tests.farm_world import InProcess, as_controller, open_world, write_inventory
 
 
 def write_devices(root: Path) -> None:
@@ -65,7 +65,8 @@ def work_off(farm: Farm, worker: HostWorker) -> None:
         with farm.store.reader() as session:
             return not open_runs(session)
 
-    Controller(means_of(farm, worker)).run(over)
+    with as_controller(farm):
+        Controller(means_of(farm, worker)).run(over)
 
 
 def run_state(farm: Farm, run_id: int) -> str:

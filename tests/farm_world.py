@@ -201,6 +201,16 @@ def probe_request(farm: Farm, worker: HostWorker, units: int, *, again: int = 0)
     )
 
 
+@contextmanager
+def as_controller(farm: Farm) -> Iterator[None]:
+    """Be the controller of the farm's home, unless this process is."""
+    if farm.controller is not None:
+        yield
+        return
+    with controlling(farm):
+        yield
+
+
 def start_controller(root: Path, units: int) -> subprocess.Popen[str]:
     """A controller in a process of its own, driving such a job."""
     return subprocess.Popen(

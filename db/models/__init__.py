@@ -9,6 +9,7 @@ from db.models.campaigns import (
     CampaignRunRow,
     ScheduleRow,
 )
+from db.models.controllers import ControllerRow
 from db.models.fleet import DeviceFactsRow, DeviceRow, LeaseRow
 from db.models.health import (
     AlertDeliveryRow,
@@ -39,6 +40,7 @@ __all__ = [
     "CampaignRow",
     "CampaignRunRow",
     "ComputeSampleRow",
+    "ControllerRow",
     "DeviceFactsRow",
     "DeviceFailureRow",
     "DeviceProfileRow",

@@ -16,9 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
+from db.clock import database_wall_ns, utc_text
+from db.controllers import HEARTBEAT_TTL_NS, list_controllers
 from db.documents import now_wall_ns
 from db.hosts import forget_host, list_hosts
-from db.models import HostRow
+from db.models import ControllerRow, HostRow
 from orchestrator.cli.context import JsonOption, Options, PortsOption, farm_of, parse_size, tell_how_to_join
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.content_cache import CACHE_BYTES
@@ -101,6 +103,53 @@ def join(
     with _stopped() as stop:
         keep_joined(settings, joining, token or settings.ray_token, note, stop)
     success(f"{joining.name} left")
+
+
+@host_app.command("controllers")
+def controllers(
+    context: typer.Context,
+    all_: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """The processes that drive devices of the store, and whether they live.
+
+    Example: stifarm host controllers
+    """
+    with farm_of(context) as farm, farm.store.reader() as session:
+        now = database_wall_ns(session)
+        rows = [_controller_json(row, now) for row in list_controllers(session, ended=all_)]
+    if json:
+        emit_json(rows)
+    elif rows:
+        columns = ("controller", "stifarm", "process", "since", "heartbeat", "state")
+        table(
+            "Controllers",
+            columns,
+            [
+                (one["name"], one["stifarm"], one["pid"], utc_text(one["started_wall_ns"]),
+                 f"{one['silent_s']} s ago", one["state"])
+                for one in rows
+            ],
+        )  # fmt: skip
+    else:
+        note("nobody drives devices of this store")
+
+
+def _controller_json(row: ControllerRow, now_wall_ns: int) -> dict[str, Any]:
+    silent_ns = max(0, now_wall_ns - row.heartbeat_wall_ns)
+    state = "ended" if row.ended_wall_ns else "silent" if silent_ns > HEARTBEAT_TTL_NS else "alive"
+    return {
+        "name": row.name,
+        "host": row.host,
+        "home": row.home,
+        "stifarm": row.stifarm,
+        "pid": row.pid,
+        "started_wall_ns": row.started_wall_ns,
+        "heartbeat_wall_ns": row.heartbeat_wall_ns,
+        "ended_wall_ns": row.ended_wall_ns,
+        "silent_s": silent_ns // 10**9,
+        "state": state,
+    }
 
 
 @host_app.command("list")

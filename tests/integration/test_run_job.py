@@ -29,6 +29,7 @@ from tests.farm_world import (
     DESK,
     agent_pid,
     alive,
+    as_controller,
     attempts_of,
     fill,
     job_folders,
@@ -58,7 +59,8 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
 
 
 def run(farm: Farm, worker: HostWorker, request: Request) -> Outcome:
-    return run_job(farm.store, worker, farm.owner, request)
+    with as_controller(farm):
+        return run_job(farm.store, worker, farm.owner, request)
 
 
 def only_folder(root: Path, kind: str = "probe", device: str = "desk") -> Path:
