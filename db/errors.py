@@ -2,7 +2,8 @@
 
 StifarmError
 └── StoreError               the database cannot be reached, read or written
-    ├── StoreUnreachableError  nobody answers, or the connection was lost: it may come back
+    ├── StoreUnreachableError  nobody answers, the connection was lost, it is locked: it may come back
+    │   └── StoreFullError         its disk is full
     ├── StoreVersionError    its schema is older or newer than this program
     ├── QuarantinedError     the farm has put the device in quarantine
     └── LeaseHeldError       another controller holds the device
@@ -19,8 +20,12 @@ class StoreError(StifarmError):
 
 
 class StoreUnreachableError(StoreError):
-    """The database does not answer or the connection to it was lost; whether the last commit was made is not
-    known. Trying again may help."""
+    """The database does not answer, is locked by somebody else, or the connection to it was lost; whether the
+    last commit was made is not known. Trying again may help."""
+
+
+class StoreFullError(StoreUnreachableError):
+    """The disk of the database is full: nothing can be written until there is room again."""
 
 
 class StoreVersionError(StoreError):

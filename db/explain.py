@@ -1,4 +1,4 @@
-"""What databases report, in words: StoreError or ResourceError with a remedy."""
+"""What databases report, in words: StoreError with a remedy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from db.errors import StoreError, StoreUnreachableError
-from sti_runtime.errors import ResourceError, StifarmError
+from db.errors import StoreError, StoreFullError, StoreUnreachableError
+from sti_runtime.errors import StifarmError
 
 BUSY_TIMEOUT_S = 30
 """How long a writer waits for another one's lock on a SQLite store."""
@@ -17,7 +17,7 @@ BUSY_TIMEOUT_S = 30
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turn what a database reports into StoreError or ResourceError with a remedy.
+    """Turn what a database reports into StoreError with a remedy.
 
     Errors that mean a bug of ours (constraint violated, bad SQL) pass unchanged.
     """
@@ -66,6 +66,9 @@ _SQLITE_CAUSES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_SQLITE_LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
+"""Somebody else writes: another try may find it free."""
+
 _AWAY = ("08", "57P0")
 """SQLSTATE classes of a connection that failed and of a server that stops, crashed or starts."""
 
@@ -80,13 +83,14 @@ def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | No
     if isinstance(cause, sqlite3.Error):
         name = getattr(cause, "sqlite_errorname", None) or ""
         if name.startswith("SQLITE_FULL"):
-            return ResourceError(
+            return StoreFullError(
                 f"The store {place} cannot grow: the disk is full.",
                 "Free some space and run the same command again; nothing half-written was kept.",
             )
         for prefix, what, remedy in _SQLITE_CAUSES:
             if name.startswith(prefix):
-                return StoreError(f"The store {place} {what} ({cause}).", remedy)
+                kind = StoreUnreachableError if prefix in _SQLITE_LOCKED else StoreError
+                return kind(f"The store {place} {what} ({cause}).", remedy)
         return None
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     if not isinstance(error, OperationalError) and not lost:
@@ -94,7 +98,7 @@ def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | No
     state = getattr(cause, "sqlstate", None) or ""
     first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if state == "53100":
-        return ResourceError(
+        return StoreFullError(
             f"The store {place} cannot grow: the server's disk is full ({first}).",
             "Free some space on the database server and run the same command again.",
         )

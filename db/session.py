@@ -48,7 +48,7 @@ class Store:
     def session(self) -> Iterator[Session]:
         """One writing transaction: committed at the end, rolled back on any error.
 
-        Raises: StoreError or ResourceError when the database fails.
+        Raises: StoreError when the database fails.
         """
         factory = sessionmaker(self.engine, expire_on_commit=False)
         with explained(self.url), factory.begin() as session:
@@ -76,7 +76,7 @@ def open_store(url: str) -> Store:
     """Open the store at ``url``; a SQLite file that does not exist is created.
 
     Raises: InputError for a URL that is not one; StoreVersionError when the schema is older or newer than
-    this program; StoreError or ResourceError when the database is damaged, unreachable or full.
+    this program; StoreError when the database is damaged, unreachable or full.
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from db.errors import StoreUnreachableError
-from db.session import open_store, upgrade
+from db.events import latest_events, record_event
+from db.session import open_store, sqlite_url, upgrade
 from orchestrator.dispatch import Outcome, run_job
 from orchestrator.farm import Farm, open_farm
 from orchestrator.patience import patiently
@@ -80,6 +82,23 @@ def test_a_job_outlives_its_database(server: Server, farm: Farm, worker: HostWor
     assert outcome.complete
     assert stored_records(farm, outcome.job_id, 1) == journal(folder)
     assert attempts_of(farm, outcome.job_id) == [(1, "done")]
+
+
+def test_a_store_whose_disk_is_full_is_waited_for(tmp_path: Path) -> None:
+    tries: list[int] = []
+    with open_store(sqlite_url(tmp_path / "s.sqlite")) as store:
+
+        def write() -> None:
+            with store.session() as session:
+                # SQLite reports its page limit as it does a full disk: SQLITE_FULL.
+                session.execute(text(f"PRAGMA max_page_count = {1_000_000 if tries else 1}"))
+                tries.append(1)
+                record_event(session, "info", "big", "x" * 100_000)
+
+        patiently(write)
+        with store.reader() as session:
+            assert len(latest_events(session, limit=9)) == 1
+    assert len(tries) == 2
 
 
 def test_patience_has_a_limit_and_can_be_interrupted() -> None:

@@ -12,10 +12,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import db.session
-from db.errors import StoreError, StoreUnreachableError, StoreVersionError
+from db.errors import StoreError, StoreFullError, StoreUnreachableError, StoreVersionError
 from db.events import record_event
 from db.session import KNOWN_REVISIONS, open_store, parse_url, schema_state, sqlite_url, upgrade
-from sti_runtime.errors import InputError, ResourceError
+from sti_runtime.errors import InputError
 
 
 def test_known_revisions_are_the_migrations() -> None:
@@ -113,7 +113,7 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
             pages = session.execute(text("PRAGMA page_count")).scalar_one()
         with store.session() as session:
             session.execute(text(f"PRAGMA max_page_count = {pages}"))
-        with pytest.raises(ResourceError, match="disk is full") as caught, store.session() as session:
+        with pytest.raises(StoreFullError, match="disk is full") as caught, store.session() as session:
             record_event(session, "info", "big", "x" * 1_000_000)
         assert "nothing half-written" in caught.value.remedy
         with store.session() as session:
@@ -131,7 +131,10 @@ def test_locked_store_says_so(tmp_path: Path) -> None:
             session.execute(text("PRAGMA busy_timeout = 50"))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreError, match="locked by another process"), store.session() as session:
+            with (
+                pytest.raises(StoreUnreachableError, match="locked by another process"),
+                store.session() as session,
+            ):
                 record_event(session, "info", "x", "y")
             with store.reader() as session:
                 assert session.execute(text("SELECT count(*) FROM events")).scalar() == 0
