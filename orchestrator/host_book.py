@@ -12,7 +12,7 @@ from db.hosts import hosts_are_away, list_hosts, note_host
 from db.session import Store
 from orchestrator.errors import InventoryError
 from orchestrator.farm import Farm
-from orchestrator.hosts import CAP_BYTES, HostOffer, SeenHost
+from orchestrator.hosts import CAP_BYTES, HostOffer, SeenHost, gather
 from orchestrator.inventory import Device
 from orchestrator.lab_hosts import Cluster, LabHosts
 from orchestrator.worker import HostWorker
@@ -44,6 +44,12 @@ def hosts_of(farm: Farm, pool: Pool) -> LabHosts:
     )
     hosts.farm_devices()
     return hosts
+
+
+def know_hosts(farm: Farm) -> None:
+    """Have the devices of the lab hosts in the farm's inventory, as the store knows them: no host is asked.
+    Raises: InventoryError, StoreError."""
+    farm.know(gather(farm.own_devices, known_offers(farm.store)).devices)
 
 
 def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:

@@ -39,6 +39,7 @@ from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOptio
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import ControllerBusyError, Farm
+from orchestrator.host_book import know_hosts
 
 campaign_app = typer.Typer(
     no_args_is_help=True, help="Matrices of measurements, resumed at any time (docs/campaigns.md)."
@@ -76,6 +77,7 @@ def run(
     Example: stifarm campaign run campaigns/nightly.yaml
     """
     with farm_of(context) as farm:
+        know_hosts(farm)
         campaign, spec = _campaign(farm, target, replace=replace)
         opened = _open_run(farm, campaign, spec, again=again, yes=yes)
         if opened is None:
@@ -202,6 +204,7 @@ def schedule(
             raise CampaignError(f"{option}: {value!r} is unknown.", f"Choose {' or '.join(known)}.")
     check_cron(cron, timezone)
     with farm_of(context) as farm:
+        know_hosts(farm)
         campaign, spec = _campaign(farm, target, replace=replace)
         refuse_too_many(resolve(farm, spec))
         with farm.store.session() as session:

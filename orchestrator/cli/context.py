@@ -18,8 +18,7 @@ from orchestrator.dispatch import Worker
 from orchestrator.errors import SelectorError, StableError, ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.health.selection import relied_on
-from orchestrator.host_book import hosts_of, known_offers
-from orchestrator.hosts import gather
+from orchestrator.host_book import hosts_of, know_hosts
 from orchestrator.inventory import Device, load_inventory
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.matching import select
@@ -128,7 +127,7 @@ def driving(
 
     endpoint = None if listen is None else Endpoint.parse(listen)
     given = None if ports is None else Ports.parse(ports)
-    farm.know(gather(farm.own_devices, known_offers(farm.store)).devices)
+    know_hosts(farm)
     if listen is None and running_head(farm.settings) is None:  # else hosts may join, or have joined unseen
         select(farm.inventory.devices, selector)
     with controlling(farm), RayPool(farm.settings, listen=endpoint, ports=given) as pool:

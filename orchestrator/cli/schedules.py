@@ -24,6 +24,7 @@ from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, 
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
+from orchestrator.host_book import know_hosts
 
 schedules_app = typer.Typer(no_args_is_help=True, help="When campaigns run by themselves (docs/nightly.md).")
 
@@ -92,6 +93,7 @@ def run_now(context: typer.Context, name: NameArgument) -> None:
     """
     with farm_of(context) as farm:
         _, campaign = _scheduled(farm, name)
+        know_hosts(farm)
         resolved = resolve(farm, spec_of(campaign))
         with farm.store.session() as session:
             opened = open_runs(session, campaign_id=campaign.id)

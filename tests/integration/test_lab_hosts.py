@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from db.campaigns import cancel_run, open_runs
+from db.models import CampaignBatchRow
 from orchestrator import fleet
 from orchestrator.audit import audit_device
 from orchestrator.content_cache import CACHE_BYTES
@@ -99,6 +102,17 @@ def test_hosts_are_listed(world: HostWorld) -> None:
         "transport": "local",
         "labels": {"bench": "bench1"},
     }
+
+
+def test_a_campaign_has_the_devices_of_hosts(world: HostWorld, farm: Farm) -> None:
+    (world.root / "alive.yaml").write_text("version: 1\nname: alive\nkinds: [health]\ndevices: all\n")
+    asked = world.verb("", "campaign", "run", "alive.yaml", "--detach")
+    assert asked.returncode == 0, asked.stderr
+    with farm.store.session() as session:
+        (run,) = open_runs(session)
+        batches = session.scalars(select(CampaignBatchRow).where(CampaignBatchRow.run_id == run.id))
+        assert {batch.device for batch in batches} == {"own", "one", "two"}
+        cancel_run(session, run.id, "it was only asked for")
 
 
 def refusal(world: HostWorld, token: Path, *, name: str = "third", address: str | None = None) -> str:
