@@ -279,6 +279,20 @@ def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, 
     return [(device, kind, max(0, spent or 0)) for device, kind, spent in session.execute(query)]
 
 
+def last_moves(session: Session) -> Mapping[str | None, int]:
+    """By device: when a batch of it last began, ended, or was claimed for, of the runs that are open."""
+    moved = func.max(
+        case(
+            (_Batch.state == "ended", _Batch.ended_wall_ns),
+            else_=func.coalesce(_Batch.claimed_until_wall_ns, _Batch.started_wall_ns),
+        )
+    )
+    query = select(_Batch.device, moved).join(_Run, _Run.id == _Batch.run_id).where(_Run.state == "running")
+    return {
+        device: int(at) for device, at in session.execute(query.group_by(_Batch.device)) if at is not None
+    }
+
+
 def put_back_causes(session: Session, run_id: int, *, limit: int = 5) -> list[str]:
     """Why batches of a run were put back into the queue, each cause once."""
     query = select(_Batch.device, _Batch.cause).where(_Batch.run_id == run_id, _Batch.state == "queued")

@@ -101,6 +101,12 @@ class LabHosts:
         """Whether a device hangs on the controller itself."""
         return self.farm_devices().hosts.get(device) == OWN
 
+    def in_reach(self, device: str) -> bool:
+        """Whether a device's host is there: the controller itself, or one that has joined it and lives."""
+        known = self._fresh()
+        host = known.farm.hosts.get(device)
+        return host == OWN or host in known.present
+
     def host_worker(self, device: str) -> HostWorker:
         """The worker of a device's host. Raises: LinkError while that is away; StableError when no host, or
         more than one, has a device of that name."""

@@ -9,7 +9,7 @@ import structlog
 from db import campaign_work as work
 from db import jobs as job_queries
 from db.campaign_work import CellEnd
-from db.errors import LeaseHeldError, StoreError
+from db.errors import LeaseHeldError, StoreError, StoreUnreachableError
 from db.events import record_event
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.spec import CampaignSpec
@@ -22,7 +22,7 @@ TRIES = 3
 _RETRY_NS = 30 * 10**9
 _RETRY_FACTOR = 4
 _HELD_WAIT_NS = 15 * 10**9
-"""A device that another owner uses is asked for again after so long."""
+"""A device that another owner uses is asked for again after so long, as is one when the store was away."""
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ def settle(means: Means, batch: Batch, ends: Ends, error: BaseException | None) 
             end_abandoned(means, row.id)
     elif isinstance(error, ClaimLostError):
         _log.warning("a claim was lost", batch=row.id, campaign=batch.of)
-    elif isinstance(error, LeaseHeldError):
+    elif isinstance(error, (LeaseHeldError, StoreUnreachableError)):  # no failure of the batch
         with farm.store.session() as session:
             work.put_back(session, row.id, farm.owner, cause=error.what, wait_ns=_HELD_WAIT_NS)
     elif isinstance(error, (TransientError, PoolError, StoreError)) and row.tries + 1 < TRIES:

@@ -35,7 +35,9 @@ _TICK_S = 1.0
 _STORE_PAUSE_S = 5.0
 _RENEW_S = work.CLAIM_TTL_NS / 4e9
 _STRANGE_AFTER_NS = 600 * 10**9
-"""So long after its run began is a batch left to other controllers whose device is not in the inventory."""
+_STRANGE_MOST_NS = 24 * 3600 * 10**9
+"""So long nothing has happened on a device that is out of reach (not in the inventory, its host away) when a
+run gives it up; the longer time while another controller works, which may have it in reach."""
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +72,8 @@ class Controller:
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._unsaved: list[_Ended] = []
         self._renewed = time.monotonic()
+        self._missed: set[str | None] = set()
+        """Devices out of reach that batches wait for."""
 
     def run(self, over: Callable[[bool], bool], *, tick: Callable[[], None] = lambda: None) -> None:
         """Work until ``over``, which is told whether nothing is under way or ready. ``tick`` is called before
@@ -143,16 +147,18 @@ class Controller:
             under_way = work.under_way(session)
             left, had = work.left(session), work.had(session, now)
             typical = Typical.of(work.durations(session)) if waiting else Typical({}, {})
+            moved = work.last_moves(session) if waiting or under_way else {}
         mine = [row for row in under_way if row.owner == owner and row.id not in self._active]
-        lapsed = [
-            row
-            for row in under_way
-            if row.owner != owner and (row.claimed_until_wall_ns or 0) < now and self._lane(row.device)
-        ]
+        lapsed = [row for row in under_way if row.owner != owner and (row.claimed_until_wall_ns or 0) < now]
+        others = [row for row in under_way if row.owner != owner and row not in lapsed]
+        elsewhere = {row.device for row in others}
+        strange_before = now - (_STRANGE_MOST_NS if others else _STRANGE_AFTER_NS)
         for row in (*mine, *lapsed):
-            if (lane := self._lane(row.device)) and lane not in self._busy:
+            lane = self._lane(row.device)
+            if lane is None and moved.get(row.device, now) < strange_before:
+                self._give_up(row.id, row.device)
+            elif lane is not None and lane not in self._busy:
                 self._begin(pool, row.id, lane)
-        elsewhere = {row.device for row in under_way if row.owner != owner and row not in lapsed}
         had_of: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         for (run_id, device), spent_ns in had.items():
             had_of[self._lane(device) or ""][run_id] += spent_ns
@@ -161,10 +167,13 @@ class Controller:
             for lane, ns in left_by_lane(counts, typical, lambda device: self._lane(device) or "").items():
                 left_of[lane][run_id] = ns
         by_lane: dict[str, list[work.Waiting]] = defaultdict(list)
+        self._tell_missed({each.device for each in waiting if self._lane(each.device) is None} - elsewhere)
         for each in waiting:
             lane_or_none = self._lane(each.device)
             if lane_or_none is None:
-                self._strange(each, now)
+                begun = each.started_wall_ns or each.due_wall_ns
+                if each.device not in elsewhere and max(begun, moved.get(each.device, 0)) < strange_before:
+                    self._give_up(each.batch_id, each.device)
             elif each.ready and (each.device is None or each.device not in elsewhere):
                 by_lane[lane_or_none].append(each)
         for lane, ready in by_lane.items():
@@ -178,14 +187,21 @@ class Controller:
         return {active.lane for active in self._active.values()}
 
     def _lane(self, device: str | None) -> str | None:
-        return self._lanes.get(device)
+        """The lane of a device that can be asked now; None for another."""
+        lane = self._lanes.get(device)
+        return lane if device is None or (lane is not None and self._means.in_reach(device)) else None
 
-    def _strange(self, each: work.Waiting, now_wall_ns: int) -> None:
-        """Give up a device that is in no inventory when no controller has begun it for long."""
-        if now_wall_ns - (each.started_wall_ns or each.due_wall_ns) > _STRANGE_AFTER_NS:
-            claims.give_up_device(
-                self._farm, each.batch_id, f"{each.device} is not in the inventory of {self._farm.owner}"
-            )
+    def _tell_missed(self, devices: set[str | None]) -> None:
+        """Say of which devices batches wait that are out of reach, each once."""
+        for device in devices - self._missed:
+            _log.warning("is out of reach; campaigns wait for it", device=device)
+        self._missed = devices
+
+    def _give_up(self, batch_id: int, device: str | None) -> None:
+        """Give up a run on a device that nobody has in reach."""
+        known = any(device == each.name for each in self._inventory.devices)
+        why = "its host has been away" if known else f"it is not in the inventory of {self._farm.owner}"
+        claims.give_up_device(self._farm, batch_id, f"{device} is out of reach: {why}")
 
     def _begin(self, pool: ThreadPoolExecutor, batch_id: int, lane: str) -> None:
         batch = claims.claimed(self._farm, batch_id)

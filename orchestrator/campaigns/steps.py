@@ -43,12 +43,14 @@ Note = Callable[[Mapping[int, CellEnd]], None]
 
 @dataclass(frozen=True)
 class Means:
-    """What batches are done with. ``mapper``: where importance is scored, on ``cpus`` CPUs."""
+    """What batches are done with. ``mapper``: where importance is scored, on ``cpus`` CPUs. ``in_reach``:
+    whether a device can be asked from here now; one whose host is away cannot."""
 
     farm: Farm
     worker: Worker
     mapper: Mapper
     cpus: int
+    in_reach: Callable[[str], bool] = lambda device: True
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace as replace_field
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ from orchestrator.campaigns.start import (
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.campaigns.steps import Means
 from orchestrator.cli.campaign_view import compare, report, status
-from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, driving, farm_of
+from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import ControllerBusyError, Farm
@@ -97,6 +98,12 @@ def run(
         raise typer.Exit(SOME_FAILED if ended.counts.get("done") else FAILED)
 
 
+def means_of(session: Session) -> Means:
+    """What batches are done with in a session."""
+    means = Means(session.farm, session.worker, session.pool, session.pool.cpus)
+    return means if session.hosts is None else replace_field(means, in_reach=session.hosts.in_reach)
+
+
 def drive(farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow) -> None:
     """Work on the store's open runs until this one has ended."""
 
@@ -110,7 +117,7 @@ def drive(farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow)
             note(
                 f"run {run.number} of {campaign.name}; see it from elsewhere: stifarm campaign status --watch"
             )
-            Controller(Means(farm, session.worker, session.pool, session.pool.cpus)).run(over)
+            Controller(means_of(session)).run(over)
     except ControllerBusyError as error:
         raise ControllerBusyError(
             f"{error.what} Run {run.number} of {campaign.name} is open.",
@@ -173,7 +180,7 @@ def _stop_running(farm: Farm, run_ids: list[int]) -> None:
 
     try:
         with driving(farm, "all", quarantined=True) as session:
-            Controller(Means(farm, session.worker, session.pool, session.pool.cpus)).run(over)
+            Controller(means_of(session)).run(over)
     except ControllerBusyError:
         note("the running controller stops what is under way")
 

@@ -19,7 +19,7 @@ from orchestrator.campaigns.due import next_due, shown
 from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
-from orchestrator.campaigns.steps import Means
+from orchestrator.cli.campaign import means_of
 from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import CampaignError, near
@@ -161,7 +161,7 @@ def serve(
         terminated(farm.stop),  # last: Ray sets a handler of its own as it starts
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
-        controller = Controller(Means(farm, session.worker, session.pool, session.pool.cpus))
+        controller = Controller(means_of(session))
         try:
             controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _tick(session))
         except KeyboardInterrupt:
