@@ -38,9 +38,11 @@ def unprivileged_user() -> str | None:
 
 @dataclass
 class Server:
-    """A running server. ``template``: its URL with "{database}" where the database's name goes."""
+    """A running server. ``template``: its URL with "{database}" where the database's name goes; ``data``: its
+    folder."""
 
     template: str
+    data: Path
     stop: Callable[[], None]
     start: Callable[[], None]
 
@@ -87,7 +89,7 @@ def restartable_server(binaries: Path, user: str) -> Iterator[Server]:
         run(binaries / "initdb", "--auth=trust", "--username=stifarm", "--encoding=UTF8", "--no-sync", data)
         start()
         try:
-            yield Server(f"postgresql://stifarm@/{{database}}?host={home}", stop, start)
+            yield Server(f"postgresql://stifarm@/{{database}}?host={home}", data, stop, start)
         finally:
             if (data / "postmaster.pid").exists():
                 stop()
