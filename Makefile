@@ -9,6 +9,7 @@ RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 WORKERS ?= 3
 FAULTS  ?= 200
+MINUTES ?= 30
 SEED    ?= 1
 LOCK   := $(VENV)/constraints.txt
 
@@ -18,7 +19,7 @@ help:
 	@echo "make demo    set up and run the main job on this machine and two emulated boards"
 	@echo "make test    set up and run the test suite"
 	@echo "make check   lint, format, types, import contracts"
-	@echo "make chaos   the main job on a virtual lab under 200 random faults (SEED=1)"
+	@echo "make chaos   the main job on a virtual lab under 200 random faults, a fleet under them for 30 minutes"
 	@echo "make bench   run every benchmark in bench/"
 	@echo "make clean   remove the environment and the demo's state"
 
@@ -64,6 +65,7 @@ bench: $(DEV)
 
 chaos: $(DEV)
 	$(BIN)/python -m tests.chaos --faults $(FAULTS) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .stifarm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

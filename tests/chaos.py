@@ -1,7 +1,7 @@
 """The main job on a virtual lab under random faults from a seed, then the store against the journals.
 
     python -m tests.chaos --faults 200 --seed 1
-    python -m tests.chaos --minutes 30 --store postgresql --seed 1     a fleet instead: tests/chaos_fleet
+    python -m tests.chaos --minutes 30 --seed 1     a fleet instead, on either store: tests/chaos_fleet
 
 Verbs of the command line (deploy, profile, eval; again and again) drive the lab's boards and phones, while
 faults hit devices, links, the adb server and the controller itself. A verb that fails is given again, as a
@@ -50,7 +50,8 @@ from orchestrator.settings import load_settings
 from orchestrator.toolchain import cache_folder
 from tests.agent_data import REPO
 from tests.bystanders import Bystanders, other_user, rival
-from tests.chaos_fleet.run import run as run_fleet
+from tests.chaos_fleet import run as fleet_run
+from tests.chaos_fleet.databases import STORES
 from tests.farm_world import fill, score, wait_for
 
 CONTROLLER, SERVER = "controller-kill", "adb-server-kill"
@@ -395,6 +396,18 @@ def _lose_sample(session: Session, chance: random.Random) -> None:
     session.execute(delete(ComputeSampleRow).where(ComputeSampleRow.id == chosen))
 
 
+def run_fleets(root: Path, store: str | None, *, minutes: float, seed: int) -> list[dict[str, Any]]:
+    """Fleets under faults, one for each kind of store, which share the time."""
+    found = []
+    stores = tuple(STORES) if store is None else (store,)
+    for name in stores:
+        (root / name).mkdir()
+        found.append(
+            fleet_run.run(root / name, store=name, seed=seed, minutes=minutes / len(stores), say=_say)
+        )
+    return found
+
+
 def _say(line: str) -> None:
     sys.stdout.write(line)
     sys.stdout.flush()
@@ -408,22 +421,29 @@ def main() -> None:
     parser.add_argument("--boards", type=int, default=2)
     parser.add_argument("--phones", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="a fleet instead, for so long")
-    parser.add_argument("--store", choices=("postgresql", "sqlite"), default="postgresql", help="the fleet's")
+    parser.add_argument("--store", choices=tuple(STORES), help="the fleet's; each in turn by default")
     parser.add_argument("--dir", type=Path, help="where to work; a new temporary folder by default")
     options = parser.parse_args()
     root = options.dir or Path(tempfile.mkdtemp(prefix="stifarm-chaos-"))
     root.mkdir(parents=True, exist_ok=True)
     try:
-        if options.minutes is not None:
-            found = run_fleet(root, store=options.store, seed=options.seed, minutes=options.minutes, say=_say)
+        if options.minutes is None:
+            found = [
+                run(
+                    root,
+                    faults=options.faults,
+                    seed=options.seed,
+                    boards=options.boards,
+                    phones=options.phones,
+                )
+            ]
         else:
-            found = run(
-                root, faults=options.faults, seed=options.seed, boards=options.boards, phones=options.phones
-            )
+            found = run_fleets(root, options.store, minutes=options.minutes, seed=options.seed)
     except AssertionError:
-        sys.stderr.write(f"failed with --seed {options.seed}; what was said is in {root}/*.log\n")
+        sys.stderr.write(f"failed with --seed {options.seed}; what was said is in {root}\n")
         raise
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    for each in found:
+        _say(json.dumps(each, indent=2) + "\n")
     if options.dir is None:
         shutil.rmtree(root)
 

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, takewhile
 from pathlib import Path
@@ -64,6 +64,7 @@ def run(
     devices: int = 2,
     boards: int = 1,
     longest_pause_s: float = 20,
+    campaigns: Sequence[str] = tuple(CAMPAIGNS),
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """A whole run, as long as ``minutes`` or for so many faults; what it came to.
@@ -78,9 +79,11 @@ def run(
         if minutes is not None:
             drawn = takewhile(lambda fault: fault.at_s < 60 * minutes, drawn)
         planned = list(islice(drawn, faults))
+        for name in campaigns:
+            assert made.ask(name), f"{name} cannot be asked for"
         clock = Clock(say)
         clock(f"{store}: {len(planned)} faults of seed {seed}")
-        asked = _under_faults(made, planned, clock)
+        asked = _under_faults(made, campaigns, planned, clock)
         last_s = clock.now()
         clock("the last fault is over")
         with open_store(database.url) as opened:
@@ -98,17 +101,18 @@ def run(
                 require_none(ends.doubled_or_missing_cells(session))
                 require_none(ends.doubled_measurements(session))
                 require_none(ends.stale_writers(session))
+        restarts = {name: len(codes) for name, codes in made.keeper.exits.items()}
         audits = _audited(made, random.Random(seed), clock)
         return {
             "store": store,
             "seed": seed,
             "faults": dict(sorted(injected.items())),
             "refused": made.refused,
-            "runs asked for": asked,
+            "runs asked for": len(campaigns) + asked,
             "cells when all had ended": under,
             "asked again for what was missing": repeated,
             "seconds to the end": round(ended_s),
-            "restarts": {name: len(codes) for name, codes in made.keeper.exits.items()},
+            "restarts": restarts,
             "journals": sum(audit["journals"] for audit in audits),
             "records": sum(audit["records"] for audit in audits),
             "samples": sum(audit["samples"] for audit in audits),
@@ -123,11 +127,11 @@ def require_none(wrong: list[str]) -> None:
 # ------------------------------------------------------------------ under faults
 
 
-def _under_faults(made: Fleet, planned: list[Fault], clock: Clock) -> int:
-    """Inject every fault at its time while campaigns are asked for; how often one was begun."""
+def _under_faults(made: Fleet, campaigns: Sequence[str], planned: list[Fault], clock: Clock) -> int:
+    """Inject every fault at its time while campaigns are asked for; how often one was begun anew."""
     over = threading.Event()
     with ThreadPoolExecutor(len(made.hosts) + 5) as pool:
-        person = pool.submit(_person, made, over)
+        person = pool.submit(_person, made, campaigns, over)
         try:
             struck: list[Future[None]] = []
             for fault in planned:
@@ -142,12 +146,12 @@ def _under_faults(made: Fleet, planned: list[Fault], clock: Clock) -> int:
         return person.result()
 
 
-def _person(made: Fleet, over: threading.Event) -> int:
+def _person(made: Fleet, campaigns: Sequence[str], over: threading.Event) -> int:
     """Ask for each campaign again whenever its last run has ended; how often a run was begun."""
     begun = 0
     with patiently(lambda: open_store(made.database.url)) as store:
         while not over.is_set():
-            for name in CAMPAIGNS:
+            for name in campaigns:
                 if not over.is_set() and not _is_open(store, name):
                     begun += made.ask_again(name)
             over.wait(_PERSON_S)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from tests.farm_world import fill, score, wait_for
 
 VERB_LIMIT_S = 300
 UP_LIMIT_S = 300
+CHILD_LIMIT_S = 30
+"""So long is waited for a process that is to be killed."""
 
 CAMPAIGNS = {
     "alive": "kinds: [health]\npriority: 50\n",
-    "speeds": "kinds: [health, profile]\npriority: 10\n",
+    "speeds": "kinds: [health, profile]\nrepeats: 2\npriority: 10\n",
     "plans": (
         "kinds: [execute, evaluate]\ntargets: [1000s, 5 of whole-model compute]\npreload: [10kB]\n"
         "working: 1MB\npolicies: [sti, preload-6]\nrequests: 4\npriority: 25\n"
@@ -166,12 +168,15 @@ class Fleet:
             self.keeper.end(SECOND)
 
     def _child(self, name: str, wanted: str) -> psutil.Process:
-        """A process of Ray below a kept one. Raises: LabError when there is none."""
-        above = self.keeper.process(name)
-        for child in [] if above is None else above.children(recursive=True):
-            with_name = child.cmdline()[:1]
-            if child.name() == wanted or (with_name and with_name[0].startswith(wanted)):
-                return child
+        """A process of Ray below a kept one, which may be about to start it. Raises: LabError."""
+        deadline = time.monotonic() + CHILD_LIMIT_S
+        while time.monotonic() < deadline:
+            above = self.keeper.process(name)
+            for child in [] if above is None else above.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if child.name() == wanted or "".join(child.cmdline()[:1]).startswith(wanted):
+                        return child
+            time.sleep(0.2)
         raise LabError(f"{name} has no {wanted}")
 
     # -------------------------------------------------------------- the person's side

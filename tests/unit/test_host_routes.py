@@ -108,6 +108,8 @@ def test_a_host_that_is_away_has_devices_out_of_reach() -> None:
             hosts.worker.architecture(device)
         assert caught.value.device == device
         assert hosts.worker.progress(device).waits == f"{device}: host {host} is out of reach."
+        assert not hosts.in_reach(device)
+    assert hosts.in_reach("desk")
     assert hosts.worker.architecture("desk") == "own/desk"
 
 
