@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from db.documents import storable
 from db.leases import database_wall_ns
@@ -62,19 +62,9 @@ def waiting(session: Session, now_wall_ns: int) -> list[Waiting]:
         .group_by(_Batch.run_id, _Batch.device)
         .subquery()
     )
-    importance = aliased(_Batch)
-    blocked = and_(
-        _Batch.kind.in_(PLANNED_KINDS),
-        exists().where(
-            importance.run_id == _Batch.run_id,
-            importance.kind == "importance",
-            importance.bundle_digest == _Batch.bundle_digest,
-            importance.task == _Batch.task,
-            importance.state != "ended",
-        ),
-    )
+    blocking = _importance_left(session)
     query = (
-        select(_Batch, _Run, CampaignRow.name, CampaignRow.priority, firsts.c.n, case((blocked, 1), else_=0))
+        select(_Batch, _Run, CampaignRow.name, CampaignRow.priority, firsts.c.n)
         .join(firsts, and_(firsts.c.run_id == _Batch.run_id, firsts.c.number == _Batch.number))
         .join(_Run, _Run.id == _Batch.run_id)
         .join(CampaignRow, CampaignRow.id == _Run.campaign_id)
@@ -91,11 +81,22 @@ def waiting(session: Session, now_wall_ns: int) -> list[Waiting]:
             started_wall_ns=run.started_wall_ns,
             device=batch.device,
             kind=batch.kind,
-            ready=not is_blocked and batch.not_before_wall_ns <= now_wall_ns,
+            ready=batch.not_before_wall_ns <= now_wall_ns
+            and not (batch.kind in PLANNED_KINDS and (run.id, batch.bundle_digest, batch.task) in blocking),
             left=left,
         )
-        for batch, run, name, priority, left, is_blocked in session.execute(query)
+        for batch, run, name, priority, left in session.execute(query)
     ]
+
+
+def _importance_left(session: Session) -> set[tuple[int, str | None, str | None]]:
+    """(run, bundle, task) of the importance profiles that open runs have not made so far."""
+    query = (
+        select(_Batch.run_id, _Batch.bundle_digest, _Batch.task)
+        .join(_Run, _Run.id == _Batch.run_id)
+        .where(_Run.state == "running", _Batch.kind == "importance", _Batch.state != "ended")
+    )
+    return {(run, bundle, task) for run, bundle, task in session.execute(query)}
 
 
 def under_way(session: Session) -> Sequence[CampaignBatchRow]:
