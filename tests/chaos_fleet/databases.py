@@ -70,10 +70,11 @@ class Postgres:
 
     def strike(self, fault: Fault) -> None:
         """One fault, from its beginning to its end."""
+        first = psutil.Process(int((self.server.data / "postmaster.pid").read_text().splitlines()[0]))
         if fault.kind == "backend-kill":
-            self._processes(random.Random(fault.seed))[-1].kill()
+            random.Random(fault.seed).choice(first.children()).kill()
         elif fault.kind == "database-freeze":
-            frozen = self._processes(random.Random(fault.seed))
+            frozen = [first, *first.children()]
             _signal(frozen, signal.SIGSTOP)
             try:
                 time.sleep(fault.duration_s)
@@ -81,7 +82,7 @@ class Postgres:
                 _signal(frozen, signal.SIGCONT)
         else:
             if fault.kind == "database-kill":
-                self._processes(random.Random(fault.seed))[0].kill()
+                first.kill()
             else:
                 self.server.stop()
             time.sleep(fault.duration_s)
@@ -105,12 +106,6 @@ class Postgres:
             connection.execute(text(statement))
         engine.dispose()
 
-    def _processes(self, chance: random.Random) -> list[psutil.Process]:
-        """The server's first process and its children, in an order drawn by chance."""
-        first = psutil.Process(int((self.server.data / "postmaster.pid").read_text().splitlines()[0]))
-        children = first.children()
-        return [first, *chance.sample(children, len(children))]
-
     def _start(self) -> None:
         """Start it again; what the killed one left of shared memory is in use for a moment."""
         deadline = time.monotonic() + START_LIMIT_S
@@ -126,7 +121,7 @@ class Postgres:
 
 @dataclass(frozen=True)
 class Sqlite:
-    """A file, on a disk of its own where one can be had. ``spare``: of that disk, None: it has none."""
+    """A file; ``disk``: on a disk of its own, which can be filled."""
 
     folder: Path
     disk: bool

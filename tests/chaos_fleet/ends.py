@@ -125,7 +125,7 @@ def doubled_measurements(session: Session) -> Check:
 
 
 def stale_writers(session: Session) -> Check:
-    """What a device journalled was begun under the lease of its attempt, and under one lease one attempt."""
+    """Under one lease of a device there was one attempt: a stale controller has begun none."""
     attempts = session.scalars(select(AttemptRow)).all()
     leases = Counter((attempt.device_id, attempt.lease_counter) for attempt in attempts)
     return [

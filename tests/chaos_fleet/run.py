@@ -87,7 +87,7 @@ def run(
         last_s = clock.now()
         clock("the last fault is over")
         with open_store(database.url) as opened:
-            _until_ended(opened, clock)
+            _until_ended(opened)
             ended_s = clock.now() - last_s
             clock(f"every run has ended, {ended_s:.0f} s after the last fault")
             injected = Counter(fault.kind for fault in planned)
@@ -170,7 +170,7 @@ def _is_open(store: Store, name: str) -> bool:
 # ------------------------------------------------------------------ afterwards
 
 
-def _until_ended(store: Store, clock: Clock) -> None:
+def _until_ended(store: Store) -> None:
     def ended() -> bool:
         with store.reader() as session:
             return not ends.unended(session)
@@ -192,7 +192,7 @@ def _all_measured(made: Fleet, store: Store, clock: Clock) -> int:
         clock(f"asked again: {', '.join(missing)}")
         for name in missing:
             assert made.ask(name), f"{name} cannot be asked for"
-        _until_ended(store, clock)
+        _until_ended(store)
     with store.reader() as session:
         require_none([*ends.last_runs_missing(session), *ends.causes(session)])
     return TRIES
