@@ -8,6 +8,7 @@
     ├── FormatError           a file of ours (bundle, plan, job, journal) is malformed or damaged
     │   └── DigestError       bytes do not have the digest their manifest states
     ├── InfeasiblePlanError   no trained submodel meets the target latency
+    ├── SolverError           the planner exact has no solver, or no optimum in its limit
     ├── ResourceError         disk, memory or a buffer is too small for what was asked
     ├── StorageReadError      a file of a bundle could not be read where its manifest says
     └── (orchestrator.errors adds the farm's own branches)
@@ -80,6 +81,10 @@ class InfeasiblePlanError(StifarmError):
     def __init__(self, what: str, remedy: str = "", *, smallest_target_ns: int) -> None:
         super().__init__(what, remedy)
         self.smallest_target_ns = smallest_target_ns
+
+
+class SolverError(StifarmError):
+    """The solver of the planner ``exact`` is not installed, or found no optimum in its limit."""
 
 
 class ResourceError(StifarmError):

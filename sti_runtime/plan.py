@@ -19,10 +19,14 @@ MERGE_LIMIT_BYTES = 1 << 20
 """Neighbouring versions are read as one up to this size (see ``merged_reads``)."""
 
 Policy = Literal[
-    "sti", "sti-0mb", "random", "load-exec",
+    "sti", "sti-0mb", "exact", "exact-io", "random", "no-slack", "uniform", "wide-first", "load-exec",
     "std-pipeline-2", "std-pipeline-6", "std-pipeline-32", "preload-6", "preload-32",
 ]  # fmt: skip
 """What is compared; see sti_runtime.policies."""
+
+
+Planner = Literal["paper", "baseline", "exact"]
+"""Who made a plan."""
 
 
 class PlannedShard(Record):
@@ -68,12 +72,13 @@ class Plan(Record):
     """One plan. ``mode`` "load-exec" computes only after every read has ended.
 
     ``preload_bytes`` is |S|, ``working_bytes`` is W. ``within_target``: the prediction meets T.
-    ``flags``: "unfit-profile", "untrained-submodels", "borrowed-profile" where they apply.
+    ``flags``: "unfit-profile", "untrained-submodels", "borrowed-profile", "seed-N",
+    "unproven-N-ppm" where they apply.
     """
 
     format: Literal["stifarm-plan"]
     version: Literal[1]
-    planner: Literal["paper", "baseline"]
+    planner: Planner
     policy: Policy
     mode: Literal["pipeline", "load-exec"]
     slack: bool

@@ -9,7 +9,7 @@ from typing import Literal
 from sti_runtime.errors import InputError, ResourceError
 from sti_runtime.manifest import Manifest
 from sti_runtime.model import Submodel
-from sti_runtime.plan import MERGE_LIMIT_BYTES, Plan, PlannedShard, Policy
+from sti_runtime.plan import MERGE_LIMIT_BYTES, Plan, PlannedShard, Planner, Policy
 from sti_runtime.profile import PPM, DeviceProfile
 from sti_runtime.timeline import LayerWork, Mode, predict
 
@@ -138,9 +138,9 @@ def layer_work(
     return LayerWork(reads, total, compute_ns)
 
 
-def largest_first(manifest: Manifest) -> list[Submodel]:
-    """The bundle's submodels in the order planning tries them: most shards, then the deeper."""
-    return sorted(manifest.submodels, key=lambda s: (-s.shards, -s.depth))
+def largest_first(manifest: Manifest, *, wide_first: bool = False) -> list[Submodel]:
+    """The bundle's submodels in the order planning tries them: most shards, then the deeper (or wider)."""
+    return sorted(manifest.submodels, key=lambda s: (-s.shards, s.depth if wide_first else -s.depth))
 
 
 def check_budgets(*, target_ns: int, preload_bytes: int, working_bytes: int) -> None:
@@ -161,7 +161,7 @@ def assemble_plan(
     fidelities: Sequence[Fidelity],
     preloaded: Collection[int],
     *,
-    planner: Literal["paper", "baseline"],
+    planner: Planner,
     policy: Policy,
     mode: Mode,
     slack: bool,

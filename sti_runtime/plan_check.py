@@ -43,7 +43,7 @@ def check_plan(
     layers_read = [shard.layer for shard in plan.streamed()]
     if layers_read != sorted(layers_read):
         problems.append("reads a layer before the one below it")
-    if plan.planner == "paper":
+    if plan.planner != "baseline":
         problems += _negative_budgets(plan, profile, target)
     timeline = simulate(works, profile.fixed_p95, working, plan.mode, sharing=profile.sharing())
     if timeline is None:

@@ -47,13 +47,17 @@ def plan_paper(
     preload_bytes: int,
     working_bytes: int,
     slack: bool = True,
+    uniform: bool = False,
+    wide_first: bool = False,
     policy: Policy = "sti",
     ranking: Sequence[ShardId] | None = None,
     flags: Sequence[str] = (),
 ) -> Plan:
-    """Plan for one (T, |S|, W). ``ranking`` replaces the importance profile's (ablations).
+    """Plan for one (T, |S|, W).
 
-    Units: ns, bytes. ``slack`` False is the paper's form of the IO budget (``--no-slack``).
+    Units: ns, bytes. ``slack`` False is the paper's form of the IO budget (``--no-slack``). Ablations:
+    ``ranking`` replaces the importance profile's; ``uniform`` leaves pass 2 out; ``wide_first`` gives ties of
+    submodels to the wider.
     Raises: InfeasiblePlanError naming the smallest T that works; ResourceError when no T does, because
     of W (or, without slack, of |S|); InputError when the inputs do not belong together.
     """
@@ -63,12 +67,13 @@ def plan_paper(
         profile, shard_costs(manifest, profile, manifest.fidelities), target_ns, working_bytes, slack
     )
     order = importance.ranking() if ranking is None else tuple(ranking)
-    for submodel in largest_first(manifest):
+    for submodel in largest_first(manifest, wide_first=wide_first):
         if profile.fixed_p95.total_ns + submodel.depth * profile.t_comp_ns(submodel.width) > target_ns:
             continue
         draft = _Draft(problem, submodel, choose_preload(problem.costs, submodel, preload_bytes, order))
         if draft.raise_together():
-            draft.raise_in_turn(order)
+            if not uniform:
+                draft.raise_in_turn(order)
             return assemble_plan(
                 manifest,
                 profile,

@@ -1,8 +1,8 @@
 """The policies that are compared, as one table: from a policy's name to its plan.
 
-The paper's planner serves ``sti``, ``sti-0mb`` and ``random``. A baseline takes the largest trained
-submodel whose predicted p95 latency meets T, at one uniform fidelity, with the buffers it needs.
-Source: STI (ASPLOS 2023), section 7.1.
+The paper's planner serves ``sti``, ``sti-0mb`` and the ablations, the planner ``exact`` the policies named
+after it. A baseline takes the largest trained submodel whose predicted p95 latency meets T, at one uniform
+fidelity, with the buffers it needs. Source: STI (ASPLOS 2023), section 7.1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sti_runtime.errors import InfeasiblePlanError, InputError
+from sti_runtime.exact import plan_exact
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.manifest import ALIGNMENT, Manifest
 from sti_runtime.plan import Plan, Policy
@@ -35,10 +36,22 @@ from sti_runtime.units import format_ns
 
 @dataclass(frozen=True)
 class Planned:
-    """A policy of the paper's planner. ``preload``: uses |S|; ``shuffled``: ignores the importance."""
+    """A policy of the paper's planner. ``preload``: uses |S|; ``shuffled``: ignores the importance;
+    ``slack``: where asked; ``uniform``: streams one fidelity; ``wide_first``: ties go to the wider submodel.
+    """
 
     preload: bool = True
     shuffled: bool = False
+    slack: bool = True
+    uniform: bool = False
+    wide_first: bool = False
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A policy of the planner ``exact``; ``joint``: chooses the submodel too. Planned on the host only."""
+
+    joint: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,15 @@ def _smallest_buffer(layer_bytes: Sequence[int]) -> int:
     return ALIGNMENT
 
 
-POLICIES: dict[Policy, Planned | Baseline] = {
+POLICIES: dict[Policy, Planned | Exact | Baseline] = {
     "sti": Planned(),
     "sti-0mb": Planned(preload=False),
+    "exact": Exact(joint=True),
+    "exact-io": Exact(joint=False),
     "random": Planned(shuffled=True),
+    "no-slack": Planned(slack=False),
+    "uniform": Planned(uniform=True),
+    "wide-first": Planned(wide_first=True),
     "load-exec": Baseline(32, "load-exec", "none", sum),
     "std-pipeline-2": Baseline(2, "pipeline", "none", _two_largest),
     "std-pipeline-6": Baseline(6, "pipeline", "none", _two_largest),
@@ -89,7 +107,7 @@ def plan_policy(
     Baselines need no importance profile and take the buffers they need: ``preload_bytes`` and
     ``working_bytes`` of their plans are their own. ``seed`` is that of ``random``, kept as a flag.
     Raises: InfeasiblePlanError naming the smallest T that works; ResourceError and InputError as
-    ``plan_paper`` does.
+    ``plan_paper`` does; SolverError of the policies of ``exact``.
     """
     spec = POLICIES[policy]
     if isinstance(spec, Baseline):
@@ -99,6 +117,18 @@ def plan_policy(
         raise InputError(
             f"Policy {policy} needs an importance profile.", "Name one, or measure it for this task first."
         )
+    if isinstance(spec, Exact):
+        return plan_exact(
+            manifest,
+            importance,
+            profile,
+            target_ns=target_ns,
+            preload_bytes=preload_bytes,
+            working_bytes=working_bytes,
+            slack=slack,
+            joint=spec.joint,
+            policy=policy,
+        )
     return plan_paper(
         manifest,
         importance,
@@ -106,7 +136,9 @@ def plan_policy(
         target_ns=target_ns,
         preload_bytes=preload_bytes if spec.preload else 0,
         working_bytes=working_bytes,
-        slack=slack,
+        slack=slack and spec.slack,
+        uniform=spec.uniform,
+        wide_first=spec.wide_first,
         policy=policy,
         ranking=shuffled_ranking(importance, seed) if spec.shuffled else None,
         flags=(f"seed-{seed}",) if spec.shuffled else (),

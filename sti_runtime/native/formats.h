@@ -118,8 +118,9 @@ void matrices_layout(int count, const int64_t (*shapes)[2], int fidelity, const 
 /* ------------------------------------------------------------------ plan */
 
 typedef enum {
-  POLICY_STI, POLICY_STI_0MB, POLICY_RANDOM, POLICY_LOAD_EXEC, POLICY_STD_PIPELINE_2, POLICY_STD_PIPELINE_6,
-  POLICY_STD_PIPELINE_32, POLICY_PRELOAD_6, POLICY_PRELOAD_32, POLICY_COUNT,
+  POLICY_STI, POLICY_STI_0MB, POLICY_EXACT, POLICY_EXACT_IO, POLICY_RANDOM, POLICY_NO_SLACK, POLICY_UNIFORM,
+  POLICY_WIDE_FIRST, POLICY_LOAD_EXEC, POLICY_STD_PIPELINE_2, POLICY_STD_PIPELINE_6, POLICY_STD_PIPELINE_32,
+  POLICY_PRELOAD_6, POLICY_PRELOAD_32, POLICY_COUNT,
 } Policy;
 extern const char *const policy_names[POLICY_COUNT + 1]; /* "sti", …, NULL */
 
@@ -137,8 +138,10 @@ typedef struct {
   int32_t layer_count;
 } Prediction;
 
+typedef enum { PLANNER_PAPER, PLANNER_BASELINE, PLANNER_EXACT } Planner;
+
 typedef struct {
-  bool baseline;  /* planner: "baseline", else "paper" */
+  Planner planner;
   Policy policy;
   bool load_exec; /* mode: "load-exec", else "pipeline" */
   bool slack;

@@ -239,12 +239,19 @@ static int by_size(const void *a, const void *b) {
   return (left > right) - (left < right); /* as the bundle lists them */
 }
 
-StiCode largest_first(Arena *arena, const Manifest *manifest, const Submodel ***order, StiError *error) {
+static int by_size_wide_first(const void *a, const void *b) {
+  const Submodel *left = *(const Submodel *const *)a, *right = *(const Submodel *const *)b;
+  bool tie = (int64_t)left->depth * left->width == (int64_t)right->depth * right->width;
+  return tie && left->width != right->width ? (left->width > right->width ? -1 : 1) : by_size(a, b);
+}
+
+StiCode largest_first(Arena *arena, const Manifest *manifest, bool wide_first, const Submodel ***order,
+                      StiError *error) {
   size_t count = (size_t)manifest->submodel_count;
   *order = arena_alloc(arena, count * sizeof **order);
   if (!*order) return sti_out_of_memory(error);
   for (size_t i = 0; i < count; i++) (*order)[i] = &manifest->submodels[i];
-  qsort(*order, count, sizeof **order, by_size);
+  qsort(*order, count, sizeof **order, wide_first ? by_size_wide_first : by_size);
   return STI_OK;
 }
 

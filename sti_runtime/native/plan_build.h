@@ -46,8 +46,10 @@ int64_t profile_layer_ns(const DeviceProfile *profile, int32_t width, Figure fig
 
 StiCode open_desk(Arena *arena, const Manifest *manifest, Desk *desk, StiError *error);
 
-/* Submodels in the order planning tries them: most shards, then the deeper, then as listed. order [submodel_count] */
-StiCode largest_first(Arena *arena, const Manifest *manifest, const Submodel ***order, StiError *error);
+/* Submodels in the order planning tries them: most shards, then the deeper (wide_first: the wider), then as listed.
+ * order [submodel_count] */
+StiCode largest_first(Arena *arena, const Manifest *manifest, bool wide_first, const Submodel ***order,
+                      StiError *error);
 
 /* Cost one layer of a choice, by the merging rule of merge_reads, into work->reads [m]. */
 void layer_work(const ShardCosts *costs, const Choice *choice, int32_t layer, int64_t layer_ns, Figure figure,
@@ -63,8 +65,17 @@ StiCode assemble_plan(Arena *arena, const PlanRequest *request, const ShardCosts
 /* STI_INFEASIBLE; `given`: under what. */
 StiCode fail_infeasible(int64_t target_ns, int64_t smallest_ns, const char *given, StiError *error);
 
-/* planner.c: the paper's planner. `preload_bytes` is |S|; ranking [N · M] rows, most important first. */
-StiCode plan_paper(Arena *arena, const PlanRequest *request, int64_t preload_bytes, const int32_t *ranking,
-                   const char *flag, Plan *plan, StiError *error);
+/* What policies of the paper's planner differ in. */
+typedef struct {
+  int64_t preload_bytes;  /* |S| */
+  const int32_t *ranking; /* [N · M] rows, most important first */
+  const char *flag;       /* of the plan; NULL: none */
+  bool slack;
+  bool uniform;    /* without pass 2 */
+  bool wide_first; /* ties of submodels go to the wider */
+} PaperForm;
+
+/* planner.c: the paper's planner. */
+StiCode plan_paper(Arena *arena, const PlanRequest *request, const PaperForm *form, Plan *plan, StiError *error);
 
 #endif

@@ -6,7 +6,12 @@
 const char *const policy_names[POLICY_COUNT + 1] = {
     [POLICY_STI] = "sti",
     [POLICY_STI_0MB] = "sti-0mb",
+    [POLICY_EXACT] = "exact",
+    [POLICY_EXACT_IO] = "exact-io",
     [POLICY_RANDOM] = "random",
+    [POLICY_NO_SLACK] = "no-slack",
+    [POLICY_UNIFORM] = "uniform",
+    [POLICY_WIDE_FIRST] = "wide-first",
     [POLICY_LOAD_EXEC] = "load-exec",
     [POLICY_STD_PIPELINE_2] = "std-pipeline-2",
     [POLICY_STD_PIPELINE_6] = "std-pipeline-6",
@@ -17,7 +22,8 @@ const char *const policy_names[POLICY_COUNT + 1] = {
 };
 
 static const StoredFormat stored = {"Plan", "stifarm-plan", 1, false, STI_FORMAT};
-static const char *const planners[] = {"paper", "baseline", NULL};
+static const char *const planners[] = {
+    [PLANNER_PAPER] = "paper", [PLANNER_BASELINE] = "baseline", [PLANNER_EXACT] = "exact", NULL};
 static const char *const modes[] = {"pipeline", "load-exec", NULL};
 
 /* ------------------------------------------------------------------ reading */
@@ -122,7 +128,7 @@ StiCode plan_parse(Arena *arena, const JsonValue *value, const char *source, con
   field_texts(&fields, arena, "flags", &plan->flags, &plan->flag_count);
   field_copy_digest_or_null(&fields, "importance", plan->importance);
   plan->load_exec = field_choice(&fields, "mode", modes) == 1;
-  plan->baseline = field_choice(&fields, "planner", planners) == 1;
+  plan->planner = (Planner)field_choice(&fields, "planner", planners);
   plan->policy = (Policy)field_choice(&fields, "policy", policy_names);
   const JsonValue *predicted = field_value(&fields, "predicted");
   plan->preload_bytes = field_int(&fields, "preload_bytes", 0, INT_MOST);
@@ -206,7 +212,7 @@ void plan_write(Text *out, const Plan *plan) {
   if (plan->importance[0] == '\0') json_null(out);
   else json_text(out, plan->importance);
   json_text_field(out, "mode", modes[plan->load_exec]);
-  json_text_field(out, "planner", planners[plan->baseline]);
+  json_text_field(out, "planner", planners[plan->planner]);
   json_text_field(out, "policy", policy_names[plan->policy]);
   json_key(out, "predicted");
   write_prediction(out, &plan->predicted);

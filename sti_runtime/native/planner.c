@@ -282,17 +282,16 @@ static StiCode check_importance(const Manifest *manifest, const ImportanceProfil
   return STI_OK;
 }
 
-StiCode plan_paper(Arena *arena, const PlanRequest *request, int64_t preload_bytes, const int32_t *ranking,
-                   const char *flag, Plan *plan, StiError *error) {
+StiCode plan_paper(Arena *arena, const PlanRequest *request, const PaperForm *form, Plan *plan, StiError *error) {
   const DeviceProfile *profile = request->profile;
   Problem problem = {
       .manifest = request->manifest,
       .profile = profile,
-      .ranking = ranking,
+      .ranking = form->ranking,
       .target_ns = request->target_ns,
-      .preload_bytes = preload_bytes,
+      .preload_bytes = form->preload_bytes,
       .working_bytes = request->working_bytes,
-      .slack = request->slack,
+      .slack = form->slack,
   };
   Desk desk;
   Draft draft;
@@ -301,7 +300,7 @@ StiCode plan_paper(Arena *arena, const PlanRequest *request, int64_t preload_byt
   STI_TRY(shard_costs(arena, request->manifest, profile, 0, &problem.costs, error));
   STI_TRY(open_desk(arena, request->manifest, &desk, error));
   STI_TRY(open_draft(arena, &problem, &desk, &draft, error));
-  STI_TRY(largest_first(arena, request->manifest, &order, error));
+  STI_TRY(largest_first(arena, request->manifest, form->wide_first, &order, error));
   problem.fixed_ns = profile->fixed_p95.embed_io_ns + profile->fixed_p95.embed_compute_ns + profile->fixed_p95.head_ns;
   for (int32_t i = 0; i < profile->decompress_count; i++)
     if (profile->decompress[i].p95_ns > problem.dearest_ns) problem.dearest_ns = profile->decompress[i].p95_ns;
@@ -310,12 +309,12 @@ StiCode plan_paper(Arena *arena, const PlanRequest *request, int64_t preload_byt
     if (fixed_and_compute_ns(&problem, order[i]) > problem.target_ns) continue; /* step 1 */
     begin_draft(&draft, order[i]);
     if (!raise_together(&draft)) continue;
-    raise_in_turn(&draft);
-    plan->slack = request->slack;
-    plan->preload_bytes = preload_bytes;
+    if (!form->uniform) raise_in_turn(&draft);
+    plan->slack = form->slack;
+    plan->preload_bytes = form->preload_bytes;
     plan->working_bytes = request->working_bytes;
     memcpy(plan->importance, request->importance->digest, sizeof plan->importance);
-    return assemble_plan(arena, request, &problem.costs, &desk, flag, plan, error);
+    return assemble_plan(arena, request, &problem.costs, &desk, form->flag, plan, error);
   }
   return infeasible(&draft, error);
 }

@@ -1,6 +1,7 @@
 /* policies.c: the policies that are compared, as one table: from a policy's name to its plan.
  *
- * The paper's planner serves sti, sti-0mb and random. A baseline takes the largest trained submodel whose predicted
+ * The paper's planner serves sti, sti-0mb and the ablations; exact and exact-io need a solver, which only the host has.
+ * A baseline takes the largest trained submodel whose predicted
  * p95 latency meets T, at one uniform fidelity, with the buffers it needs (STI, ASPLOS 2023, section 7.1).
  */
 #include <inttypes.h>
@@ -16,13 +17,20 @@ typedef enum { BUFFER_ALL, BUFFER_TWO_LAYERS, BUFFER_SMALLEST } Buffer;
 typedef struct {
   int fidelity;                      /* of a baseline; 0: the paper's planner, with importance */
   bool preload, shuffled, load_exec; /* preload: |S| as given (paper), or everything (baseline) */
+  bool no_slack, uniform, wide_first; /* of the paper's planner: see PaperForm */
+  bool host_only;
   Buffer buffer;
 } Rules;
 
 static const Rules rules_of[POLICY_COUNT] = {
     [POLICY_STI] = {.preload = true},
     [POLICY_STI_0MB] = {.preload = false},
+    [POLICY_EXACT] = {.preload = true, .host_only = true},
+    [POLICY_EXACT_IO] = {.preload = true, .host_only = true},
     [POLICY_RANDOM] = {.preload = true, .shuffled = true},
+    [POLICY_NO_SLACK] = {.preload = true, .no_slack = true},
+    [POLICY_UNIFORM] = {.preload = true, .uniform = true},
+    [POLICY_WIDE_FIRST] = {.preload = true, .wide_first = true},
     [POLICY_LOAD_EXEC] = {.fidelity = 32, .load_exec = true, .buffer = BUFFER_ALL},
     [POLICY_STD_PIPELINE_2] = {.fidelity = 2, .buffer = BUFFER_TWO_LAYERS},
     [POLICY_STD_PIPELINE_6] = {.fidelity = 6, .buffer = BUFFER_TWO_LAYERS},
@@ -64,7 +72,7 @@ static StiCode plan_baseline(Arena *arena, const PlanRequest *request, const Rul
   const Submodel **order;
   STI_TRY(shard_costs(arena, manifest, request->profile, policy->fidelity, &costs, error));
   STI_TRY(open_desk(arena, manifest, &desk, error));
-  STI_TRY(largest_first(arena, manifest, &order, error));
+  STI_TRY(largest_first(arena, manifest, false, &order, error));
   /* One grade, all of it streamed or all preloaded: the same choice for every submodel. */
   memset(desk.choice.preloaded, policy->preload, (size_t)manifest->model.layers * (size_t)costs.heads);
   int64_t smallest_ns = INT64_MAX;
@@ -78,7 +86,7 @@ static StiCode plan_baseline(Arena *arena, const PlanRequest *request, const Rul
       return sti_fail(error, STI_INTERNAL, "", "%s: its own working buffer of %" PRId64 " bytes is too small.",
                       policy_names[request->policy], plan->working_bytes);
     if (timeline.end_ns <= request->target_ns) {
-      plan->baseline = true;
+      plan->planner = PLANNER_BASELINE;
       plan->load_exec = policy->load_exec;
       plan->preload_bytes = policy->preload ? choice_bytes(&costs, order[i]) : 0;
       return assemble_plan(arena, request, &costs, &desk, NULL, plan, error);
@@ -133,7 +141,15 @@ static StiCode plan_planned(Arena *arena, const PlanRequest *request, const Rule
   } else {
     importance_ranking(importance, ranking);
   }
-  return plan_paper(arena, request, policy->preload ? request->preload_bytes : 0, ranking, flag, plan, error);
+  PaperForm form = {
+      .preload_bytes = policy->preload ? request->preload_bytes : 0,
+      .ranking = ranking,
+      .flag = flag,
+      .slack = request->slack && !policy->no_slack,
+      .uniform = policy->uniform,
+      .wide_first = policy->wide_first,
+  };
+  return plan_paper(arena, request, &form, plan, error);
 }
 
 /* ------------------------------------------------------------------ every policy */
@@ -148,6 +164,9 @@ static StiCode check_budget(const char *name, int64_t value, int64_t least, StiE
 StiCode make_plan(Arena *arena, const PlanRequest *request, Plan *plan, StiError *error) {
   const Rules *policy = &rules_of[request->policy];
   *plan = (Plan){.policy = request->policy};
+  if (policy->host_only)
+    return sti_fail(error, STI_INPUT, "Plan on the host: stifarm plan.", "Policy %s is planned by a solver on the host.",
+                    policy_names[request->policy]);
   if (!policy->fidelity && !request->importance)
     return sti_fail(error, STI_INPUT, "Name one, or measure it for this task first.",
                     "Policy %s needs an importance profile.", policy_names[request->policy]);

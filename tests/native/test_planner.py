@@ -21,6 +21,7 @@ from tests.agents import agent_called
 from tests.bundles import make_bundle, small_config
 from tests.native.planning_cases import (
     LARGEST,
+    NATIVE_POLICIES,
     POLICY_NAMES,
     PlanCase,
     World,
@@ -88,7 +89,7 @@ def test_ten_thousand_random_plans_are_the_hosts(tmp_path: Path) -> None:
     assert len([what for what in said if said[what] >= 5]) >= 12, said
 
     paper = [plan for plan in tally.plans if plan["planner"] == "paper"]
-    assert {plan["policy"] for plan in tally.plans} == set(POLICY_NAMES)
+    assert {plan["policy"] for plan in tally.plans} == set(NATIVE_POLICIES)
     assert {flag.split("-")[0] for plan in tally.plans for flag in plan["flags"]} == {
         "borrowed", "seed", "unfit", "untrained",
     }  # fmt: skip
@@ -274,6 +275,10 @@ def test_policies_and_seeds(files: dict[str, Path]) -> None:
     assert (code, answer["flags"]) == (0, ["seed-7"])
     code, answer = plan(files, "--target", "9s", "--policy", "std-pipeline-2", without=("importance",))
     assert (code, answer["planner"], answer["importance"]) == (0, "baseline", None)
+    for policy in ("exact", "exact-io"):
+        code, answer = plan(files, "--target", "9s", "--policy", policy)
+        assert (code, answer["error"]["type"]) == (2, "InputError")
+        assert answer["error"]["what"] == f"Policy {policy} is planned by a solver on the host."
     code, answer = plan(files, "--target", "9s", without=("importance",))
     assert (code, answer["error"]["what"]) == (2, "Policy sti needs an importance profile.")
     code, answer = plan(files, "--target", "9s", "--policy", "magic")

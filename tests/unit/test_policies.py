@@ -6,12 +6,13 @@ from typing import get_args
 
 import pytest
 
-from sti_runtime.errors import InfeasiblePlanError, InputError
+from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
+from sti_runtime.gain import GainModel
 from sti_runtime.manifest import ALIGNMENT, Manifest
 from sti_runtime.model import Submodel, kept_layers
 from sti_runtime.plan import Plan, Policy
 from sti_runtime.planner import check_bundle, check_plan
-from sti_runtime.policies import POLICIES, plan_policy, shuffled_ranking
+from sti_runtime.policies import POLICIES, Exact, plan_policy, shuffled_ranking
 from sti_runtime.profile import DeviceProfile
 from tests.unit.planning_data import PAGE, make_importance, make_manifest, make_profile, proportional
 
@@ -119,7 +120,48 @@ def test_shuffle_is_fixed_for_other_implementations() -> None:
     assert shuffled_ranking(make_importance(2, 2), 0) == ((1, 0), (0, 1), (1, 1), (0, 0))
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_no_slack_gives_layer_0_no_time_to_read() -> None:
+    with pytest.raises(ResourceError, match="Without slack no target latency works"):
+        make("no-slack", 60_000_000, preload_pages=0)
+    slack, none = make("sti", 30_000_000), make("no-slack", 30_000_000)
+    assert (slack.slack, none.slack) == (True, False)
+    assert none.mean_fidelity_milli < slack.mean_fidelity_milli
+
+
+def test_uniform_streams_one_fidelity_and_is_pass_1_of_sti() -> None:
+    for target_ns in (17_500_000, 20_000_000, 26_000_000):
+        sti, uniform = make("sti", target_ns), make("uniform", target_ns)
+        assert uniform.submodel == sti.submodel
+        assert uniform.preloaded() == sti.preloaded()
+        assert len({s.fidelity for s in uniform.streamed()}) == 1
+        assert all(u.fidelity <= s.fidelity for u, s in zip(uniform.shards, sti.shards, strict=True))
+    assert make("sti", 17_500_000) != make("uniform", 17_500_000)
+
+
+def test_wide_first_gives_ties_to_the_wider() -> None:
+    """4×1 and 2×2 have four shards each; 4×2 and 2×4 eight."""
+    for target_ns in (4_500_000, 8_600_000):
+        deep, wide = make("sti", target_ns).submodel, make("wide-first", target_ns).submodel
+        assert deep.shards == wide.shards
+        assert deep.depth > wide.depth
+
+
+@pytest.mark.parametrize("policy", ["exact", "exact-io"])
+def test_exact_gains_no_less_than_sti_and_names_a_target_that_works(policy: Policy) -> None:
+    gains = GainModel.of(IMPORTANCE)
+    for target_ns in (4_500_000, 17_500_000, 60_000_000):
+        plan = make(policy, target_ns)
+        assert plan.planner == "exact"
+        assert gains.plan_nano(plan) >= gains.plan_nano(make("sti", target_ns))
+    with pytest.raises(InfeasiblePlanError) as caught:
+        make(policy, 1_000)
+    assert make(policy, caught.value.smallest_target_ns).within_target
+
+
+@pytest.mark.parametrize(
+    "policy",
+    sorted(name for name, spec in POLICIES.items() if not isinstance(spec, Exact) and name != "no-slack"),
+)
 def test_infeasible_names_a_target_that_works_and_is_the_smallest(policy: Policy) -> None:
     with pytest.raises(InfeasiblePlanError) as caught:
         make(policy, 1_000)
