@@ -9,14 +9,14 @@ Model, bounds and cuts: docs/planner.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sti_runtime.errors import InfeasiblePlanError, ResourceError
 from sti_runtime.exact_program import Budgets, Choice, SubmodelProgram, hull_steps
 from sti_runtime.gain import GainModel
 from sti_runtime.importance_profile import ImportanceProfile
-from sti_runtime.integer_program import solve
+from sti_runtime.integer_program import Solution, solve
 from sti_runtime.manifest import Manifest
 from sti_runtime.plan import Plan, Policy
 from sti_runtime.plan_build import assemble_plan, largest_first, shard_costs
@@ -32,16 +32,27 @@ _SMALL = 400
 
 @dataclass(frozen=True)
 class _Effort:
-    """How long to search: relative tolerance, nodes, trials of a tighter timeline, and solutions cut off."""
+    """How long to search: relative tolerance, nodes, trials of a tighter timeline, and solutions cut off.
+
+    ``margin``: of ``Program``; a large program cannot afford to cut off what is invalid by the last digit.
+    """
 
     tolerance: float
     nodes: int
     tighter: int
     cuts: int
+    margin: float
+
+    def solve(
+        self, program: SubmodelProgram, timeline_ns: int | None, without: Collection[frozenset[int]] = ()
+    ) -> Solution | None:
+        """Solve so far."""
+        made = program.program(timeline_ns=timeline_ns, without=without, margin=self.margin)
+        return solve(made, tolerance=self.tolerance, nodes=self.nodes)
 
 
-_TO_THE_END = _Effort(tolerance=0.0, nodes=100_000, tighter=6, cuts=400)
-_IN_A_SECOND = _Effort(tolerance=PROVEN_PPM / 1e6, nodes=10, tighter=2, cuts=0)
+_TO_THE_END = _Effort(tolerance=0.0, nodes=100_000, tighter=6, cuts=400, margin=0.0)
+_IN_A_SECOND = _Effort(tolerance=PROVEN_PPM / 1e6, nodes=10, tighter=2, cuts=0, margin=3e-6)
 
 
 @dataclass(frozen=True)
@@ -185,9 +196,7 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
 
     target_ns = program.budgets.target_ns
     for timeline_ns in (None, target_ns):
-        solution = solve(
-            program.program(timeline_ns=timeline_ns), tolerance=effort.tolerance, nodes=effort.nodes
-        )
+        solution = effort.solve(program, timeline_ns)
         if solution is None:
             return ends(None)
         bound, chosen = min(bound, solution.bound), solution.chosen
@@ -203,7 +212,7 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
         if trial is None or end_ns is None or end_ns <= target_ns:
             break
         tighter_ns -= end_ns - target_ns
-        tight = solve(program.program(timeline_ns=tighter_ns), tolerance=effort.tolerance, nodes=effort.nodes)
+        tight = effort.solve(program, tighter_ns)
         trial = None if tight is None else program.choice(tight.chosen)
         if trial is not None:
             better(trial)
@@ -211,11 +220,7 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
     cut: list[frozenset[int]] = []
     for _ in range(effort.cuts):
         cut.append(frozenset(c for c in chosen if c < len(program.columns)))
-        solution = solve(
-            program.program(timeline_ns=target_ns, without=cut),
-            tolerance=effort.tolerance,
-            nodes=effort.nodes,
-        )
+        solution = effort.solve(program, target_ns, cut)
         if solution is None:
             return ends(None)
         bound, chosen = min(bound, solution.bound), solution.chosen

@@ -162,9 +162,15 @@ class SubmodelProgram:
         timeline = simulate(self._works(choice), self.profile.fixed_p95, working_bytes, sharing=sharing)
         return None if timeline is None else timeline.end_ns
 
-    def program(self, *, timeline_ns: int | None = None, without: Collection[frozenset[int]] = ()) -> Program:
+    def program(
+        self,
+        *,
+        timeline_ns: int | None = None,
+        without: Collection[frozenset[int]] = (),
+        margin: float = 0.0,
+    ) -> Program:
         """The program; with the rows of a timeline that ends by ``timeline_ns``, and ``without`` choices."""
-        program = Program()
+        program = Program(margin)
         for version in self.columns:
             program.add_binary(self.gains.shard_nano(self.rows[version.index], version.fidelity))
         by_shard: list[dict[int, float]] = [{} for _ in self.rows]

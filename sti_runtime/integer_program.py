@@ -18,8 +18,12 @@ _INFINITY = float("inf")
 
 @dataclass
 class Program:
-    """Maximise Σ gain·x under rows of bounds; columns are binary or continuous. Built row by row."""
+    """Maximise Σ gain·x under rows of bounds; columns are binary or continuous. Built row by row.
 
+    ``margin``: by what share of its largest coefficient a bound is undercut, for the solver's tolerance.
+    """
+
+    margin: float = 0.0
     gains: list[float] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
     binary: list[bool] = field(default_factory=list)
@@ -52,7 +56,9 @@ class Program:
 
     def at_most(self, terms: Iterable[tuple[int, float]], high: float) -> None:
         """Σ ≤ ``high``."""
-        self.add_row(terms, -_INFINITY, high)
+        listed = list(terms)
+        largest = max((abs(value) for _, value in listed), default=0.0)
+        self.add_row(listed, -_INFINITY, high - self.margin * largest)
 
 
 @dataclass(frozen=True)
