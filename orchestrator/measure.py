@@ -22,7 +22,7 @@ from orchestrator.fleet import QUEUE_DEPTH, ReadyDevice
 from orchestrator.following import Advance
 from orchestrator.inventory import Device
 from orchestrator.library import DEV_SPLIT, KnownBundle, model_of, task_rows
-from sti_runtime.errors import InfeasiblePlanError, InputError
+from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.messages import IoMode, RequestKind, Unit
 from sti_runtime.plan import Plan, Policy
@@ -155,12 +155,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A plan, or why there is none (``infeasible``)."""
+    """A plan, or why there is none (``infeasible``): not at this T, or with these buffers at no T."""
 
     device: str
     question: Question
     plan: Plan | None
-    infeasible: InfeasiblePlanError | None
+    infeasible: InfeasiblePlanError | ResourceError | None
 
 
 def importance_of(farm: Farm, bundle: KnownBundle, task: str) -> ImportanceProfile:
@@ -219,7 +219,7 @@ def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceP
 def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Question]) -> list[Answer]:
     """Plan for one device from the store alone; feasible plans are kept there.
 
-    Raises: InputError, StoreError when a profile is missing; ResourceError when W is too small for any T.
+    Raises: InputError, StoreError when a profile is missing; SolverError.
     """
     name = device.name
     device_id, profile, borrowed = stored_profile(farm, device, work)
@@ -238,7 +238,7 @@ def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Quest
                 seed=question.seed,
                 slack=question.slack,
             )
-        except InfeasiblePlanError as error:
+        except (InfeasiblePlanError, ResourceError) as error:
             answers.append(Answer(name, question, None, error))
             continue
         if borrowed:

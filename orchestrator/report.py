@@ -10,6 +10,7 @@ from typing import Any
 from db.plans import PlanAnswer
 from db.runs import Measured
 from orchestrator.measure import Answer
+from sti_runtime.errors import ResourceError
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.units import format_bytes, format_ns
 
@@ -302,6 +303,8 @@ def _infeasible_cells(answer: Answer) -> list[str]:
 
 def _infeasible_notes(answer: Answer) -> list[str]:
     assert answer.infeasible is not None
+    if isinstance(answer.infeasible, ResourceError):
+        return [f"infeasible at any T. {answer.infeasible}"]
     return [
         f"infeasible; the smallest T that works is {_rounded_up_ms(answer.infeasible.smallest_target_ns)}"
     ]

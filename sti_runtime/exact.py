@@ -202,7 +202,7 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
         bound, chosen = min(bound, solution.bound), solution.chosen
         choice = program.choice(chosen)
         better(choice)
-        if program.valid(choice) or (gain is not None and bound <= gain):
+        if program.valid(choice) or (gain is not None and bound < gain + 1):
             return ends(bound)
 
     tighter_ns = target_ns
@@ -224,8 +224,9 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
         if solution is None:
             return ends(None)
         bound, chosen = min(bound, solution.bound), solution.chosen
-        better(program.choice(chosen))
-        if gain is not None and bound <= gain:
+        choice = program.choice(chosen)
+        better(choice)
+        if program.valid(choice) or (gain is not None and bound < gain + 1):
             break
     return ends(bound)
 

@@ -71,8 +71,6 @@ def _steps(costs: ShardCosts, gains: GainModel, row: int) -> Steps:
         point = (ns, -loss)
         if hull and point[1] <= hull[-1][1]:
             continue
-        if hull and point[0] == hull[-1][0]:
-            hull.pop()
         while len(hull) > 1 and _steeper(hull[-1], point, hull[-2]):
             hull.pop()
         hull.append(point)

@@ -24,7 +24,7 @@ from orchestrator.health.check import check_device
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle
 from orchestrator.measure import Question, Work
-from sti_runtime.errors import InfeasiblePlanError, InputError
+from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import exact_ms
 from sti_runtime.policies import POLICIES
@@ -241,8 +241,10 @@ def _plans(farm: Farm, batch: Batch, ready: ReadyDevice, work: Work, note: Note)
     return ends
 
 
-def smallest(error: InfeasiblePlanError) -> str:
+def smallest(error: InfeasiblePlanError | ResourceError) -> str:
     """Why a cell has no plan."""
+    if isinstance(error, ResourceError):
+        return f"no plan at any T: {error}"
     return f"no plan meets its T; the smallest that works is {exact_ms(error.smallest_target_ns)}"
 
 

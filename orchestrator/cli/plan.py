@@ -41,7 +41,7 @@ from orchestrator.inventory import Device
 from orchestrator.library import find_bundle, only_task
 from orchestrator.matching import select
 from orchestrator.measure import Answer, Question, RunSettings, Work
-from sti_runtime.errors import InfeasiblePlanError, InputError, StifarmError
+from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError, StifarmError
 from sti_runtime.messages import RequestKind, computes_alike
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import exact_ms
@@ -117,14 +117,20 @@ def plan(
 
 
 def refuse_infeasible(answers: Sequence[Answer]) -> None:
-    """Raises: InfeasiblePlanError, with each device's smallest T that works, when no question has a plan."""
+    """Raises: InfeasiblePlanError, with each device's smallest T that works, when no question has a plan;
+    ResourceError when none would at any T.
+    """
     reasons = [(answer.device, answer.infeasible) for answer in answers if answer.infeasible is not None]
     if not reasons or len(reasons) < len(answers):
         return
     smallest: dict[str, int] = {}
     for device, reason in reasons:
+        if isinstance(reason, ResourceError):
+            continue
         smallest[device] = min(reason.smallest_target_ns, smallest.get(device, reason.smallest_target_ns))
-    device, reason = reasons[0]
+    if not smallest:
+        raise reasons[0][1]
+    device, reason = next(each for each in reasons if isinstance(each[1], InfeasiblePlanError))
     raise InfeasiblePlanError(
         f"{device}: {reason.what}",
         "The smallest target latency that works: "
@@ -192,7 +198,8 @@ def _infeasible_json(answer: Answer) -> dict[str, Any]:
         "device": answer.device,
         "target_ns": answer.question.target_ns,
         "policy": answer.question.policy,
-        "smallest_target_ns": answer.infeasible.smallest_target_ns,
+        "smallest_target_ns": getattr(answer.infeasible, "smallest_target_ns", None),
+        "reason": str(answer.infeasible),
     }
 
 

@@ -106,6 +106,13 @@ def test_a_need_that_was_not_asked_takes_what_the_store_has() -> None:
     }  # fmt: skip
 
 
+def test_ablations_and_exact_are_policies() -> None:
+    asked = ("wide-first", "exact", "no-slack", "uniform", "random", "exact-io", "sti-0mb")
+    assert spec(policies=asked).planning_policies == tuple(name for name in POLICIES if name in asked)
+    with pytest.raises(ValueError, match=r"called 'exakt'. Did you mean exact"):
+        spec(policies=("exakt",))
+
+
 def test_policies_of_one_question_are_never_parted_and_orders_differ_by_seed() -> None:
     targets = tuple(f"{n}ms" for n in range(1, 14))
     asked = spec(targets=targets, preload=("0MB", "1MB"), policies=tuple(POLICIES))
