@@ -38,7 +38,7 @@ $(RUN): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): $(RUN)
-	$(PIP) install -q -c $(LOCK) -e '.[dev,parquet,postgres]'
+	$(PIP) install -q -c $(LOCK) -e '.[dev,figures,parquet,postgres]'
 	@touch $@
 
 setup: $(RUN)

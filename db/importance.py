@@ -11,7 +11,7 @@ from db.documents import document, now_wall_ns
 from db.models import ImportanceProfileRow, ImportanceScoreRow
 from db.upsert import save_new
 from sti_runtime.errors import InputError
-from sti_runtime.importance_profile import ImportanceProfile, Score
+from sti_runtime.importance_profile import METHODS, ImportanceProfile, Method, Score
 from sti_runtime.shard import ShardId
 
 BASE: ShardId = (-1, -1)
@@ -31,34 +31,41 @@ class ScoreKey:
 
 @dataclass(frozen=True)
 class StoredScore:
-    """One score; the half losses are over even and odd rows, for split-half reliability."""
+    """One score; the halves are the even and the odd rows, for split-half reliability. ``half_a_correct``
+    None: of an earlier schema, to be scored again."""
 
     score: Score
     rows: int
     half_a_loss_nano: int | None = None
     half_b_loss_nano: int | None = None
+    half_a_correct: int | None = None
 
 
 def record_score(session: Session, key: ScoreKey, shard: ShardId, stored: StoredScore) -> None:
-    """Keep one score; a score that is there already stays (scoring is deterministic)."""
-    save_new(
-        session,
-        ImportanceScoreRow,
-        {
-            "model_digest": key.model_digest,
-            "task": key.task,
-            "split_digest": key.split_digest,
-            "base_fidelity": key.base_fidelity,
-            "quantizer": key.quantizer,
-            "layer": shard[0],
-            "slice": shard[1],
-            "rows": stored.rows,
-            "loss_nano": stored.score.loss_nano,
-            "correct": stored.score.correct,
-            "half_a_loss_nano": stored.half_a_loss_nano,
-            "half_b_loss_nano": stored.half_b_loss_nano,
-            "created_wall_ns": now_wall_ns(),
-        },
+    """Keep one score; a score that is there already stays (scoring is deterministic), unless it lacks
+    ``half_a_correct``."""
+    configuration = {
+        "model_digest": key.model_digest,
+        "task": key.task,
+        "split_digest": key.split_digest,
+        "base_fidelity": key.base_fidelity,
+        "quantizer": key.quantizer,
+        "layer": shard[0],
+        "slice": shard[1],
+    }
+    figures = {
+        "rows": stored.rows,
+        "loss_nano": stored.score.loss_nano,
+        "correct": stored.score.correct,
+        "half_a_loss_nano": stored.half_a_loss_nano,
+        "half_b_loss_nano": stored.half_b_loss_nano,
+        "half_a_correct": stored.half_a_correct,
+        "created_wall_ns": now_wall_ns(),
+    }
+    save_new(session, ImportanceScoreRow, configuration | figures)
+    table = ImportanceScoreRow
+    session.execute(
+        update(table).filter_by(**configuration).where(table.half_a_correct.is_(None)).values(**figures)
     )
 
 
@@ -78,6 +85,7 @@ def scores_done(session: Session, key: ScoreKey) -> dict[ShardId, StoredScore]:
             row.rows,
             row.half_a_loss_nano,
             row.half_b_loss_nano,
+            row.half_a_correct,
         )
         for row in session.scalars(query)
     }
@@ -107,12 +115,27 @@ def save_importance_profile(session: Session, profile: ImportanceProfile) -> str
     return digest
 
 
-def latest_importance(session: Session, model_digest: str, task: str) -> ImportanceProfile | None:
-    """The newest profile of a model on a task; None when there is none."""
+def latest_importance(
+    session: Session, model_digest: str, task: str, method: Method | None = None
+) -> ImportanceProfile | None:
+    """The newest profile of a model on a task by ``method``; None when there is none.
+
+    Without a method: the newest exhaustive one, in its absence the newest estimate.
+    """
     table = ImportanceProfileRow
     query = select(table).where(table.model_digest == model_digest, table.task == task)
-    row = session.scalars(query.order_by(table.created_wall_ns.desc()).limit(1)).one_or_none()
-    return None if row is None else _profile(row)
+    newest_first = query.order_by(table.created_wall_ns.desc()).limit(1)
+    for wanted in ("exhaustive", "gradient") if method is None else (method,):
+        row = session.scalars(newest_first.where(table.method == wanted)).one_or_none()
+        if row is not None:
+            return _profile(row)
+    return None
+
+
+def importance_profiles(session: Session, model_digest: str, task: str) -> list[ImportanceProfile]:
+    """The newest profile of each method that there is, in the order of ``METHODS``."""
+    found = [latest_importance(session, model_digest, task, method) for method in METHODS]
+    return [profile for profile in found if profile is not None]
 
 
 def importance_by_digest(session: Session, digest: str) -> ImportanceProfile:

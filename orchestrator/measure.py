@@ -23,7 +23,7 @@ from orchestrator.following import Advance
 from orchestrator.inventory import Device
 from orchestrator.library import DEV_SPLIT, KnownBundle, model_of, task_rows
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
-from sti_runtime.importance_profile import ImportanceProfile
+from sti_runtime.importance_profile import ImportanceProfile, Method
 from sti_runtime.messages import IoMode, RequestKind, Unit
 from sti_runtime.plan import Plan, Policy
 from sti_runtime.policies import plan_policy
@@ -143,7 +143,7 @@ def fit(farm: Farm, ready: ReadyDevice, work: Work, job_id: str) -> DeviceProfil
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is wanted for. Units: ns, bytes."""
+    """What a plan is wanted for. Units: ns, bytes. ``importance``: as ``importance_of`` takes a method."""
 
     target_ns: int
     preload_bytes: int
@@ -151,6 +151,7 @@ class Question:
     policy: Policy = "sti"
     slack: bool = True
     seed: int = 0
+    importance: Method | None = None
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,21 @@ class Answer:
     infeasible: InfeasiblePlanError | ResourceError | None
 
 
-def importance_of(farm: Farm, bundle: KnownBundle, task: str) -> ImportanceProfile:
-    """The newest importance profile of the bundle's model. Raises: InputError."""
+def importance_of(
+    farm: Farm, bundle: KnownBundle, task: str, method: Method | None = None
+) -> ImportanceProfile:
+    """The newest importance profile of the bundle's model by ``method``; None: exhaustive, else gradient.
+
+    Raises: InputError.
+    """
     with farm.store.reader() as session:
-        profile = importance_queries.latest_importance(session, bundle.model_digest, task)
+        profile = importance_queries.latest_importance(session, bundle.model_digest, task, method)
     if profile is None:
+        by = "" if method is None else f" by method {method}"
         raise InputError(
-            f"There is no importance profile of {bundle.name} on {task}.",
-            "Make one: stifarm importance (it runs on this host, no device is needed).",
+            f"There is no importance profile of {bundle.name} on {task}{by}.",
+            f"Make one: stifarm importance{' --method gradient' if method == 'gradient' else ''}"
+            " (it runs on this host, no device is needed).",
         )
     return profile
 
@@ -223,14 +231,14 @@ def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Quest
     """
     name = device.name
     device_id, profile, borrowed = stored_profile(farm, device, work)
-    importance = importance_of(farm, work.bundle, work.task)
+    ranked = {q.importance: importance_of(farm, work.bundle, work.task, q.importance) for q in questions}
     answers = []
     for question in questions:
         try:
             plan = plan_policy(
                 question.policy,
                 work.bundle.manifest,
-                importance,
+                ranked[question.importance],
                 profile,
                 target_ns=question.target_ns,
                 preload_bytes=question.preload_bytes,

@@ -1,8 +1,9 @@
-"""Importance on this host: shards scored by Ray workers, every score kept as soon as it is there."""
+"""Importance on this host: shards scored or estimated by Ray workers; every score is kept as soon as it is
+there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +25,10 @@ from sti_runtime.importance import (
     score_shards,
     tensors_at,
 )
-from sti_runtime.importance_profile import ImportanceProfile
-from sti_runtime.rows import rows_digest
+from sti_runtime.importance_gradient import Estimate, estimate_bundle
+from sti_runtime.importance_profile import ImportanceProfile, Method
+from sti_runtime.model_store import Model
+from sti_runtime.rows import LabelledRows, rows_digest
 from sti_runtime.shard import ShardId
 from sti_runtime.task_data import load_task_data
 
@@ -113,12 +116,99 @@ def score_base(unit: BaseUnit) -> tuple[int, SplitScore]:
 
 
 @dataclass(frozen=True)
+class EstimateUnit:
+    """The estimate of all shards on the first ``rows`` labelled rows of a file."""
+
+    bundle: Path
+    task_data: Path
+    rows: int
+
+
+def estimate_unit(unit: EstimateUnit) -> Estimate:
+    """Estimate all shards in a worker process, on one thread."""
+    bundle = Bundle.open(unit.bundle)
+    rows = prepare_rows(load_task_data(unit.task_data), bundle.manifest.model, unit.rows)
+    return estimate_bundle(bundle, rows, threads=1)
+
+
+@dataclass(frozen=True)
 class Scored:
     """An importance profile; ``scored`` shards were scored now, the others were in the store."""
 
     profile: ImportanceProfile
     scored: int
     above_chance: bool
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is scored: a bundle's model on labelled rows of a task's profile split."""
+
+    farm: Farm
+    bundle: KnownBundle
+    model: Model
+    task: str
+    file: Path
+    rows: LabelledRows
+
+    @classmethod
+    def of(cls, farm: Farm, bundle: KnownBundle, task: str, rows: int) -> _Subject:
+        model = model_of(farm, bundle)
+        digest, data = task_rows(farm, task, PROFILE_SPLIT, model)
+        file = farm.settings.tasks / f"{digest}.safetensors"
+        return cls(farm, bundle, model, task, file, prepare_rows(data, model.config, rows))
+
+    @property
+    def count(self) -> int:
+        return len(self.rows.labels)
+
+    def key(self, base_fidelity: int) -> queries.ScoreKey:
+        return queries.ScoreKey(
+            model_digest=self.model.digest,
+            task=self.task,
+            split_digest=rows_digest(self.rows),
+            base_fidelity=base_fidelity,
+            quantizer=self.bundle.manifest.quantizer.label,
+        )
+
+    def keep(self, base_fidelity: int, scores: Iterable[tuple[ShardId, SplitScore]]) -> None:
+        key = self.key(base_fidelity)
+        with self.farm.store.session() as session:
+            for shard, found in scores:
+                stored = queries.StoredScore(
+                    found.score, self.count, found.even_loss_nano, found.odd_loss_nano, found.even_correct
+                )
+                queries.record_score(session, key, shard, stored)
+
+    def kept(self, base_fidelity: int) -> dict[ShardId, SplitScore]:
+        with self.farm.store.reader() as session:
+            stored = queries.scores_done(session, self.key(base_fidelity))
+        return {
+            shard: SplitScore(s.score, s.half_a_loss_nano, s.half_b_loss_nano, s.half_a_correct)
+            for shard, s in stored.items()
+            if not (s.half_a_loss_nano is None or s.half_b_loss_nano is None or s.half_a_correct is None)
+        }
+
+    def profile(
+        self, method: Method, base_fidelity: int, base: SplitScore, scores: Mapping[ShardId, SplitScore]
+    ) -> ImportanceProfile:
+        """The profile, kept as the newest of its method unless it is that already."""
+        profile = build_profile(
+            self.model.config,
+            scores,
+            base,
+            base_fidelity=base_fidelity,
+            model_digest=self.model.digest,
+            task=self.task,
+            split_digest=rows_digest(self.rows),
+            rows=self.count,
+            method=method,
+        )
+        with self.farm.store.session() as session:
+            newest = queries.latest_importance(session, self.model.digest, self.task, method)
+            if newest is None or newest.digest != profile.digest:  # else its age would begin anew
+                queries.save_importance_profile(session, profile)
+        return profile
 
 
 def score_importance(
@@ -133,78 +223,45 @@ def score_importance(
 ) -> Scored:
     """The exhaustive importance profile of a bundle's model on a task's profile split.
 
+    Kept are two profiles of the same scores, ranked by loss (returned) and by accuracy.
     Resumable: scores are rows in the store, only missing ones are computed. Raises: InputError, PoolError.
     """
-    model = model_of(farm, bundle)
-    digest, data = task_rows(farm, task, PROFILE_SPLIT, model)
-    path = farm.settings.tasks / f"{digest}.safetensors"
-    chosen = prepare_rows(data, model.config, rows)
-    count, split = len(chosen.labels), rows_digest(chosen)
-
-    def key_at(fidelity: int) -> queries.ScoreKey:
-        return queries.ScoreKey(
-            model_digest=model.digest,
-            task=task,
-            split_digest=split,
-            base_fidelity=fidelity,
-            quantizer=bundle.manifest.quantizer.label,
-        )
-
-    with farm.store.reader() as session:
-        known = {k: queries.scores_done(session, key_at(k)) for k in bundle.manifest.fidelities}
+    subject = _Subject.of(farm, bundle, task, rows)
+    known = {k: subject.kept(k) for k in bundle.manifest.fidelities}
     base_fidelity = next((k for k in sorted(known) if queries.BASE in known[k]), None)
     if base_fidelity is None:
         # In a worker, as the shards are: with other numbers of threads BLAS may sum in another order.
-        _, (base_fidelity, base) = next(
-            iter(mapper.map_tasks(score_base, [BaseUnit(bundle.bundle.path, path, count)]))
-        )
-        _keep(farm, key_at(base_fidelity), [(queries.BASE, base)], count)
+        unit = BaseUnit(bundle.bundle.path, subject.file, subject.count)
+        _, (base_fidelity, base) = next(iter(mapper.map_tasks(score_base, [unit])))
+        subject.keep(base_fidelity, [(queries.BASE, base)])
     else:
-        base = _split_score(known[base_fidelity][queries.BASE])
-    key = key_at(base_fidelity)
-    done: dict[ShardId, SplitScore] = {
-        shard: _split_score(found) for shard, found in known[base_fidelity].items() if shard != queries.BASE
-    }
-    total = model.config.layers * model.config.heads
+        base = known[base_fidelity][queries.BASE]
+    done = {shard: score for shard, score in known[base_fidelity].items() if shard != queries.BASE}
+    config = subject.model.config
+    total, before = config.layers * config.heads, len(done)
     if advance is not None:
-        advance(len(done), total)
+        advance(before, total)
     units = [
-        ScoreUnit(bundle.bundle.path, path, count, base_fidelity, tuple(shards))
-        for shards in plan_units(model.config, done, workers)
+        ScoreUnit(bundle.bundle.path, subject.file, subject.count, base_fidelity, tuple(shards))
+        for shards in plan_units(config, done, workers)
     ]
-    before = len(done)
     for _, scores in mapper.map_tasks(score_unit, units):
-        _keep(farm, key, scores, count)
+        subject.keep(base_fidelity, scores)
         done |= dict(scores)
         if advance is not None:
             advance(len(done), total)
-    profile = build_profile(
-        model.config,
-        done,
-        base,
-        base_fidelity=base_fidelity,
-        model_digest=model.digest,
-        task=task,
-        split_digest=split,
-        rows=count,
-    )
-    with farm.store.session() as session:
-        newest = queries.latest_importance(session, model.digest, task)
-        if newest is None or newest.digest != profile.digest:  # else its age would begin anew
-            queries.save_importance_profile(session, profile)
-    return Scored(profile, len(done) - before, is_above_chance(base.score.correct, chosen.labels))
+    subject.profile("exhaustive-accuracy", base_fidelity, base, done)
+    profile = subject.profile("exhaustive", base_fidelity, base, done)
+    return Scored(profile, total - before, is_above_chance(base.score.correct, subject.rows.labels))
 
 
-def _split_score(stored: queries.StoredScore) -> SplitScore:
-    return SplitScore(stored.score, stored.half_a_loss_nano or 0, stored.half_b_loss_nano or 0)
+def estimate_importance(farm: Farm, mapper: Mapper, bundle: KnownBundle, task: str, *, rows: int) -> Scored:
+    """The estimated importance profile (method ``gradient``), from one pass over the profile split's rows.
 
-
-def _keep(farm: Farm, key: queries.ScoreKey, scores: Iterable[tuple[ShardId, SplitScore]], rows: int) -> None:
-    with farm.store.session() as session:
-        for shard, score in scores:
-            queries.record_score(
-                session,
-                key,
-                shard,
-                queries.StoredScore(score.score, rows, score.even_loss_nano, score.odd_loss_nano),
-            )
+    Raises: InputError, PoolError.
+    """
+    subject = _Subject.of(farm, bundle, task, rows)
+    unit = EstimateUnit(bundle.bundle.path, subject.file, subject.count)
+    _, estimate = next(iter(mapper.map_tasks(estimate_unit, [unit])))
+    profile = subject.profile("gradient", estimate.base_fidelity, estimate.base, estimate.scores)
+    return Scored(profile, len(estimate.scores), estimate.above_chance)

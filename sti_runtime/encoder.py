@@ -6,7 +6,7 @@ Shapes: B rows, L tokens, H hidden, m slices, d = head size, f = FFN slice. Weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel
+
+Watch = Callable[[str, Tensor, Tensor], None]
+"""Called with the name of each sharded matrix of a layer ("q" … "ffn_out"), its input [B, L, in] and its
+output [B, L, out]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +94,38 @@ def layer_forward(
     config: ModelConfig,
     *,
     head_mask: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """One post-norm layer of m = w.q.shape[0] / d slices: [B, L, H] → [B, L, H].
 
-    ``mask`` as from ``attention_mask``; ``head_mask`` [m] scales each head's output (training only).
+    ``mask`` as from ``attention_mask``; ``head_mask`` [m] scales each head's output, ``watch`` sees every
+    sharded matrix at work (training and importance only).
     """
     batch, tokens, _ = x.shape
     d = config.head_size
     m = w.q.shape[0] // d
 
-    def split(weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(x, weight, bias).view(batch, tokens, m, d).transpose(1, 2)
+    def linear(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.linear(x, weight, bias)
+        if watch is not None:
+            watch(name, x, y)
+        return y
+
+    def split(name: str, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(name, x, weight, bias).view(batch, tokens, m, d).transpose(1, 2)
 
     heads = F.scaled_dot_product_attention(
-        split(w.q, w.q_bias), split(w.k, w.k_bias), split(w.v, w.v_bias), attn_mask=mask
+        split("q", w.q, w.q_bias), split("k", w.k, w.k_bias), split("v", w.v, w.v_bias), attn_mask=mask
     )
     if head_mask is not None:
         heads = heads * head_mask.view(1, m, 1, 1)
     context = heads.transpose(1, 2).reshape(batch, tokens, m * d)
     x = F.layer_norm(
-        x + F.linear(context, w.o, w.o_bias), x.shape[-1:], *w.attention_norm, config.layer_norm_eps
+        x + linear("o", context, w.o, w.o_bias), x.shape[-1:], *w.attention_norm, config.layer_norm_eps
     )
-    hidden = activate(F.linear(x, w.ffn_in, w.ffn_in_bias), config.activation)
+    hidden = activate(linear("ffn_in", x, w.ffn_in, w.ffn_in_bias), config.activation)
     return F.layer_norm(
-        x + F.linear(hidden, w.ffn_out, w.ffn_out_bias),
+        x + linear("ffn_out", hidden, w.ffn_out, w.ffn_out_bias),
         x.shape[-1:],
         *w.ffn_norm,
         config.layer_norm_eps,

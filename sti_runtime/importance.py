@@ -2,8 +2,9 @@
 
 Raising a shard of layer l changes nothing below l, so the hidden states at the input of every layer
 under the base configuration are computed once per unit of work and shared; a shard of layer l costs
-only the layers from l on. Scores do not depend on how shards are grouped into units or on what was
-scored before, so units may run anywhere and rows already in a store need not be redone.
+only the layers from l on. Rows of like length are scored together. Scores do not depend on how shards are
+grouped into units or on what was scored before, so units may run anywhere and rows already in a store
+need not be redone.
 
 Source: STI (ASPLOS 2023), section 4.3.
 """
@@ -29,31 +30,34 @@ from sti_runtime.encoder import (
     layer_weights,
 )
 from sti_runtime.errors import InputError
-from sti_runtime.importance_profile import ImportanceProfile, Score, ShardScore
+from sti_runtime.importance_profile import ImportanceProfile, Method, Score, ShardScore
 from sti_runtime.manifest import EMBEDDINGS_FILE
 from sti_runtime.metrics import F64, row_losses, wilson_interval
 from sti_runtime.model import ModelConfig
 from sti_runtime.pack import unpack_version
 from sti_runtime.rank_statistics import reliability_ppm
-from sti_runtime.rows import I32, Batch, LabelledRows, RowArrays, check_rows, in_order, labelled
-from sti_runtime.shard import F32, ShardId, matrix_shapes
+from sti_runtime.rows import I32, I64, Batch, LabelledRows, RowArrays, by_length, check_rows, labelled
+from sti_runtime.shard import F32, SHARDED_WEIGHTS, ShardId, matrix_shapes
 from sti_runtime.torch_tensors import as_torch, torch_threads
 
 BASE_CANDIDATES: tuple[int, ...] = (2, 3, 4, 5, 6)
 _BATCH = 64
-_NAMES = {
-    "q": "attention.q", "k": "attention.k", "v": "attention.v",
-    "o": "attention.o", "ffn_in": "ffn.in", "ffn_out": "ffn.out",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SplitScore:
-    """A configuration's score, and the mean loss (nano-nats) of the even and of the odd rows."""
+    """A configuration's score, the mean loss (nano-nats) of the even and of the odd rows, and how many of
+    the even rows are correct."""
 
     score: Score
     even_loss_nano: int
     odd_loss_nano: int
+    even_correct: int
+
+    @property
+    def odd_correct(self) -> int:
+        """How many of the odd rows are correct."""
+        return self.score.correct - self.even_correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def tensors_at(bundle: Bundle, fidelity: int) -> dict[str, F32]:
                 parts[name].append(matrix)
         for name, pieces in parts.items():
             axis = 1 if name in ("o", "ffn_out") else 0
-            tensors[f"layers.{layer}.{_NAMES[name]}.weight"] = np.concatenate(pieces, axis)
+            tensors[f"layers.{layer}.{SHARDED_WEIGHTS[name]}.weight"] = np.concatenate(pieces, axis)
     return tensors
 
 
@@ -122,14 +126,15 @@ def score_configuration(
     config: ModelConfig, tensors: Mapping[str, F32], rows: LabelledRows, *, threads: int = 0
 ) -> SplitScore:
     """The score of one whole configuration. Raises: InputError if the model has no head."""
-    parameters, scores = as_torch(tensors), []
+    parameters, batches = as_torch(tensors), by_length(rows, _BATCH)
+    logits = []
     with torch_threads(threads), torch.inference_mode():
-        for batch in in_order(rows, _BATCH):
-            x, mask = _start(parameters, config, batch)
+        for _, batch in batches:
+            x, mask = start(parameters, config, batch)
             for layer in range(config.layers):
                 x = layer_forward(x, mask, layer_weights(parameters, config, layer, config.heads), config)
-            scores.append(_logits(x, parameters, config, batch))
-    return _score(torch.cat(scores), rows)
+            logits.append(logits_of(x, parameters, config, batch))
+    return score_logits(_in_order(logits, batches), rows)
 
 
 def choose_base_fidelity(
@@ -145,18 +150,25 @@ def choose_base_fidelity(
     ``above_chance`` is False.
     """
     choice: BaseChoice | None = None
-    for fidelity in sorted(set(candidates) & set(bundle.manifest.fidelities)):
+    for fidelity in candidates_of(bundle, candidates):
         tensors = tensors_at(bundle, fidelity)
         score = score_configuration(bundle.manifest.model, tensors, rows, threads=threads)
         choice = BaseChoice(fidelity, score, is_above_chance(score.score.correct, rows.labels))
         if choice.above_chance:
-            return choice
-    if choice is None:
+            break
+    assert choice is not None
+    return choice
+
+
+def candidates_of(bundle: Bundle, candidates: Sequence[int] = BASE_CANDIDATES) -> list[int]:
+    """The fidelities that the base may have, ascending. Raises: InputError when the bundle has none."""
+    found = sorted(set(candidates) & set(bundle.manifest.fidelities))
+    if not found:
         raise InputError(
             f"{bundle.path}: holds none of the fidelities {tuple(candidates)}.",
             "Build the bundle with at least one fidelity below 32 bits.",
         )
-    return choice
+    return found
 
 
 def is_above_chance(correct: int, labels: I32) -> bool:
@@ -208,9 +220,9 @@ def score_shards(
             "Score them against the bundle they were listed from.",
         )
     base, high = as_torch(task.base), as_torch(task.high)
-    batches = list(in_order(task.rows, _BATCH))
+    batches = by_length(task.rows, _BATCH)
     with torch_threads(threads), torch.inference_mode():
-        states = [_start(base, config, batch) for batch in batches]
+        states = [start(base, config, batch) for _, batch in batches]
     below = 0
     for layer, index in wanted:
         with torch_threads(threads), torch.inference_mode():
@@ -220,12 +232,12 @@ def score_shards(
                 below += 1
             raised = _raise_shard(base, high, config, layer, index)
             logits = []
-            for (start, mask), batch in zip(states, batches, strict=True):
-                x = layer_forward(start, mask, raised, config)
+            for (below_it, mask), (_, batch) in zip(states, batches, strict=True):
+                x = layer_forward(below_it, mask, raised, config)
                 for above in range(layer + 1, config.layers):
                     x = layer_forward(x, mask, layer_weights(base, config, above, config.heads), config)
-                logits.append(_logits(x, base, config, batch))
-            score = _score(torch.cat(logits), task.rows)
+                logits.append(logits_of(x, base, config, batch))
+            score = score_logits(_in_order(logits, batches), task.rows)
         yield (layer, index), score
 
 
@@ -236,7 +248,7 @@ def raise_shards(task: ImportanceTask, shards: Iterable[ShardId]) -> dict[str, F
     for layer, index in shards:
         by_layer.setdefault(layer, []).append(index)
     for layer, indices in by_layer.items():
-        for name in _NAMES.values():
+        for name in SHARDED_WEIGHTS.values():
             key = f"layers.{layer}.{name}.weight"
             tensors[key] = task.base[key].copy()
             for index in indices:
@@ -258,8 +270,12 @@ def build_profile(
     task: str,
     split_digest: str,
     rows: int,
+    method: Method = "exhaustive",
 ) -> ImportanceProfile:
-    """Put the scores of all shards together. Raises: InputError naming the shards that are missing."""
+    """Put the scores of all shards together, to be ranked as ``method`` says.
+
+    Raises: InputError naming the shards that are missing.
+    """
     every = [(layer, s) for layer in range(config.layers) for s in range(config.heads)]
     missing = [shard for shard in every if shard not in scores]
     if missing:
@@ -273,18 +289,64 @@ def build_profile(
         model_digest=model_digest,
         task=task,
         split_digest=split_digest,
-        method="exhaustive",
+        method=method,
         base_fidelity=cast(Literal[2, 3, 4, 5, 6], base_fidelity),
         rows=rows,
         base=base.score,
-        reliability_ppm=reliability_ppm(
-            [base.even_loss_nano - scores[shard].even_loss_nano for shard in every],
-            [base.odd_loss_nano - scores[shard].odd_loss_nano for shard in every],
-        ),
+        reliability_ppm=_reliability_ppm([scores[shard] for shard in every], base, method),
         layers=config.layers,
         slices=config.heads,
         scores=tuple(ShardScore(layer=n, slice=s, score=scores[(n, s)].score) for n, s in every),
     )
+
+
+def _reliability_ppm(scores: Sequence[SplitScore], base: SplitScore, method: Method) -> int:
+    if method == "exhaustive-accuracy":
+        return reliability_ppm([s.even_correct for s in scores], [s.odd_correct for s in scores])
+    return reliability_ppm(
+        [base.even_loss_nano - s.even_loss_nano for s in scores],
+        [base.odd_loss_nano - s.odd_loss_nano for s in scores],
+    )
+
+
+# --------------------------------------------------------------------------------------- one pass
+
+
+def start(tensors: Mapping[str, Tensor], config: ModelConfig, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(the first layer's input, attention mask) of a batch."""
+    x = embed_tokens(tensors, config, batch.input_ids, batch.token_types)
+    return x, attention_mask(batch.lengths, batch.input_ids.shape[1])
+
+
+def logits_of(x: Tensor, tensors: Mapping[str, Tensor], config: ModelConfig, batch: Batch) -> Tensor:
+    """Logits [B, labels] of the encoder's output. Raises: InputError if the model has no head."""
+    if config.head is None:
+        raise InputError("This model has no classification head.", "Train one first: stifarm model train.")
+    return head_forward(x, batch.lengths, tensors, config.head)
+
+
+def score_logits(logits: F32, rows: LabelledRows) -> SplitScore:
+    """The score of logits [R, labels], in the order of ``rows``."""
+    losses = row_losses(logits, rows.labels)
+    correct = logits.argmax(1) == rows.labels
+    return SplitScore(
+        Score(loss_nano=_mean_nano(losses), correct=int(correct.sum())),
+        _mean_nano(losses[0::2]),
+        _mean_nano(losses[1::2]),
+        int(correct[0::2].sum()),
+    )
+
+
+def _in_order(parts: Sequence[Tensor], batches: Sequence[tuple[I64, Batch]]) -> F32:
+    """Batches' logits in the order of their rows."""
+    sorted_logits = torch.cat(list(parts)).numpy()
+    logits = np.empty_like(sorted_logits)
+    logits[np.concatenate([index for index, _ in batches])] = sorted_logits
+    return logits
+
+
+def _mean_nano(losses: F64) -> int:
+    return round(math.fsum(losses.tolist()) / max(1, len(losses)) * 1e9)
 
 
 # --------------------------------------------------------------------------------------- details
@@ -309,40 +371,19 @@ def _slices(config: ModelConfig, name: str, index: int) -> tuple[slice, slice]:
     """Rows and columns of slice ``index`` in matrix ``name`` of a layer."""
     size = config.ffn_slice if name.startswith("ffn") else config.head_size
     part = slice(index * size, (index + 1) * size)
-    return (slice(None), part) if name in (_NAMES["o"], _NAMES["ffn_out"]) else (part, slice(None))
+    return (
+        (slice(None), part)
+        if name in (SHARDED_WEIGHTS["o"], SHARDED_WEIGHTS["ffn_out"])
+        else (part, slice(None))
+    )
 
 
 def _raise_shard(
     base: Mapping[str, Tensor], high: Mapping[str, Tensor], config: ModelConfig, layer: int, index: int
 ) -> LayerWeights:
     mixed = {key: value for key, value in base.items() if key.startswith(f"layers.{layer}.")}
-    for name in _NAMES.values():
+    for name in SHARDED_WEIGHTS.values():
         key, part = f"layers.{layer}.{name}.weight", _slices(config, name, index)
         mixed[key] = base[key].clone()
         mixed[key][part] = high[key][part]
     return layer_weights(mixed, config, layer, config.heads)
-
-
-def _start(tensors: Mapping[str, Tensor], config: ModelConfig, batch: Batch) -> tuple[Tensor, Tensor]:
-    x = embed_tokens(tensors, config, batch.input_ids, batch.token_types)
-    return x, attention_mask(batch.lengths, batch.input_ids.shape[1])
-
-
-def _logits(x: Tensor, tensors: Mapping[str, Tensor], config: ModelConfig, batch: Batch) -> Tensor:
-    if config.head is None:
-        raise InputError("This model has no classification head.", "Train one first: stifarm model train.")
-    return head_forward(x, batch.lengths, tensors, config.head)
-
-
-def _score(logits: Tensor, rows: LabelledRows) -> SplitScore:
-    losses = row_losses(logits.numpy(), rows.labels)
-    correct = int((logits.argmax(1).numpy() == rows.labels).sum())
-    return SplitScore(
-        Score(loss_nano=_mean_nano(losses), correct=correct),
-        _mean_nano(losses[0::2]),
-        _mean_nano(losses[1::2]),
-    )
-
-
-def _mean_nano(losses: F64) -> int:
-    return round(math.fsum(losses.tolist()) / max(1, len(losses)) * 1e9)

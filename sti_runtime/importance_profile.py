@@ -6,12 +6,18 @@ and independent of any device. Integers only, so that the digest is the same in 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
 from sti_runtime.shard import ShardId
+
+Method = Literal["exhaustive", "exhaustive-accuracy", "gradient"]
+"""How a profile ranks shards: ``exhaustive``, every shard scored, by loss; ``exhaustive-accuracy``, the same
+scores by correct rows alone, as the paper does; ``gradient``, by losses estimated from slopes at the base."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Score(Record):
@@ -33,7 +39,9 @@ class ImportanceProfile(Record):
     """All N·M scores, layer-major.
 
     ``base_fidelity``: bits of all other shards (2, or the lowest that is not at chance).
-    ``reliability_ppm``: Spearman-Brown corrected split-half rank correlation of the loss gains, ppm.
+    ``scores``: measured, or of method ``gradient`` estimated (the correct rows too); ``base`` is measured.
+    ``reliability_ppm``: Spearman-Brown corrected split-half rank correlation of the gains that ``method``
+    ranks by, ppm.
     """
 
     format: Literal["stifarm-importance"]
@@ -41,7 +49,7 @@ class ImportanceProfile(Record):
     model_digest: Digest
     task: str
     split_digest: Digest
-    method: Literal["exhaustive"]
+    method: Method
     base_fidelity: Literal[2, 3, 4, 5, 6]
     rows: Positive
     base: Score
@@ -64,11 +72,23 @@ class ImportanceProfile(Record):
         score = self.scores[shard[0] * self.slices + shard[1]].score
         return self.base.loss_nano - score.loss_nano
 
+    def worth(self) -> tuple[int, ...]:
+        """What each shard is ranked by, layer-major: nano-nats saved; by accuracy, correct rows gained."""
+        if self.method == "exhaustive-accuracy":
+            return tuple(s.score.correct - self.base.correct for s in self.scores)
+        return tuple(self.base.loss_nano - s.score.loss_nano for s in self.scores)
+
     def ranking(self) -> tuple[ShardId, ...]:
-        """Shards from most to least important: loss gain, then correct rows, then (layer, slice)."""
+        """Shards from most to least important.
+
+        By loss gain, then correct rows, then (layer, slice); of method ``exhaustive-accuracy`` by correct
+        rows, then (layer, slice).
+        """
+        by_loss = self.method != "exhaustive-accuracy"
         return tuple(
             (s.layer, s.slice)
             for s in sorted(
-                self.scores, key=lambda s: (s.score.loss_nano, -s.score.correct, s.layer, s.slice)
+                self.scores,
+                key=lambda s: (s.score.loss_nano if by_loss else 0, -s.score.correct, s.layer, s.slice),
             )
         )

@@ -125,6 +125,16 @@ def in_order(rows: RowArrays, batch: int) -> Iterator[Batch]:
         yield to_batch(rows, np.arange(start, min(start + batch, len(rows.labels))))
 
 
+def by_length(rows: RowArrays, batch: int) -> list[tuple[I64, Batch]]:
+    """All rows, those of like length together: (indices of the batch's rows, batch).
+
+    Ties keep their order. Of short and long rows mixed most of a batch in their own order is padding.
+    """
+    order = np.argsort(rows.lengths, kind="stable")
+    parts = [order[i : i + batch] for i in range(0, len(order), batch)]
+    return [(part, to_batch(rows, part)) for part in parts]
+
+
 def epoch_order(rows: RowArrays, batch: int, seed: int, epoch: int) -> list[I64]:
     """Row indices of the batches of one epoch: shuffled, then of like length within a window.
 

@@ -24,6 +24,12 @@ FIDELITIES: tuple[int, ...] = (2, 3, 4, 5, 6, 32)
 
 MATRICES: tuple[str, ...] = ("q", "k", "v", "o", "ffn_in", "ffn_out")
 
+SHARDED_WEIGHTS = {
+    "q": "attention.q", "k": "attention.k", "v": "attention.v",
+    "o": "attention.o", "ffn_in": "ffn.in", "ffn_out": "ffn.out",
+}  # fmt: skip
+"""Of each matrix the canonical tensor it is cut from: ``layers.N.{name}.weight``."""
+
 F32 = npt.NDArray[np.float32]
 ShardId = tuple[int, int]
 """(layer, slice), both zero-based, in the bundle's (permuted) order."""

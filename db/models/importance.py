@@ -12,8 +12,9 @@ class ImportanceScoreRow(Base):
     """One configuration scored on one split: shard (layer, slice) raised to 32 bits, others at the base.
 
     The base itself (nothing raised) is layer −1, slice −1. ``quantizer``: what made the versions below
-    32 bits. The half losses are over the even and the odd rows of the split, for the split-half
-    reliability of the ranking.
+    32 bits. The half losses are over the even and the odd rows of the split, ``half_a_correct`` counts the
+    correct even rows, for the split-half reliability of the rankings by loss and by accuracy. A row of an
+    earlier schema lacks it and is scored again.
     """
 
     __tablename__ = "importance_scores"
@@ -43,11 +44,13 @@ class ImportanceScoreRow(Base):
     correct: Mapped[int]
     half_a_loss_nano: Mapped[int | None]
     half_b_loss_nano: Mapped[int | None]
+    half_a_correct: Mapped[int | None]
     created_wall_ns: Mapped[int]
 
 
 class ImportanceProfileRow(Base):
-    """A complete importance profile. ``method``: "exhaustive" (every shard scored)."""
+    """A complete importance profile. ``method``: "exhaustive" (every shard scored, ranked by loss),
+    "exhaustive-accuracy" (the same scores, ranked by correct rows) or "gradient" (estimated)."""
 
     __tablename__ = "importance_profiles"
 

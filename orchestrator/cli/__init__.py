@@ -21,12 +21,13 @@ from orchestrator.cli.deploy import deploy
 from orchestrator.cli.devices import devices_app
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.host import host_app
+from orchestrator.cli.importance import importance_app
 from orchestrator.cli.lab import lab_app
 from orchestrator.cli.model import model_app, task_app
 from orchestrator.cli.output import emit_json, fail, note, show_logs
 from orchestrator.cli.plan import evaluate, plan
 from orchestrator.cli.plans import plans_app
-from orchestrator.cli.profile import importance, profile
+from orchestrator.cli.profile import profile
 from orchestrator.cli.schedules import schedules_app, serve
 from orchestrator.cli.store import db_app
 from orchestrator.interrupts import lost_interrupts_return
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(task_app, name="task")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(importance_app, name="importance")
 app.add_typer(devices_app, name="devices")
 app.add_typer(agent_app, name="agent")
 app.add_typer(plans_app, name="plans")
@@ -58,7 +60,6 @@ for verb, function in (
     ("demo", demo),
     ("doctor", doctor),
     ("deploy", deploy),
-    ("importance", importance),
     ("profile", profile),
     ("plan", plan),
     ("eval", evaluate),

@@ -26,6 +26,7 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.side_by_side import side_by_side
 from orchestrator.toolchain import build_agent, is_built
 from sti_runtime.errors import InputError, StifarmError
+from sti_runtime.importance_profile import METHODS, Method
 from sti_runtime.units import format_ns, parse_bytes, parse_duration_ns
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -225,3 +226,13 @@ def parse_size(text: str, option: str) -> int:
 def since(began: float) -> str:
     """Elapsed time for people; ``began`` is from time.monotonic()."""
     return format_ns(int((time.monotonic() - began) * 1e9))
+
+
+def method_of(word: str | None) -> Method | None:
+    """An importance method by its name. Raises: InputError."""
+    for known in METHODS:
+        if word == known:
+            return known
+    if word is not None:
+        raise InputError(f"There is no importance method {word!r}.", f"There is: {', '.join(METHODS)}.")
+    return None

@@ -12,10 +12,11 @@ import typer
 
 from orchestrator.cli.context import JsonOption, Options, driving, since
 from orchestrator.cli.deploy import show_deployed
+from orchestrator.cli.importance import importance_step
 from orchestrator.cli.output import emit_json, note, steps, success
 from orchestrator.cli.over_devices import deploy_all, finish
 from orchestrator.cli.plan import evaluate_all, questions, show_plans, stored_answers
-from orchestrator.cli.profile import importance_step, profile_all, show_profiles
+from orchestrator.cli.profile import profile_all, show_profiles
 from orchestrator.demo.demo_model import load_demo_model
 from orchestrator.demo.demo_task import TASK, demo_splits
 from orchestrator.farm import Farm, open_farm

@@ -94,6 +94,12 @@ def lines(texts: Iterable[str]) -> None:
         out.print(_text(text), soft_wrap=True)
 
 
+def styled(texts: Iterable[Text]) -> None:
+    """Lines with colours, on stdout; only for text of our own making."""
+    for text in texts:
+        out.print(text, soft_wrap=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
     """A table on stdout; a column whose name starts with ">" is right-aligned.
 

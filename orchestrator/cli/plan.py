@@ -19,6 +19,7 @@ from orchestrator.cli.context import (
     TaskOption,
     driving,
     farm_of,
+    method_of,
     parse_size,
     parse_targets,
 )
@@ -42,6 +43,7 @@ from orchestrator.library import find_bundle, only_task
 from orchestrator.matching import select
 from orchestrator.measure import Answer, Question, RunSettings, Work
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError, StifarmError
+from sti_runtime.importance_profile import METHODS, Method
 from sti_runtime.messages import RequestKind, computes_alike
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import exact_ms
@@ -61,6 +63,12 @@ RequestsOption = Annotated[
         "--requests", "-n", min=1, max=1000, help="Counted requests of each plan; thirty or more are useful."
     ),
 ]
+ImportanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--importance", help=f"Rank shards by {', '.join(METHODS)}; exhaustive by default, else gradient."
+    ),
+]
 SeedOption = Annotated[
     int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of rows, order and the random policy.")
 ]
@@ -77,6 +85,7 @@ def plan(
     policy: PolicyOption = "sti",
     slack: Annotated[bool, typer.Option("--slack/--no-slack", help="The paper's form has no slack.")] = True,
     seed: SeedOption = 0,
+    importance: ImportanceOption = None,
     bundle: BundleOption = None,
     task: TaskOption = None,
     json: JsonOption = False,
@@ -85,7 +94,9 @@ def plan(
 
     Example: stifarm plan --devices all --target 100ms,200ms --preload 1MB
     """
-    asked = questions(target, preload, working, policy, slack=slack, seed=seed)
+    asked = questions(
+        target, preload, working, policy, slack=slack, seed=seed, importance=method_of(importance)
+    )
     with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
@@ -141,7 +152,14 @@ def refuse_infeasible(answers: Sequence[Answer]) -> None:
 
 
 def questions(
-    target: Sequence[str], preload: str, working: str, policy: str, *, slack: bool = True, seed: int = 0
+    target: Sequence[str],
+    preload: str,
+    working: str,
+    policy: str,
+    *,
+    slack: bool = True,
+    seed: int = 0,
+    importance: Method | None = None,
 ) -> list[Question]:
     """Every (policy, T) asked for. Raises: InputError."""
     names = [part.strip() for part in policy.split(",") if part.strip()]
@@ -153,7 +171,7 @@ def questions(
         )
     preload_bytes, working_bytes = parse_size(preload, "--preload"), parse_size(working, "--working")
     return [
-        Question(target_ns, preload_bytes, working_bytes, name, slack=slack, seed=seed)
+        Question(target_ns, preload_bytes, working_bytes, name, slack, seed, importance)
         for target_ns in parse_targets(target)
         for name in POLICIES
         if name in names
@@ -219,6 +237,7 @@ def evaluate(
     ] = "warm",
     slack: Annotated[bool, typer.Option("--slack/--no-slack")] = True,
     seed: SeedOption = 0,
+    importance: ImportanceOption = None,
     bundle: BundleOption = None,
     task: TaskOption = None,
     again: AgainOption = False,
@@ -231,7 +250,9 @@ def evaluate(
     kind = next((name for name in KINDS if name == request_kind), None)
     if kind is None:
         raise InputError(f"--kind {request_kind!r} is unknown.", f"Choose {' or '.join(KINDS)}.")
-    asked = questions(target, preload, working, policy, slack=slack, seed=seed)
+    asked = questions(
+        target, preload, working, policy, slack=slack, seed=seed, importance=method_of(importance)
+    )
     with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))

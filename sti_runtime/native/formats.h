@@ -205,12 +205,14 @@ typedef struct {
   char digest[65]; /* of its canonical JSON */
   char model_digest[65];
   int32_t layers, slices;
+  bool by_accuracy; /* method exhaustive-accuracy: ranked by correct rows alone */
   ShardScore *scores; /* [layers · slices], layer-major */
 } ImportanceProfile;
 
 StiCode importance_parse(Arena *arena, const char *data, size_t length, const char *source, ImportanceProfile *profile,
                          StiError *error);
-/* Indices into scores from most to least important: lowest loss, most correct, (layer, slice). ranking [layers·slices]. */
+/* Indices into scores from most to least important: lowest loss (unless by accuracy), most correct, (layer, slice).
+ * ranking [layers·slices]. */
 void importance_ranking(const ImportanceProfile *profile, int32_t *ranking);
 
 #endif

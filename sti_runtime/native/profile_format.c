@@ -223,7 +223,8 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
   const JsonValue *base = field_value(&fields, "base");
   field_literal(&fields, "base_fidelity", sti_fidelities, STI_FIDELITIES - 1);
   profile->layers = (int32_t)field_int(&fields, "layers", 1, INT32_MAX);
-  field_choice(&fields, "method", (const char *const[]){"exhaustive", NULL});
+  profile->by_accuracy =
+      field_choice(&fields, "method", (const char *const[]){"exhaustive", "exhaustive-accuracy", "gradient", NULL}) == 1;
   field_copy_digest(&fields, "model_digest", profile->model_digest);
   field_int(&fields, "reliability_ppm", INT64_MIN, INT_MOST);
   field_int(&fields, "rows", 1, INT_MOST);
@@ -246,10 +247,11 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
 }
 
 /* Most important first; scores are layer-major, so their indices break the last ties. */
-static int compare_scores(const void *left, const void *right, void *scores) {
+static int compare_scores(const void *left, const void *right, void *context) {
+  const ImportanceProfile *profile = context;
   int32_t i = *(const int32_t *)left, j = *(const int32_t *)right;
-  const ShardScore *a = (const ShardScore *)scores + i, *b = (const ShardScore *)scores + j;
-  if (a->loss_nano != b->loss_nano) return a->loss_nano < b->loss_nano ? -1 : 1;
+  const ShardScore *a = profile->scores + i, *b = profile->scores + j;
+  if (!profile->by_accuracy && a->loss_nano != b->loss_nano) return a->loss_nano < b->loss_nano ? -1 : 1;
   if (a->correct != b->correct) return a->correct > b->correct ? -1 : 1;
   return i - j;
 }
@@ -257,5 +259,5 @@ static int compare_scores(const void *left, const void *right, void *scores) {
 void importance_ranking(const ImportanceProfile *profile, int32_t *ranking) {
   int32_t count = profile->layers * profile->slices;
   for (int32_t i = 0; i < count; i++) ranking[i] = i;
-  qsort_r(ranking, (size_t)count, sizeof *ranking, compare_scores, profile->scores);
+  qsort_r(ranking, (size_t)count, sizeof *ranking, compare_scores, (void *)profile);
 }

@@ -20,9 +20,10 @@ from sqlalchemy import func, select
 
 from db.models import AttemptRow, EvaluationRow, ImportanceScoreRow, JournalRecordRow, RequestRow
 from orchestrator.cli.context import SOME_FAILED, driving
+from orchestrator.cli.importance import importance_step
 from orchestrator.cli.over_devices import deploy_all
 from orchestrator.cli.plan import evaluate_all, questions
-from orchestrator.cli.profile import importance_step, profile_all
+from orchestrator.cli.profile import profile_all
 from orchestrator.library import find_bundle
 from orchestrator.measure import RunSettings, Work
 from orchestrator.toolchain import cache_folder

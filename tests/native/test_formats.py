@@ -20,7 +20,7 @@ from sti_runtime import bundle as bundle_module
 from sti_runtime.bundle import Bundle
 from sti_runtime.bundle_build import build_bundle
 from sti_runtime.errors import FormatError, StifarmError
-from sti_runtime.importance_profile import ImportanceProfile
+from sti_runtime.importance_profile import METHODS, ImportanceProfile
 from sti_runtime.manifest import MANIFEST_CAP_BYTES, MANIFEST_NAME, Manifest
 from sti_runtime.messages import (
     AndroidSetting,
@@ -367,6 +367,7 @@ def test_importance(ask: Ask) -> None:
     for document in documents:
         for score in document["scores"]:
             score["score"]["correct"] = rng.choice((5, 6))
+    documents += [documents[0] | {"method": method} for method in METHODS[1:]]
     taken, refused = agree(ask, "importance", damaged(documents, 2500, seed=7), verdict_of(make))
     assert taken > 200
     assert refused > 500

@@ -26,11 +26,11 @@ from sti_runtime.importance import (
     score_shards,
     tensors_at,
 )
-from sti_runtime.importance_profile import ImportanceProfile, Score
+from sti_runtime.importance_profile import ImportanceProfile, Method, Score
 from sti_runtime.model import HeadConfig, ModelConfig, all_submodels, tensor_shapes
 from sti_runtime.pack import pack_version, unpack_version
 from sti_runtime.rank_statistics import rank_correlation, reliability_ppm
-from sti_runtime.rows import I64, LabelledRows, in_order, select_rows
+from sti_runtime.rows import I64, LabelledRows, by_length, in_order, select_rows
 from sti_runtime.shard import F32, MATRICES, ShardId, matrix_shapes, shard_matrices
 from sti_runtime.torch_tensors import as_torch, torch_threads
 from sti_runtime.training import classify, full_model, initial_tensors
@@ -264,10 +264,12 @@ def test_nothing_left_is_no_unit() -> None:
 # ---------------------------------------------------------------------------------------- profile
 
 
-def profile_of(scores: dict[ShardId, SplitScore], base: SplitScore) -> ImportanceProfile:
+def profile_of(
+    scores: dict[ShardId, SplitScore], base: SplitScore, method: Method = "exhaustive"
+) -> ImportanceProfile:
     return build_profile(
         CONFIG, scores, base, base_fidelity=2, model_digest="a" * 64, task="t", split_digest="b" * 64,
-        rows=150,
+        rows=150, method=method,
     )  # fmt: skip
 
 
@@ -288,6 +290,35 @@ def test_the_profile_ranks_by_loss_gain(task: ImportanceTask, scores: dict[Shard
     assert profile.rows == 150
 
 
+def test_the_paper_s_ranking_is_by_correct_rows_alone(
+    task: ImportanceTask, scores: dict[ShardId, SplitScore]
+) -> None:
+    base = score_configuration(CONFIG, task.base, task.rows)
+    by_loss, by_rows = profile_of(scores, base), profile_of(scores, base, "exhaustive-accuracy")
+    assert by_rows.scores == by_loss.scores
+    assert by_rows.digest != by_loss.digest
+    correct = {shard: score.score.correct for shard, score in scores.items()}
+    assert list(by_rows.ranking()) == sorted(EVERY, key=lambda shard: (-correct[shard], shard))
+    assert by_rows.worth() == tuple(correct[shard] - base.score.correct for shard in EVERY)
+    assert by_loss.worth() == tuple(by_loss.gain_nano(shard) for shard in EVERY)
+    halves = [(s.even_correct, s.odd_correct) for _, s in sorted(scores.items())]
+    assert by_rows.reliability_ppm == reliability_ppm(*zip(*halves, strict=True))
+    assert all(even + odd == correct[shard] for shard, (even, odd) in zip(EVERY, halves, strict=True))
+
+
+def test_rows_of_like_length_are_scored_together_and_told_in_their_order(task: ImportanceTask) -> None:
+    batches = by_length(task.rows, 64)
+    order = np.concatenate([index for index, _ in batches])
+    assert sorted(order.tolist()) == list(range(len(task.rows.labels)))
+    assert (np.diff(task.rows.lengths[order]) >= 0).all()
+    for index, batch in batches:
+        assert batch.input_ids.shape[1] == task.rows.lengths[index].max()
+    logits = answers(dict(task.base), task.rows)
+    score = score_configuration(CONFIG, task.base, task.rows)
+    right = logits.argmax(1) == task.rows.labels
+    assert (score.even_correct, score.odd_correct) == (int(right[::2].sum()), int(right[1::2].sum()))
+
+
 def test_missing_scores_are_counted(scores: dict[ShardId, SplitScore]) -> None:
     partial = {shard: score for shard, score in scores.items() if shard[0] != 1}
     with pytest.raises(InputError, match=r"4 of 12 shards have no score yet, the first is \(1, 0\)"):
@@ -303,10 +334,10 @@ def test_reliability_is_spearman_brown_of_the_half_rankings() -> None:
 
 
 def test_the_profile_s_reliability_is_of_the_loss_gains() -> None:
-    base = SplitScore(Score(loss_nano=100, correct=0), 100, 100)
+    base = SplitScore(Score(loss_nano=100, correct=0), 100, 100, 0)
     halves = [(1 + i, 1 + i) for i in range(10)] + [(11, 12), (12, 11)]
     scores = {
-        shard: SplitScore(Score(loss_nano=100, correct=0), 100 - even, 100 - odd)
+        shard: SplitScore(Score(loss_nano=100, correct=0), 100 - even, 100 - odd, 0)
         for shard, (even, odd) in zip(EVERY, halves, strict=True)
     }
     r = 1 - 6 * 2 / (12 * (12**2 - 1))

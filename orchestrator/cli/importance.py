@@ -1,0 +1,225 @@
+"""The verb importance: scoring or estimating what each shard is worth to a task, and showing it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from db.importance import importance_profiles
+from orchestrator.cli.context import BundleOption, JsonOption, TaskOption, farm_of, method_of, since
+from orchestrator.cli.heat import heat_map, milli
+from orchestrator.cli.output import emit_json, heading, lines, note, steps, styled, success, table, warn
+from orchestrator.farm import Farm, controlling
+from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
+from sti_runtime.errors import InputError
+from sti_runtime.importance_profile import METHODS, ImportanceProfile, Method
+from sti_runtime.rank_statistics import rank_correlation
+
+EXHAUSTIVE_ROWS, GRADIENT_ROWS = 500, 200
+"""Labelled rows of the profile split, unless asked otherwise."""
+
+_LISTED = 8
+
+importance_app = typer.Typer(help="What each shard's fidelity is worth to a task.")
+
+
+@importance_app.callback(invoke_without_command=True)
+def importance(
+    context: typer.Context,
+    bundle: BundleOption = None,
+    task: TaskOption = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", "-m", help="exhaustive: score every shard; gradient: estimate in one pass."),
+    ] = "exhaustive",
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Labelled rows of the profile split; {EXHAUSTIVE_ROWS}, of gradient {GRADIENT_ROWS}.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Score every shard's importance to a task, on this host's CPUs through Ray.
+
+    Interrupt it at any time: scores already taken are kept.
+    Example: stifarm importance --bundle minilm-sst-2 --task sst-2
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if method not in ("exhaustive", "gradient"):
+        raise InputError(f"--method {method!r} is unknown.", "Choose exhaustive or gradient.")
+    from orchestrator.ray.pool import RayPool
+
+    with farm_of(context, for_devices=True) as farm:
+        known = find_bundle(farm, bundle)
+        name = only_task(farm, task, known)
+        task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
+        with controlling(farm), RayPool(farm.settings) as pool:
+            note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
+            if method == "gradient":
+                profile = estimate_step(farm, pool, known, name, rows=rows or GRADIENT_ROWS, quiet=json)
+            else:
+                profile = importance_step(farm, pool, known, name, rows=rows or EXHAUSTIVE_ROWS, quiet=json)
+    if json:
+        emit_json(profile.model_dump(mode="json"))
+    else:
+        show_importance(profile)
+
+
+@importance_app.command("show")
+def show(
+    context: typer.Context,
+    bundle: BundleOption = None,
+    task: TaskOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help=f"{', '.join(METHODS)}; the best there is."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the heat map to this file too.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the importance of shards as a heat map, and how far the methods agree.
+
+    Example: stifarm importance show --task sst-2 --png importance.png
+    """
+    with farm_of(context) as farm:
+        known = find_bundle(farm, bundle)
+        name = only_task(farm, task, known)
+        with farm.store.reader() as session:
+            found = {p.method: p for p in importance_profiles(session, known.model_digest, name)}
+    profile = _chosen(found, method_of(method), known.name, name)
+    if png is not None:
+        from orchestrator.heat_figure import draw_importance  # loads Matplotlib
+
+        draw_importance(profile, f"{known.name} on {name}", png)
+        success(f"{png} written")
+    if json:
+        emit_json(
+            {
+                "profile": profile.model_dump(mode="json"),
+                "ranking": profile.ranking(),
+                "methods": [
+                    {
+                        "method": other.method,
+                        "digest": other.digest,
+                        "rows": other.rows,
+                        "reliability_ppm": other.reliability_ppm,
+                        "rank_correlation": rank_correlation(profile.worth(), other.worth()),
+                    }
+                    for other in found.values()
+                ],
+            }
+        )
+        return
+    show_importance(profile)
+    if len(found) > 1:
+        table(
+            f"How far the methods rank as {profile.method} does",
+            ("method", ">rows", ">split-half reliability", ">rank correlation"),
+            [
+                (
+                    other.method,
+                    str(other.rows),
+                    f"{other.reliability_ppm / 1e6:.2f}",
+                    f"{rank_correlation(profile.worth(), other.worth()):.2f}",
+                )
+                for other in found.values()
+            ],
+        )
+
+
+# ------------------------------------------------------------------ steps and parts
+
+
+def importance_step(
+    farm: Farm, pool: Any, bundle: KnownBundle, task: str, *, rows: int, quiet: bool = False
+) -> ImportanceProfile:
+    """Score what is missing, with a bar over shards."""
+    # Loads PyTorch, which no other verb of this module needs.
+    from orchestrator.scoring import score_importance
+
+    began = time.monotonic()
+    with steps(quiet=quiet) as bars, bars.step("importance of shards") as bar:
+        scored = score_importance(farm, pool, bundle, task, rows=rows, workers=pool.cpus, advance=bar)
+    profile = scored.profile
+    _warn_at_chance(profile, scored.above_chance)
+    success(
+        f"importance of {bundle.name} on {task}: {scored.scored} shards scored in {since(began)},"
+        f" {profile.layers * profile.slices - scored.scored} were in the store; {_facts(profile)}"
+    )
+    return profile
+
+
+def estimate_step(
+    farm: Farm, pool: Any, bundle: KnownBundle, task: str, *, rows: int, quiet: bool = False
+) -> ImportanceProfile:
+    """Estimate all shards from one pass."""
+    from orchestrator.scoring import estimate_importance  # loads PyTorch
+
+    began = time.monotonic()
+    with steps(quiet=quiet) as bars, bars.step("slopes of shards", 1) as bar:
+        scored = estimate_importance(farm, pool, bundle, task, rows=rows)
+        bar(1, 1)
+    profile = scored.profile
+    _warn_at_chance(profile, scored.above_chance)
+    success(
+        f"importance of {bundle.name} on {task}: {scored.scored} shards estimated in {since(began)};"
+        f" {_facts(profile)}"
+    )
+    return profile
+
+
+def show_importance(profile: ImportanceProfile) -> None:
+    """The heat map and the most important shards."""
+    by_rows = profile.method == "exhaustive-accuracy"
+    estimated = " (estimated)" if profile.method == "gradient" else ""
+    heading(
+        f"Correct rows of {profile.rows} gained by raising one shard to 32 bits"
+        if by_rows
+        else f"Loss saved by raising one shard to 32 bits, in milli-nats{estimated}"
+    )
+    worth = profile.worth()
+    shown = [value if by_rows else value / 1e6 for value in worth]
+    by_layer = [shown[i : i + profile.slices] for i in range(0, len(shown), profile.slices)]
+    styled(
+        heat_map(
+            [f"layer {layer}" for layer in range(profile.layers)],
+            [f"s{index}" for index in range(profile.slices)],
+            by_layer,
+            write=(lambda value: f"{value:+.0f}") if by_rows else milli,
+        )
+    )
+    best = ", ".join(f"{layer}.{index}" for layer, index in profile.ranking()[:_LISTED])
+    lines(["", f"Most important first (layer.slice): {best}", ""])
+
+
+def _chosen(
+    found: dict[Method, ImportanceProfile], method: Method | None, bundle: str, task: str
+) -> ImportanceProfile:
+    wanted = [method] if method is not None else ["exhaustive", "gradient"]
+    for name in wanted:
+        if name in found:
+            return found[name]
+    by = f" by method {method}" if method is not None else ""
+    raise InputError(
+        f"There is no importance profile of {bundle} on {task}{by}.",
+        f"Make one: stifarm importance{' --method gradient' if method == 'gradient' else ''}.",
+    )
+
+
+def _facts(profile: ImportanceProfile) -> str:
+    return (
+        f"base {profile.base_fidelity} bits,"
+        f" {profile.base.correct / profile.rows:.1%} of {profile.rows} rows,"
+        f" split-half reliability {profile.reliability_ppm / 1e6:.2f}"
+    )
+
+
+def _warn_at_chance(profile: ImportanceProfile, above: bool) -> None:
+    if not above:
+        warn(f"all shards at {profile.base_fidelity} bits are still at chance: the ranking says little")
