@@ -12,11 +12,10 @@ import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.importance_subjects import Subject, demo, minilm
 from sti_runtime.bundle import Bundle
@@ -165,7 +164,7 @@ def alternatives(task: ImportanceTask, threads: int) -> list[Ranked]:
     """Other estimates from slopes, at the base, at the high weights and half-way, and DynaBERT's masks."""
     config, labels = task.config, task.rows.labels
     step = {name: task.high[name] - task.base[name] for name in task.high}
-    middle = {name: task.base[name] + step[name] / 2 for name in task.high}
+    middle = {name: task.base[name] + step[name] * np.float32(0.5) for name in task.high}
     points: dict[str, tuple[Slopes, float]] = {}
     for name, at in (("base", task.base), ("middle", middle), ("high", task.high)):
         began = time.process_time()
@@ -177,23 +176,17 @@ def alternatives(task: ImportanceTask, threads: int) -> list[Ranked]:
         for kind, values in loss_terms(slopes, labels).items()
     ]
     (base, base_s), (half, half_s) = points["base"], points["middle"]
+    mean = np.mean([base.slopes, half.slopes], axis=0, dtype=np.float32)
     for kind, slopes, seconds in (
         ("middle: slopes, at the base's logits", half.slopes, half_s + base_s / 3),
-        (
-            "base and middle: mean slopes, at the base's logits",
-            (base.slopes + half.slopes) / 2,
-            base_s + half_s,
-        ),
+        ("base and middle: mean slopes, at the base's logits", mean, base_s + half_s),
     ):
         ranked.append(Ranked(kind, moved_gains(base.logits, slopes, labels), seconds))
     began = time.process_time()
     units = unit_importance(task.high, config, task.rows, threads=threads)
     masks = units.heads + units.neurons.reshape(config.layers, config.heads, -1).sum(2)
-    ranked.append(
-        Ranked(
-            "high: |Taylor| on head and neuron masks (DynaBERT)", masks.ravel(), time.process_time() - began
-        )
-    )
+    seconds = time.process_time() - began
+    ranked.append(Ranked("high: |Taylor| on head and neuron masks (DynaBERT)", masks.ravel(), seconds))
     return ranked
 
 
@@ -231,7 +224,8 @@ def _losses(logits: F32, labels: I32) -> F64:
 def softmax(logits: F32) -> F64:
     """Over the last axis, float64."""
     raised: F64 = np.exp(logits.astype(float) - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
+    shares: F64 = raised / raised.sum(-1, keepdims=True)
+    return shares
 
 
 # ------------------------------------------------------------------ statistics
@@ -240,7 +234,7 @@ def softmax(logits: F32) -> F64:
 def interval(values: F64, gains: F64) -> tuple[float, float]:
     """95 % percentile interval of the rank correlation, bootstrap over shards."""
     rng = np.random.default_rng(0)
-    drawn: Sequence[npt.NDArray[np.int64]] = rng.integers(0, len(gains), (RESAMPLES, len(gains)))
+    drawn = rng.integers(0, len(gains), (RESAMPLES, len(gains)))
     found = [rank_correlation(values[index], gains[index]) for index in drawn]
     low, high = np.percentile(found, (2.5, 97.5))
     return float(low), float(high)
