@@ -14,6 +14,8 @@ _PERCENTILE = 95
 
 _COLOURS = ("#8c2d04", "#fdae6b", "#ffffff", "#6baed6", "#08306b")
 
+_EXTENDS = {(True, True): "both", (True, False): "max", (False, True): "min", (False, False): "neither"}
+
 _MOST_NUMBERS = 400
 """Shards up to which every cell has its number."""
 
@@ -47,8 +49,8 @@ def draw_importance(profile: ImportanceProfile, subject: str, path: Path) -> Non
     axes.set_xlabel("slice")
     axes.set_ylabel("layer")
     axes.set_title(f"Importance of shards: {subject}\n{_method(profile)}", fontsize=10)
-    clipped = bool((np.abs(worth) > limit).any())
-    bar = figure.colorbar(image, ax=axes, extend="both" if clipped else "neither")
+    above, below = bool((worth > limit).any()), bool((worth < -limit).any())
+    bar = figure.colorbar(image, ax=axes, extend=_EXTENDS[above, below])
     bar.set_label("correct rows gained" if by_rows else "loss saved, milli-nats")
     if worth.size <= _MOST_NUMBERS:
         for (layer, index), value in np.ndenumerate(worth):
