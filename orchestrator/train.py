@@ -17,11 +17,19 @@ from orchestrator.library import (
     tokenizer_of,
 )
 from sti_runtime.elastic import make_elastic
-from sti_runtime.model import HeadConfig, elastic_submodels
-from sti_runtime.model_store import Model, SubmodelScore, make_model
+from sti_runtime.model import HeadConfig, Submodel, elastic_submodels
+from sti_runtime.model_store import TRUNCATED, Model, SubmodelScore, make_model
 from sti_runtime.records import canonical_json, sha256_hex
 from sti_runtime.tasks import Example, split_digest
-from sti_runtime.training import Progress, TrainSettings, evaluate_submodels, fine_tune, full_model, with_head
+from sti_runtime.training import (
+    Evaluation,
+    Progress,
+    TrainSettings,
+    evaluate_submodels,
+    fine_tune,
+    full_model,
+    with_head,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ def train_model(
 ) -> Model:
     """Put a head on a model, fine-tune it, make it elastic, score every submodel, register it all.
 
+    Each submodel is scored before elastic training too, cut from the fine-tuned model (``TRUNCATED``).
+
     Interrupted training goes on where it was when called again with the same arguments.
     Raises: InputError, DatasetError, ResourceError.
     """
@@ -70,7 +80,13 @@ def train_model(
     tuned = fine_tune(
         tensors, config, splits.train, settings.fine_tune, workspace=workspace, progress=progress
     )
+    threads = settings.fine_tune.threads
+    truncated: dict[Submodel, Evaluation] = {}
     if settings.widths is not None and settings.depths is not None:
+        submodels = elastic_submodels(config.layers, config.heads)
+        truncated = evaluate_submodels(
+            tuned, config, submodels, splits.dev, threads=threads, progress=progress, phase="truncated"
+        )
         tuned = make_elastic(
             tuned,
             config,
@@ -81,12 +97,9 @@ def train_model(
             workspace=workspace,
             progress=progress,
         )
-        submodels = elastic_submodels(config.layers, config.heads)
     else:
         submodels = (full_model(config),)
-    scores = evaluate_submodels(
-        tuned, config, submodels, splits.dev, threads=settings.fine_tune.threads, progress=progress
-    )
+    scores = evaluate_submodels(tuned, config, submodels, splits.dev, threads=threads, progress=progress)
     model = make_model(
         config,
         tuned,
@@ -103,8 +116,9 @@ def train_model(
             "settings": repr(settings),
         },
         scores=tuple(
-            SubmodelScore(submodel=s, split=DEV_SPLIT, correct=e.correct, rows=e.rows)
-            for s, e in scores.items()
+            SubmodelScore(submodel=s, split=split, correct=e.correct, rows=e.rows)
+            for split, scored in ((DEV_SPLIT, scores), (DEV_SPLIT + TRUNCATED, truncated))
+            for s, e in scored.items()
         ),
     )
     register_model(farm, model, name)

@@ -38,8 +38,15 @@ TOKENIZER_FILE = "tokenizer.json"
 _TEMPORARY = ".new-"
 
 
+TRUNCATED = "-truncated"
+"""Ends the split of a score of the fine-tuned model cut to the submodel, without elastic training."""
+
+
 class SubmodelScore(Record):
-    """Accuracy of one trained submodel at 32 bits: ``correct`` of ``rows`` rows of ``split``."""
+    """Accuracy of one submodel at 32 bits: ``correct`` of ``rows`` rows of ``split``.
+
+    A split that ends in ``TRUNCATED`` says: the model before elastic training, cut to the submodel.
+    """
 
     submodel: Submodel
     split: str

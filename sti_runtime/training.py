@@ -238,11 +238,12 @@ def evaluate_submodels(
     batch: int = 64,
     threads: int = 0,
     progress: Progress | None = None,
+    phase: str = "evaluate",
 ) -> dict[Submodel, Evaluation]:
-    """``evaluate`` for every submodel, in order."""
+    """``evaluate`` for every submodel, in order; ``phase`` is what ``progress`` is told."""
     results: dict[Submodel, Evaluation] = {}
     for submodel in submodels:
         results[submodel] = evaluate(tensors, config, submodel, rows, batch=batch, threads=threads)
         if progress is not None:
-            progress("evaluate", len(results), len(submodels), results[submodel].loss_nano / 1e9)
+            progress(phase, len(results), len(submodels), results[submodel].loss_nano / 1e9)
     return results

@@ -19,6 +19,7 @@ from orchestrator.library import (
     register_task,
     tokenize_splits,
 )
+from orchestrator.submodel_report import submodel_table
 from sti_runtime.errors import InputError
 from sti_runtime.model_store import Model
 from sti_runtime.tasks import PRESETS, TaskSpec, user_task
@@ -206,6 +207,7 @@ def _phases(bars: Steps) -> Progress:
         "head importance": "importance of heads and neurons",
         "widths": "elastic training: widths",
         "depths": "elastic training: depths",
+        "truncated": "accuracy of submodels as they are",
         "evaluate": "accuracy of every submodel",
     }
 
@@ -226,19 +228,8 @@ def _show(name: str, model: Model, json: bool) -> None:
         f" × {config.hidden}, {'headless' if config.head is None else f'{len(config.head.labels)} labels'}"
     )
     if info.scores:
-        table(
-            "Trained submodels at 32 bits",
-            ("n × m", "kept layers", ">accuracy", ">rows"),
-            [
-                (
-                    str(score.submodel),
-                    " ".join(map(str, score.submodel.kept)),
-                    f"{100 * score.correct / score.rows:.1f} %",
-                    str(score.rows),
-                )
-                for score in info.scores
-            ],
-        )
+        columns, rows, caption = submodel_table(info.scores)
+        table("Trained submodels at 32 bits", columns, rows, caption=caption)
     if info.untrained:
         warn("its submodels were never trained as such; plans from it are flagged untrained-submodels")
         note(f"  next: stifarm model train {name} --task TASK --train TSV --dev TSV")
