@@ -23,8 +23,8 @@ from sti_runtime.shard import F32
 from sti_runtime.tasks import PRESETS, build_task_data, read_tsv, split_profile
 from sti_runtime.training import TrainSettings, evaluate, fine_tune, full_model, with_head
 
-STEPS = 200
-TRAIN_ROWS = 10_000
+STEPS = 400
+TRAIN_ROWS = 20_000
 PROFILE_ROWS = 500
 SEED = 0
 

@@ -537,8 +537,9 @@ def test_artifacts_are_found_by_name_and_digest(store: Store) -> None:
 def test_interrupted_importance_resumes_from_rows(store: Store) -> None:
     make(store)
     key = ScoreKey(world.MODEL, world.TASK, "f" * 64, 2)
-    score = StoredScore(Score(loss_nano=700_000_000, correct=20), 40, 1, 2)
+    score = StoredScore(Score(loss_nano=700_000_000, correct=20), 40, 1, 2, 11)
     with store.session() as session:
+        record_score(session, key, BASE, replace(score, half_a_correct=None))  # of an earlier schema
         record_score(session, key, BASE, score)
         record_score(session, key, (0, 1), score)
         changed = replace(score, score=Score(loss_nano=1, correct=1))
