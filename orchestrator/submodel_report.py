@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sti_runtime.metrics import accuracy
 from sti_runtime.model_store import TRUNCATED, SubmodelScore
 
-COLUMNS = ("n × m", "kept layers", "accuracy [95 %]")
-COMPARED = (">lost", "truncated [95 %]", ">gained")
+COLUMNS: tuple[str, ...] = ("n × m", "kept layers", "accuracy [95 %]")
+COMPARED: tuple[str, ...] = (">lost", "truncated [95 %]", ">gained")
 CAPTION = (
     "lost: points below the whole model before elastic training. truncated: that model cut to the\n"
     "submodel. gained: points that elastic training adds to that. Accuracies in % of {rows} rows, with\n"
@@ -23,9 +23,9 @@ def submodel_table(
     trained = [score for score in scores if not score.split.endswith(TRUNCATED)]
     before = {score.submodel: score for score in scores if score.split.endswith(TRUNCATED)}
     whole = max(before.values(), key=lambda s: s.submodel.depth * s.submodel.width, default=None)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for score in trained:
-        cells = (str(score.submodel), " ".join(map(str, score.submodel.kept)), _share(score))
+        cells: tuple[str, ...] = (str(score.submodel), " ".join(map(str, score.submodel.kept)), _share(score))
         if whole is not None:
             cut = before[score.submodel]
             cells += (_points(whole, score), _share(cut), _points(score, cut))

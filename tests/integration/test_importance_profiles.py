@@ -10,12 +10,13 @@ from sqlalchemy import select, update
 from db.importance import importance_profiles, latest_importance
 from db.models import ImportanceScoreRow
 from orchestrator.cli import main
+from orchestrator.demo.demo_task import TASK
 from orchestrator.farm import Farm
 from orchestrator.measure import Work, importance_of
 from orchestrator.scoring import estimate_importance, score_importance
 from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import ImportanceProfile, Method
-from tests.farm_world import DESK, NAME, ROWS, TASK, InProcess, fill, open_world, write_inventory
+from tests.farm_world import DESK, NAME, ROWS, InProcess, fill, open_world, write_inventory
 
 
 @pytest.fixture
