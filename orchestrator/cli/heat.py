@@ -64,8 +64,11 @@ def _style(value: float, scale: float) -> str:
 
 def milli(value: float) -> str:
     """A signed number in at most four characters: +0.3, -12, +216, +12k."""
-    if round(abs(value), 1) < 10:
-        return f"{value:+.1f}"
+    return f"{value:+.1f}" if round(abs(value), 1) < 10 else whole(value)
+
+
+def whole(value: float) -> str:
+    """A signed whole number in at most four characters: +3, -12, +216, +12k."""
     if round(abs(value)) < 1000:
         return f"{value:+.0f}"
     return f"{max(-99.0, min(99.0, value / 1000)):+.0f}k"

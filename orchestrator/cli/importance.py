@@ -10,12 +10,13 @@ import typer
 
 from db.importance import importance_profiles
 from orchestrator.cli.context import BundleOption, JsonOption, TaskOption, farm_of, method_of, since
-from orchestrator.cli.heat import heat_map, milli
+from orchestrator.cli.heat import heat_map, milli, whole
 from orchestrator.cli.output import emit_json, heading, lines, note, steps, styled, success, table, warn
 from orchestrator.farm import Farm, controlling
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
+from orchestrator.measure import importance_of
 from sti_runtime.errors import InputError
-from sti_runtime.importance_profile import METHODS, ImportanceProfile, Method
+from sti_runtime.importance_profile import METHODS, ImportanceProfile
 from sti_runtime.rank_statistics import rank_correlation
 
 EXHAUSTIVE_ROWS, GRADIENT_ROWS = 500, 200
@@ -91,8 +92,8 @@ def show(
         known = find_bundle(farm, bundle)
         name = only_task(farm, task, known)
         with farm.store.reader() as session:
-            found = {p.method: p for p in importance_profiles(session, known.model_digest, name)}
-    profile = _chosen(found, method_of(method), known.name, name)
+            found = importance_profiles(session, known.model_digest, name)
+        profile = importance_of(farm, known, name, method_of(method))
     if png is not None:
         from orchestrator.heat_figure import draw_importance  # loads Matplotlib
 
@@ -111,7 +112,7 @@ def show(
                         "reliability_ppm": other.reliability_ppm,
                         "rank_correlation": rank_correlation(profile.worth(), other.worth()),
                     }
-                    for other in found.values()
+                    for other in found
                 ],
             }
         )
@@ -128,7 +129,7 @@ def show(
                     f"{other.reliability_ppm / 1e6:.2f}",
                     f"{rank_correlation(profile.worth(), other.worth()):.2f}",
                 )
-                for other in found.values()
+                for other in found
             ],
         )
 
@@ -191,25 +192,11 @@ def show_importance(profile: ImportanceProfile) -> None:
             [f"layer {layer}" for layer in range(profile.layers)],
             [f"s{index}" for index in range(profile.slices)],
             by_layer,
-            write=(lambda value: f"{value:+.0f}") if by_rows else milli,
+            write=whole if by_rows else milli,
         )
     )
     best = ", ".join(f"{layer}.{index}" for layer, index in profile.ranking()[:_LISTED])
     lines(["", f"Most important first (layer.slice): {best}", ""])
-
-
-def _chosen(
-    found: dict[Method, ImportanceProfile], method: Method | None, bundle: str, task: str
-) -> ImportanceProfile:
-    wanted = [method] if method is not None else ["exhaustive", "gradient"]
-    for name in wanted:
-        if name in found:
-            return found[name]
-    by = f" by method {method}" if method is not None else ""
-    raise InputError(
-        f"There is no importance profile of {bundle} on {task}{by}.",
-        f"Make one: stifarm importance{' --method gradient' if method == 'gradient' else ''}.",
-    )
 
 
 def _facts(profile: ImportanceProfile) -> str:
