@@ -25,7 +25,10 @@ _Batch, _Cell = CampaignBatchRow, CampaignCellRow
 
 @dataclass(frozen=True, order=True)
 class Question:
-    """What a cell asks of a device, whichever the repeat and the night. ``bundle``: its digest."""
+    """What a cell asks of a device, whichever the repeat and the night. ``bundle``: its digest.
+
+    ``preload``: |S| as the campaign says it; empty where the policy has no use for it.
+    """
 
     device: str
     bundle: str
@@ -34,19 +37,22 @@ class Question:
     target: str
     preload_bytes: int
     policy: str
+    preload: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
     """What a run found for one question, its repeats pooled. ``plans``: digests, one unless it was replanned.
 
-    ``states``: how many of its cells are in each state; ``causes``: of those that are not done.
+    ``jobs``: (job, plan) of its cells, which lead to its samples. ``states``: how many of its cells are in
+    each state; ``causes``: of those that are not done.
     """
 
     question: Question
     kind: str
     target_ns: int | None
     plans: tuple[str, ...]
+    jobs: tuple[tuple[str, str], ...]
     latency_ns: tuple[int, ...]
     invalid: int
     states: Mapping[str, int]
@@ -57,6 +63,7 @@ class Found:
 class _Pool:
     target_ns: int | None = None
     plans: dict[str, None] = field(default_factory=dict)
+    jobs: dict[tuple[str, str], None] = field(default_factory=dict)
     latency_ns: list[int] = field(default_factory=list)
     invalid: int = 0
     states: dict[str, int] = field(default_factory=dict)
@@ -78,7 +85,6 @@ def devices_with_data(session: Session, run_id: int) -> tuple[list[str], list[st
 def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Found]:
     """What the run's cells of a kind found, finished or not, by question."""
     pools: dict[Question, _Pool] = {}
-    jobs: dict[tuple[str, str], _Pool] = {}
     query = select(_Cell, _Batch).join(_Batch, _Batch.id == _Cell.batch_id)
     query = query.where(_Cell.run_id == run_id, _Batch.kind == kind).order_by(_Batch.number, _Cell.number)
     for cell, batch in session.execute(query):
@@ -90,6 +96,7 @@ def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Fo
             target=cell.target or "",
             preload_bytes=cell.preload_bytes or 0,
             policy=cell.policy or "",
+            preload=cell.preload or "",
         )
         pool = pools.setdefault(question, _Pool())
         pool.target_ns = cell.target_ns or pool.target_ns
@@ -99,17 +106,21 @@ def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Fo
         if cell.plan_digest:
             pool.plans[cell.plan_digest] = None
         if cell.job_id and cell.plan_digest:
-            jobs[cell.job_id, cell.plan_digest] = pool
-    for (job_id, plan), (valid, invalid) in _requests(session, {job for job, _ in jobs}).items():
-        if (job_id, plan) in jobs:
-            jobs[job_id, plan].latency_ns += valid
-            jobs[job_id, plan].invalid += invalid
+            pool.jobs[cell.job_id, cell.plan_digest] = None
+    # Questions with one plan share its samples.
+    requests = _requests(session, {job for pool in pools.values() for job, _ in pool.jobs})
+    for pool in pools.values():
+        for pair in pool.jobs:
+            valid, invalid = requests.get(pair, ((), 0))
+            pool.latency_ns += valid
+            pool.invalid += invalid
     return [
         Found(
             question,
             kind,
             pool.target_ns,
             tuple(pool.plans),
+            tuple(pool.jobs),
             tuple(pool.latency_ns),
             pool.invalid,
             pool.states,

@@ -25,10 +25,11 @@ _AT_ONCE = 500
 
 @dataclass(frozen=True)
 class NewCell:
-    """A cell of a batch to be made."""
+    """A cell of a batch to be made; see ``CampaignCellRow``."""
 
     number: int
     target: str | None = None
+    preload: str | None = None
     preload_bytes: int | None = None
     policy: str | None = None
 
@@ -248,6 +249,7 @@ def _insert(session: Session, run_id: int, some: Sequence[NewBatch]) -> None:
             "batch_id": ids[batch.number],
             "number": cell.number,
             "target": cell.target,
+            "preload": cell.preload,
             "preload_bytes": cell.preload_bytes,
             "policy": cell.policy,
             "state": "queued",

@@ -145,6 +145,12 @@ def plan_policy(
     )
 
 
+def uses_preload(policy: Policy) -> bool:
+    """Whether |S| makes a difference to a policy; a baseline holds what its name says."""
+    spec = POLICIES[policy]
+    return isinstance(spec, Planned) and spec.preload
+
+
 def shuffled_ranking(importance: ImportanceProfile, seed: int) -> tuple[ShardId, ...]:
     """All shards in an order that depends on ``seed`` alone: by SHA-256 of "seed:layer:slice"."""
 

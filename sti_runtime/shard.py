@@ -41,6 +41,12 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {"q": (d, h), "k": (d, h), "v": (d, h), "o": (h, d), "ffn_in": (f, h), "ffn_out": (h, f)}
 
 
+def shard_bytes(config: ModelConfig) -> int:
+    """Bytes of all shards of a model at 32 bits."""
+    weights = sum(rows * columns for rows, columns in matrix_shapes(config).values())
+    return 4 * config.layers * config.heads * weights
+
+
 def shard_matrices(tensors: Mapping[str, F32], config: ModelConfig, layer: int, index: int) -> dict[str, F32]:
     """Cut shard (layer, index) out of canonical tensors.
 

@@ -137,7 +137,8 @@ class CampaignBatchRow(Base):
 class CampaignCellRow(Base):
     """One cell of the matrix. ``target``: T as the campaign says it; ``target_ns``: what that came to.
 
-    ``job_id`` and ``plan_digest`` lead to its samples. What does not apply to a kind is NULL.
+    ``preload``: |S| as the campaign says it, NULL where the policy has no use for it; ``preload_bytes``: what
+    that came to. ``job_id`` and ``plan_digest`` lead to its samples. What does not apply to a kind is NULL.
     """
 
     __tablename__ = "campaign_cells"
@@ -149,6 +150,7 @@ class CampaignCellRow(Base):
     number: Mapped[int]
     target: Mapped[Word | None]
     target_ns: Mapped[int | None]
+    preload: Mapped[Word | None]
     preload_bytes: Mapped[int | None]
     policy: Mapped[Word | None]
     state: Mapped[Word]

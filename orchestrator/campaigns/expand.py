@@ -11,24 +11,31 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeVar
 
 from db.campaigns import NewBatch, NewCell
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.inventory import Device
+from sti_runtime.policies import uses_preload
 
 MOST_CELLS = 24
-"""Cells of one batch: more go to several, but never policies of one T and |S|."""
+"""Cells of one batch: those of one T go together as far as that allows, those of one T and |S| always."""
 
 MOST_IN_ALL = 1_000_000
 """Cells of one run."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Content:
-    """A bundle and a task of a campaign; ``bundle``: its digest."""
+    """A bundle and a task of a campaign. ``bundle``: its digest; ``shard_bytes``: of its model's shards at 32
+    bits, which preload buffers may be shares of.
+    """
 
     bundle: str
     task: str
+    shard_bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Combination:
 def count_cells(spec: CampaignSpec, devices: Sequence[Device], contents: Sequence[Content]) -> int:
     """How many cells ``expand`` will make of it, without making them."""
     pairs = sum(len(_engines(spec, device)) for device in devices) * len(contents)
-    matrix = len(spec.targets) * len(spec.preload_bytes) * len(spec.policies)
+    matrix = len(spec.targets) * sum(_group_sizes(spec))
     planned = bool(spec.planned_kinds)
     return (
         len(devices) * ("health" in spec.kinds)
@@ -51,6 +58,12 @@ def count_cells(spec: CampaignSpec, devices: Sequence[Device], contents: Sequenc
         + pairs * matrix * (spec.repeats if "execute" in spec.kinds else 0)
         + pairs * matrix * ("evaluate" in spec.kinds)
     )
+
+
+def count_batches(spec: CampaignSpec) -> int:
+    """How many batches the planned cells of one device, content, engine and repeat make."""
+    of_target = [[None] * size for size in _group_sizes(spec)]
+    return sum(1 for _ in _packed([of_target] * len(spec.targets)))
 
 
 def expand(
@@ -89,7 +102,7 @@ def _of_device(
     for kind in spec.planned_kinds:
         for repeat in range(spec.repeats if kind == "execute" else 1):
             for each in _shuffled(combinations, order):
-                for cells in _chunks(spec, order):
+                for cells in _cells(spec, each.content, order):
                     yield _batch(kind, each.content, each.engine, repeat, cells)
 
 
@@ -115,15 +128,45 @@ def _batch(
     )
 
 
-def _chunks(spec: CampaignSpec, order: random.Random) -> Iterator[tuple[NewCell, ...]]:
-    """The cells of one combination, by batch: (T, |S|) in random order, their policies together."""
-    policies = spec.planning_policies
-    groups = list(product(spec.targets, spec.preload_bytes))
-    order.shuffle(groups)
-    size = max(1, MOST_CELLS // len(policies))
-    for start in range(0, len(groups), size):
-        asked = [(*group, policy) for group in groups[start : start + size] for policy in policies]
-        yield tuple(NewCell(number, *one) for number, one in enumerate(asked))
+def _cells(spec: CampaignSpec, content: Content, order: random.Random) -> Iterator[tuple[NewCell, ...]]:
+    """The cells of one combination, by batch: T and |S| in random order, their policies together."""
+    using = [policy for policy in spec.planning_policies if uses_preload(policy)]
+    others = [policy for policy in spec.planning_policies if not uses_preload(policy)]
+    by_target = []
+    for target in order.sample(spec.targets, len(spec.targets)):
+        sizes = spec.preload_sizes if using else ()
+        groups = [
+            [NewCell(0, target, size.text, size.resolved(content.shard_bytes), policy) for policy in using]
+            for size in order.sample(sizes, len(sizes))
+        ]
+        if others:
+            groups.insert(0, [NewCell(0, target, None, 0, policy) for policy in others])
+        by_target.append(groups)
+    for cells in _packed(by_target):
+        yield tuple(replace(cell, number=number) for number, cell in enumerate(cells))
+
+
+def _group_sizes(spec: CampaignSpec) -> list[int]:
+    """How many cells of one T go together, by |S|; first those of policies that have no use for it."""
+    using = sum(map(uses_preload, spec.planning_policies))
+    others = len(spec.planning_policies) - using
+    return [others] * bool(others) + [using] * (len(spec.preload_sizes) if using else 0)
+
+
+def _packed(by_target: Sequence[Sequence[Sequence[T]]]) -> Iterator[list[T]]:
+    """Groups in batches of at most ``MOST_CELLS``; no group is parted, a T only where it does not fit."""
+    filled: list[T] = []
+    for groups in by_target:
+        if filled and len(filled) + sum(map(len, groups)) > MOST_CELLS:
+            yield filled
+            filled = []
+        for group in groups:
+            if filled and len(filled) + len(group) > MOST_CELLS:
+                yield filled
+                filled = []
+            filled = [*filled, *group]
+    if filled:
+        yield filled
 
 
 def _engines(spec: CampaignSpec, device: Device) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ PLANNED: tuple[CellKind, ...] = ("execute", "evaluate")
 PPM = 1_000_000
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s+of\s+whole-model\s+compute")
 _TARGET_EXAMPLE = "Write it like 100ms or 0.5 of whole-model compute."
+_SHARD_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)\s*%\s+of\s+32-bit\s+shards")
+_PRELOAD_EXAMPLE = "Write it like 1MB or 0.6 % of 32-bit shards."
+_PINNED = re.compile(r"(?P<bundle>.*\S)\s+for\s+(?P<task>\S+)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,40 @@ def parse_target(text: str) -> Target:
     return Target(text, target_ns, None)
 
 
+@dataclass(frozen=True)
+class PreloadSize:
+    """A preload buffer: ``bytes_``, or ``share_ppm`` of what the model's shards take at 32 bits."""
+
+    text: str
+    bytes_: int | None
+    share_ppm: int | None
+
+    def resolved(self, shard_bytes: int) -> int:
+        """Its bytes for a model with ``shard_bytes`` of 32-bit shards."""
+        return shard_bytes * (self.share_ppm or 0) // PPM if self.bytes_ is None else self.bytes_
+
+
+def parse_preload(text: str) -> PreloadSize:
+    """|S| of "1MB" or "0.6 % of 32-bit shards". Raises: UnitsError."""
+    text = " ".join(text.split())
+    share = _SHARD_SHARE.fullmatch(text)
+    if share is not None:
+        share_ppm = round(float(share[1]) * PPM / 100)
+        if share_ppm > PPM:
+            raise UnitsError(f"{text!r} is more than all of them.", _PRELOAD_EXAMPLE)
+        return PreloadSize(text, None, share_ppm) if share_ppm else PreloadSize(text, 0, None)
+    try:
+        return PreloadSize(text, parse_bytes(text), None)
+    except UnitsError as error:
+        raise UnitsError(error.what, _PRELOAD_EXAMPLE) from error
+
+
+def parse_bundle(text: str) -> tuple[str, str | None]:
+    """(bundle, the task it is for) of "minilm-rte for rte"; no task where none is named."""
+    pinned = _PINNED.fullmatch(text)
+    return (text, None) if pinned is None else (pinned["bundle"], pinned["task"])
+
+
 def _listed(value: Any) -> Any:
     """A single value stands for a list of it; strict validation wants tuples."""
     if isinstance(value, str):
@@ -75,7 +112,8 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...
 
 class CampaignSpec(Record):
     """A campaign as its file says. Without bundles: the newest; without tasks: the only one; without engines:
-    each device's own. ``deadline``: how long after its due time a run should be over.
+    each device's own. ``deadline``: how long after its due time a run should be over. ``notes``: what readers
+    of its results must know, as of its data.
     """
 
     version: Literal[1]
@@ -97,11 +135,17 @@ class CampaignSpec(Record):
     priority: int = Field(default=10, ge=1, le=100)
     deadline: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
+    notes: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...], BeforeValidator(_listed)
+    ] = ()
 
     @property
-    def preload_bytes(self) -> tuple[int, ...]:
+    def preload_sizes(self) -> tuple[PreloadSize, ...]:
         """The preload buffers, each once."""
-        return tuple(dict.fromkeys(parse_bytes(text) for text in self.preload))
+        sizes: dict[tuple[int | None, int | None], PreloadSize] = {}
+        for size in map(parse_preload, self.preload):
+            sizes.setdefault((size.bytes_, size.share_ppm), size)
+        return tuple(sizes.values())
 
     @property
     def working_bytes(self) -> int:
@@ -131,7 +175,7 @@ class CampaignSpec(Record):
     @field_validator("preload")
     @classmethod
     def _preload(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_checked(text, parse_bytes) for text in texts)
+        return tuple(_checked(" ".join(text.split()), parse_preload) for text in texts)
 
     @field_validator("working")
     @classmethod

@@ -10,15 +10,17 @@ from db.campaign_work import durations
 from db.campaigns import Trigger, create_run, save_campaign
 from db.models import CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, left_ns
-from orchestrator.campaigns.expand import MOST_CELLS, MOST_IN_ALL, Content, count_cells, expand
+from orchestrator.campaigns.expand import MOST_IN_ALL, Content, count_batches, count_cells, expand
 from orchestrator.campaigns.lanes import lanes_of
-from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.spec import CampaignSpec, parse_bundle
 from orchestrator.errors import CampaignError
 from orchestrator.farm import Farm
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle, only_task
 from orchestrator.matching import select
+from sti_runtime.errors import InputError
 from sti_runtime.records import sha256_hex
+from sti_runtime.shard import shard_bytes
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
     devices = select(farm.inventory.devices, ",".join(spec.devices))
     if spec.kinds == ("health",):
         return Resolved(spec, devices, ())
-    bundles = [find_bundle(farm, name) for name in spec.bundles or (None,)]
-    contents = [
-        Content(bundle.digest, only_task(farm, task, bundle))
-        for bundle in bundles
-        for task in spec.tasks or (None,)
-    ]
+    named = [parse_bundle(text) for text in spec.bundles] or [(None, None)]
+    if spec.tasks and all(task for _, task in named):
+        raise InputError(
+            f"The bundles of {spec.name} name their tasks, and it names tasks besides.", "Name them once."
+        )
+    contents = []
+    for name, pinned in named:
+        bundle = find_bundle(farm, name)
+        for task in (pinned,) if pinned else spec.tasks or (None,):
+            own = only_task(farm, task, bundle)
+            contents.append(Content(bundle.digest, own, shard_bytes(bundle.manifest.model)))
     return Resolved(spec, devices, tuple(dict.fromkeys(contents)))
 
 
@@ -70,8 +77,7 @@ def estimated_ns(farm: Farm, resolved: Resolved) -> int:
 def _batch_counts(resolved: Resolved) -> dict[tuple[str | None, str], int]:
     """Batches by (device, kind), without making them."""
     spec, counts = resolved.spec, dict[tuple[str | None, str], int]()
-    per_batch = max(1, MOST_CELLS // max(1, len(spec.planning_policies)))
-    chunks = -(-len(spec.targets) * len(spec.preload_bytes) // per_batch)
+    chunks = count_batches(spec)
     if spec.planned_kinds or "importance" in spec.kinds:
         counts[None, "importance"] = len(resolved.contents)
     for device in resolved.devices:

@@ -57,7 +57,7 @@ def batch(number: int, device: str | None, kind: str, *, repeat: int = 0, cells:
         engine=None if kind in ("health", "importance") else "native",
         repeat=repeat,
         fresh=True,
-        cells=tuple(NewCell(i, "100ms", 1, "sti") for i in range(cells)),
+        cells=tuple(NewCell(i, "100ms", "1B", 1, "sti") for i in range(cells)),
     )
 
 

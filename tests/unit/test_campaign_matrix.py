@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.campaigns.expand import MOST_CELLS, Content, count_cells, expand
-from orchestrator.campaigns.spec import CampaignSpec, parse_target
+from orchestrator.campaigns.expand import MOST_CELLS, Content, count_batches, count_cells, expand
+from orchestrator.campaigns.spec import CampaignSpec, parse_bundle, parse_preload, parse_target
 from orchestrator.campaigns.spec_file import load_campaign, parse_campaign
 from orchestrator.errors import CampaignFileError
 from orchestrator.inventory import parse_inventory
 from sti_runtime.errors import UnitsError
-from sti_runtime.policies import POLICIES
+from sti_runtime.policies import POLICIES, uses_preload
 
 SHIPPED = sorted((Path(__file__).parents[2] / "campaigns").glob("*.yaml"))
 DEVICES = parse_inventory(
     b"version: 1\ndevices: [{name: a, transport: local}, {name: b, transport: local, engine: native-int8}]\n",
     Path("inventory.yaml"),
 ).devices
-CONTENTS = (Content("b" * 64, "sst-2"), Content("c" * 64, "sst-2"))
+CONTENTS = (Content("b" * 64, "sst-2", 10**6), Content("c" * 64, "sst-2", 10**7))
 
 
 def spec(**values: object) -> CampaignSpec:
@@ -89,6 +89,41 @@ def test_targets_are_times_or_shares_of_whole_model_compute() -> None:
             parse_target(wrong)
 
 
+def test_preload_buffers_are_sizes_or_shares_of_the_shards() -> None:
+    assert parse_preload("1MB").resolved(7) == 1_000_000
+    assert parse_preload("0.6  % of 32-bit shards").resolved(42_467_328) == 254_803
+    assert parse_preload("100% of 32-bit shards").resolved(10) == 10
+    assert parse_preload("0 % of 32-bit shards") != parse_preload("0MB")
+    for wrong in ("101 % of 32-bit shards", "half of 32-bit shards", "1 apple", "1 % of 6-bit shards"):
+        with pytest.raises(UnitsError, match="Write it like 1MB or"):
+            parse_preload(wrong)
+    asked = spec(preload=("0MB", "0 % of 32-bit shards", "1 % of 32-bit shards"))
+    assert [size.text for size in asked.preload_sizes] == ["0MB", "1 % of 32-bit shards"]
+    cells = {
+        (batch.bundle_digest, cell.preload): cell.preload_bytes
+        for batch in expand(asked, DEVICES, CONTENTS, seed=1)
+        if batch.kind == "execute"
+        for cell in batch.cells
+    }
+    assert {cells["b" * 64, "0MB"], cells["c" * 64, "0MB"]} == {0}
+    assert cells["b" * 64, "1 % of 32-bit shards"] == 10_000
+    assert cells["c" * 64, "1 % of 32-bit shards"] == 100_000
+
+
+def test_a_bundle_may_name_its_task() -> None:
+    assert parse_bundle("minilm-rte for rte") == ("minilm-rte", "rte")
+    assert parse_bundle("for") == ("for", None)
+    assert parse_bundle("minilm") == ("minilm", None)
+
+
+def test_policies_without_a_use_for_preload_have_one_cell_for_each_target() -> None:
+    asked = spec(policies=("sti", "load-exec"), preload=("0MB", "1MB", "2MB"))
+    (batch,) = [b for b in expand(asked, DEVICES[:1], CONTENTS[:1], seed=1) if b.kind == "execute"]
+    assert Counter(cell.policy for cell in batch.cells) == {"sti": 3, "load-exec": 1}
+    (alone,) = [cell for cell in batch.cells if cell.policy == "load-exec"]
+    assert (alone.preload, alone.preload_bytes) == (None, 0)
+
+
 def test_what_a_kind_needs_comes_before_it() -> None:
     kinds = ("health", "profile", "execute", "evaluate")
     batches = list(expand(spec(kinds=kinds, repeats=2), DEVICES[:1], CONTENTS[:1], seed=1))
@@ -117,10 +152,14 @@ def test_policies_of_one_question_are_never_parted_and_orders_differ_by_seed() -
     targets = tuple(f"{n}ms" for n in range(1, 14))
     asked = spec(targets=targets, preload=("0MB", "1MB"), policies=tuple(POLICIES))
     batches = [b for b in expand(asked, DEVICES[:1], CONTENTS[:1], seed=1) if b.kind == "execute"]
+    using = sum(map(uses_preload, POLICIES))
     for batch in batches:
         assert len(batch.cells) <= MOST_CELLS
-        groups = Counter((cell.target, cell.preload_bytes) for cell in batch.cells)
-        assert set(groups.values()) == {len(POLICIES)}
+        groups = Counter((cell.target, cell.preload) for cell in batch.cells)
+        assert all(
+            count == (using if preload else len(POLICIES) - using) for (_, preload), count in groups.items()
+        )
+        assert len({cell.target for cell in batch.cells}) == len(batch.cells) // (len(POLICIES) + using)
     orders = [
         [cell.target for batch in expand(asked, DEVICES[:1], CONTENTS[:1], seed=seed) for cell in batch.cells]
         for seed in (1, 1, 2)
@@ -152,6 +191,11 @@ def test_the_count_is_what_expands_and_no_cell_comes_twice(
     batches = list(expand(asked, DEVICES, CONTENTS, seed=3))
     cells = [(replace(b, number=0, cells=()), replace(c, number=0)) for b in batches for c in b.cells]
     assert len(cells) == count_cells(asked, DEVICES, CONTENTS) == len(set(cells))
+    if "evaluate" in kinds:
+        of_one = [
+            b for b in batches if b.kind == "evaluate" and b.device == "a" and b.bundle_digest == "b" * 64
+        ]
+        assert len(of_one) == count_batches(asked) * max(1, len(engines))
 
 
 def test_a_million_cells_are_counted_without_being_made() -> None:
