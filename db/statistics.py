@@ -3,6 +3,7 @@
 median         sample median (mean of the two middle order statistics when their number is even)
 p95            nearest rank: the smallest sample with at least 95 % of samples at or below it
 median_interval  distribution-free interval from order statistics; its level is at least the stated one
+p95_interval   the same of the 95th percentile
 wilson         score interval of a proportion
 """
 
@@ -97,6 +98,29 @@ def _interval_rank(n: int) -> int:
         ways = ways * (n - k) // (k + 1)
         k += 1
     return k
+
+
+def p95_interval(samples: Sequence[int]) -> Interval | None:
+    """95 % interval of the 95th percentile, from order statistics; None under 72 samples: none exists.
+
+    Source: David & Nagaraja, Order Statistics, section 7.1.
+    """
+    ordered = _ordered(samples)
+    places = _p95_places(len(ordered))
+    return None if places is None else Interval(ordered[places[0]], ordered[places[1]])
+
+
+@lru_cache(maxsize=4096)
+def _p95_places(n: int) -> tuple[int, int] | None:
+    """Places (from 0) of the bounds: P(Binomial(n, 0.95) ≤ first) and P(… > last) are at most 2.5 %."""
+    whole, below = 100**n, [0]
+    for k in range(n + 1):
+        below.append(below[-1] + math.comb(n, k) * 95**k * 5 ** (n - k))
+    # below[k]: P(Binomial < k), times ``whole``.
+    tail = whole * (1_000_000 - LEVEL_PPM) // 2_000_000
+    first = max((k for k in range(n + 1) if below[k] <= tail), default=0)
+    last = next((k for k in range(1, n + 1) if whole - below[k] <= tail), n + 1)
+    return (first - 1, last - 1) if 1 <= first <= last <= n else None
 
 
 def wilson(count: int, total: int) -> Proportion:

@@ -35,6 +35,7 @@ from orchestrator.campaigns.start import (
 )
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.campaigns.steps import Means
+from orchestrator.cli.campaign_results import results
 from orchestrator.cli.campaign_view import compare, report, status
 from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table
@@ -48,6 +49,7 @@ campaign_app = typer.Typer(
 campaign_app.command("status")(status)
 campaign_app.command("report")(report)
 campaign_app.command("compare")(compare)
+campaign_app.command("results")(results)
 
 ASK_ABOVE = 1000
 """Runs of more cells are begun only after a yes."""

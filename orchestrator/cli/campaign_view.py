@@ -49,7 +49,7 @@ def status(
     Example: stifarm campaign status nightly --watch
     """
     with farm_of(context) as farm:
-        campaigns = _campaigns(farm, name)
+        campaigns = known_campaigns(farm, name)
         found = statuses(farm, campaigns, runs=1 if name is None else 3)
         if json:
             emit_json([asdict(one) for one in found])
@@ -100,7 +100,7 @@ def report(
     Example: stifarm campaign report nightly --run 2026-11-28
     """
     with farm_of(context) as farm:
-        campaign = _campaigns(farm, name)[0]
+        campaign = known_campaigns(farm, name)[0]
         run = find_run(farm, campaign, number)
         with farm.store.reader() as session:
             rows = rows_of(session, run.id)
@@ -133,7 +133,7 @@ def compare(
     Example: stifarm campaign compare nightly 2026-11-27 2026-11-28
     """
     with farm_of(context) as farm:
-        campaign = _campaigns(farm, name)[0]
+        campaign = known_campaigns(farm, name)[0]
         runs = [find_run(farm, campaign, each) for each in (before, after)]
         with farm.store.reader() as session:
             found = compare_runs(session, runs[0].id, runs[1].id)
@@ -154,7 +154,8 @@ def compare(
 # ------------------------------------------------------------------ finding
 
 
-def _campaigns(farm: Farm, name: str | None) -> Sequence[CampaignRow]:
+def known_campaigns(farm: Farm, name: str | None) -> Sequence[CampaignRow]:
+    """The campaign of this name, else all of the store. Raises: CampaignError."""
     with farm.store.reader() as session:
         known = list_campaigns(session)
         if name is None:

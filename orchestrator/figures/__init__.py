@@ -1,0 +1,1 @@
+"""Figures as PNG. Only these modules load Matplotlib, which the extra ``figures`` brings."""

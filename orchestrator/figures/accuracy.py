@@ -1,0 +1,93 @@
+"""Accuracy against T, or against memory: a panel for each task and device, a line or mark for each policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.figures.style import looks, new_figure, plain_axes, save
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured cell. Units: ``x`` ms or bytes; accuracy and its interval in %."""
+
+    task: str
+    device: str
+    policy: str
+    x: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def draw_accuracy(
+    points: Sequence[Point],
+    *,
+    policies: Sequence[str],
+    tasks: Sequence[str],
+    devices: Sequence[str],
+    title: str,
+    x_label: str,
+    joined: bool,
+    logarithmic: bool,
+    path: Path,
+) -> None:
+    """Draw ``points`` to ``path``; ``joined``: a line through those of a policy.
+
+    Raises: InputError without Matplotlib; ResourceError when the file cannot be written.
+    """
+    figure = new_figure(1.6 + 3.3 * len(devices), 1.5 + 2.5 * len(tasks))
+    grid = figure.subplots(len(tasks), len(devices), squeeze=False, sharey="row", sharex="col")
+    look = looks(policies)
+    handles: dict[str, Any] = {}
+    for row, task in enumerate(tasks):
+        for column, device in enumerate(devices):
+            axes = grid[row][column]
+            plain_axes(axes)
+            mine = [point for point in points if (point.task, point.device) == (task, device)]
+            for policy in policies:
+                series = sorted((p for p in mine if p.policy == policy), key=lambda point: point.x)
+                if not series:
+                    continue
+                handles[policy] = axes.errorbar(
+                    [point.x for point in series],
+                    [point.accuracy for point in series],
+                    yerr=[
+                        [point.accuracy - point.low for point in series],
+                        [point.high - point.accuracy for point in series],
+                    ],
+                    color=look[policy].colour,
+                    marker=look[policy].marker,
+                    linestyle=look[policy].line if joined else "none",
+                    markersize=6 if policy == policies[0] else 5,
+                    linewidth=1.8 if policy == policies[0] else 1.2,
+                    elinewidth=0.7,
+                    capsize=2,
+                    alpha=0.9,
+                    zorder=3 if policy == policies[0] else 2,
+                )
+            if not mine:
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#666666")
+            if logarithmic and mine:
+                axes.set_xscale("log")
+            if row == 0:
+                axes.set_title(device, fontsize=9)
+            if row == len(tasks) - 1:
+                axes.set_xlabel(x_label, fontsize=8)
+            if column == 0:
+                axes.set_ylabel(f"{task}\naccuracy, %", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    if handles:
+        ordered = [policy for policy in policies if policy in handles]
+        figure.legend(
+            [handles[policy] for policy in ordered],
+            ordered,
+            loc="outside lower center",
+            ncols=min(len(ordered), 2 + 2 * len(devices)),
+            fontsize=8,
+            frameon=False,
+        )
+    save(figure, path)

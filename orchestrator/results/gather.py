@@ -1,0 +1,282 @@
+"""All that a page of results is made of, read from the store (and the labels from the task data it names)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from db import campaign_results as queries
+from db.artifacts import bundle_manifest, find_bundle
+from db.campaign_results import Samples, SpotCheck
+from db.campaign_samples import Found, Question, found_in
+from db.documents import parse
+from db.grounds import profile_record
+from db.models import CampaignRow, CampaignRunRow, DeviceProfileRow, DeviceRow, EvaluationRow, PlanRow, RunRow
+from db.runs import Accuracy, accuracy_of
+from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.start import spec_of
+from orchestrator.farm import Farm
+from orchestrator.results.paired import Right
+from sti_runtime.importance_profile import ImportanceProfile
+from sti_runtime.manifest import Manifest
+from sti_runtime.messages import VerifiedEmulation, computes_alike
+from sti_runtime.shard import shard_bytes
+from sti_runtime.task_data import load_task_data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question of the run with what is known of it. ``right``: by dev row; None without the labels."""
+
+    found: Found
+    bundle: str
+    plan: PlanRow | None
+    samples: Samples | None
+    accuracy: Accuracy | None
+    right: Right | None
+
+    @property
+    def asked(self) -> Question:
+        """What it asks."""
+        return self.found.question
+
+    @property
+    def target_ns(self) -> int | None:
+        """T."""
+        return self.found.target_ns
+
+    @property
+    def infeasible(self) -> bool:
+        """Whether no plan meets its T."""
+        return set(self.found.states) == {"infeasible"}
+
+    @property
+    def missing(self) -> bool:
+        """Whether it should have samples or accuracy and has not (yet)."""
+        return not self.infeasible and (self.samples is None or self.accuracy is None)
+
+    @property
+    def within(self) -> int:
+        """Requests within T."""
+        return sum(one <= (self.target_ns or 0) for one in self.samples.latency_ns) if self.samples else 0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device's profile says of one bundle, medians: all shards read at 32 bits, the model computed."""
+
+    device: str
+    bundle: str
+    task: str
+    read_ns: int
+    compute_ns: int
+    profile: str
+
+    @property
+    def ratio(self) -> float:
+        """How much longer reading takes than computing."""
+        return self.read_ns / max(1, self.compute_ns)
+
+
+@dataclass(frozen=True)
+class DeviceFound:
+    """A device of the run. ``mechanisms``: how it was slowed; ``verified``: the newest check of that."""
+
+    row: DeviceRow
+    agents: tuple[str, ...]
+    systems: tuple[str, ...]
+    engines: tuple[str, ...]
+    threads: tuple[int, ...]
+    mechanisms: tuple[str, ...]
+    verified: VerifiedEmulation | None
+    gates: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run of a campaign, finished or not."""
+
+    campaign: CampaignRow
+    run: CampaignRunRow
+    spec: CampaignSpec
+    cells: tuple[Cell, ...]
+    devices: tuple[DeviceFound, ...]
+    speeds: tuple[Speed, ...]
+    manifests: Mapping[str, Manifest]
+    importance: Mapping[tuple[str, str], ImportanceProfile]
+    spot_checks: tuple[SpotCheck, ...]
+    cell_states: Mapping[str, int]
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in the campaign's order."""
+        return tuple(dict.fromkeys(cell.asked.task for cell in self.cells))
+
+    @cached_property
+    def by_starvation(self) -> tuple[str, ...]:
+        """Devices, the one that reads slowest for what it computes first; those without a profile last."""
+        ratios: dict[str, list[float]] = {}
+        for speed in self.speeds:
+            ratios.setdefault(speed.device, []).append(speed.ratio)
+        known = sorted(ratios, key=lambda name: -sum(ratios[name]) / len(ratios[name]))
+        others = sorted({cell.asked.device for cell in self.cells} - ratios.keys())
+        return (*known, *others)
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """T as the campaign says it, the tightest first (by what they came to where that is known)."""
+        known: dict[str, int] = dict.fromkeys(self.spec.targets, 0)
+        for cell in self.cells:
+            known[cell.asked.target] = max(known.get(cell.asked.target, 0), cell.target_ns or 0)
+        return tuple(sorted(known, key=lambda text: (known[text], text)))
+
+    def pick(self, **asked: str) -> list[Cell]:
+        """Cells whose question has these values."""
+        return [c for c in self.cells if all(getattr(c.asked, key) == value for key, value in asked.items())]
+
+    def largest_preload(self, **asked: str) -> Cell | None:
+        """Of the cells of these values the one with the largest |S|."""
+        return max(self.pick(**asked), key=lambda cell: cell.asked.preload_bytes, default=None)
+
+
+def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRunRow) -> Results:
+    """Read everything of a run. Raises: InputError; FormatError, DatasetError for damaged files."""
+    found = found_in(session, run.id) or found_in(session, run.id, kind="evaluate")
+    plans = queries.plans_by_digest(session, {one.plans[-1] for one in found if one.plans})
+    rights = _Rights(farm, session, [plan.content_digest for plan in plans.values()])
+    bundles = {digest: find_bundle(session, digest) for digest in {one.question.bundle for one in found}}
+    manifests = {digest: bundle_manifest(row) for digest, row in bundles.items()}
+    cells = []
+    for one, samples in zip(found, queries.samples_of(session, found), strict=True):
+        plan = plans.get(one.plans[-1]) if one.plans else None
+        accuracy = right = None
+        if plan is not None:
+            asked = one.question
+            accuracy = accuracy_of(session, plan.content_digest, asked.task, engine=asked.engine)
+            if accuracy is not None:
+                right = rights.of(plan.content_digest, accuracy.task_data_digest, asked.engine)
+        cells.append(Cell(one, bundles[one.question.bundle].name, plan, samples, accuracy, right))
+    rows = queries.devices_by_name(session, {one.question.device for one in found})
+    runs = queries.runs_by_id(session, {n for cell in cells if cell.samples for n in cell.samples.runs})
+    states: dict[str, int] = {}
+    for cell in cells:
+        for state, count in cell.found.states.items():
+            states[state] = states.get(state, 0) + count
+    return Results(
+        campaign=campaign,
+        run=run,
+        spec=spec_of(campaign),
+        cells=tuple(cells),
+        devices=tuple(_device(rows[name], runs) for name in sorted(rows)),
+        speeds=_speeds(session, cells, manifests),
+        manifests=manifests,
+        importance=_importance(session, cells),
+        spot_checks=tuple(queries.spot_checks(session, runs, {row.id: name for name, row in rows.items()})),
+        cell_states=states,
+    )
+
+
+# ------------------------------------------------------------------ parts
+
+
+class _Rights:
+    """Which rows each content gets right. Labels are in the task data, predictions in the store."""
+
+    def __init__(self, farm: Farm, session: Session, contents: Sequence[str]) -> None:
+        self._folder = farm.settings.tasks
+        self._session = session
+        self._contents = set(contents)
+        self._labels: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]] | None] = {}
+        self._rows: dict[str, dict[str, list[EvaluationRow]]] = {}
+        self._known: dict[tuple[str, str, bool], Right | None] = {}
+
+    def of(self, content: str, task_data: str, engine: str) -> Right | None:
+        """By labelled row; None where the task data are not in this home."""
+        key = (content, task_data, engine.endswith("-int8"))
+        if key not in self._known:
+            self._known[key] = self._right(content, task_data, engine)
+        return self._known[key]
+
+    def _right(self, content: str, task_data: str, engine: str) -> Right | None:
+        if task_data not in self._labels:
+            path = self._folder / f"{task_data}.safetensors"
+            labels = load_task_data(path).labels if path.is_file() else None
+            self._labels[task_data] = None if labels is None else labels[labels >= 0].astype(np.int64)
+            self._rows[task_data] = queries.evaluations(self._session, self._contents, {task_data})
+        labels = self._labels[task_data]
+        if labels is None:
+            return None
+        for row in reversed(self._rows[task_data].get(content, [])):
+            if computes_alike(row.engine, engine):
+                classes = np.array(parse(row.predictions_json), np.int64)
+                return classes == labels if classes.shape == labels.shape else None
+        return None
+
+
+def _device(row: DeviceRow, runs: Sequence[RunRow]) -> DeviceFound:
+    mine = [run for run in runs if run.device_id == row.id]
+    verified = [run.verified_json for run in mine if run.verified_json]
+    gates: dict[str, int] = {}
+    for run in mine:
+        gates[run.gate_verdict] = gates.get(run.gate_verdict, 0) + 1
+    named = [(what, one) for r in mine for what, one in (("io", r.io_mechanism), ("cpu", r.cpu_mechanism))]
+    return DeviceFound(
+        row=row,
+        agents=_once(f"{run.agent or '?'} ({(run.agent_digest or '?')[:12]})" for run in mine),
+        systems=_once(", ".join(filter(None, (run.os_build, run.kernel))) for run in mine),
+        engines=_once(run.engine for run in mine),
+        threads=tuple(sorted({run.threads for run in mine})),
+        mechanisms=_once(f"{what}: {mechanism}" for what, mechanism in named if mechanism),
+        verified=VerifiedEmulation.model_validate_json(verified[-1]) if verified else None,
+        gates=gates,
+    )
+
+
+def _once(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(texts)))
+
+
+def _speeds(session: Session, cells: Sequence[Cell], manifests: Mapping[str, Manifest]) -> tuple[Speed, ...]:
+    named = {
+        (cell.asked.device, cell.asked.bundle, cell.bundle, cell.asked.task): cell.plan.device_profile_digest
+        for cell in cells
+        if cell.plan is not None
+    }
+    rows: dict[str, DeviceProfileRow] = queries.profiles_by_digest(session, set(named.values()))
+    speeds = []
+    for (device, bundle, name, task), digest in sorted(named.items()):
+        if digest not in rows:
+            continue
+        profile, model = profile_record(rows[digest]), manifests[bundle].model
+        shards = model.layers * model.heads
+        speeds.append(
+            Speed(
+                device=device,
+                bundle=name,
+                task=task,
+                read_ns=shards * profile.io.median_ns(shard_bytes(model) // shards),
+                compute_ns=model.layers * profile.layer_ns(model.heads, p95=False),
+                profile="unfit: " + "; ".join(profile.unfit) if profile.unfit else "fit",
+            )
+        )
+    return tuple(speeds)
+
+
+def _importance(session: Session, cells: Sequence[Cell]) -> dict[tuple[str, str], ImportanceProfile]:
+    """By (bundle's name, task): the profile that the newest plans rest on."""
+    named: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        if cell.plan is not None and cell.plan.importance_digest and cell.asked.policy == "sti":
+            named[cell.bundle, cell.asked.task] = cell.plan.importance_digest
+    rows = queries.importance_by_digest(session, set(named.values()))
+    return {
+        key: ImportanceProfile.from_json(
+            rows[digest].profile_json.encode(), source=f"importance {digest[:12]}"
+        )
+        for key, digest in named.items()
+        if digest in rows
+    }

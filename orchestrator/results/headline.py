@@ -1,0 +1,224 @@
+"""What must hold, and whether it does: computed from the cells, each with its number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from db.statistics import median, wilson
+from orchestrator.results.gather import Cell, Results
+from orchestrator.results.paired import Difference, difference, mean_difference, pooled_difference
+from sti_runtime.units import format_bytes
+
+Verdict = Literal["reached", "not reached", "not known"]
+
+STREAMING = ("load-exec", "std-pipeline-2", "std-pipeline-6", "std-pipeline-32")
+WITHIN_POINTS = 1.0
+MEMORY_SHARE = 1 / 8
+AHEAD_POINTS = 5.0
+OVER_PPM = 10_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the headline. ``detail``: the figures it is made of, and what it leaves out."""
+
+    what: str
+    reach: str
+    found: str
+    verdict: Verdict
+    detail: tuple[str, ...] = ()
+
+
+def headline(results: Results) -> list[Claim]:
+    """Every claim, in the order in which they are told."""
+    return [
+        *(_whole_model(results, device) for device in results.by_starvation),
+        _memory(results),
+        *(_ahead(results, device) for device in results.by_starvation[:1]),
+        _over_target(results),
+    ]
+
+
+def _whole_model(results: Results, device: str) -> Claim:
+    """``sti`` against the whole model in memory."""
+    target, details, each = results.targets[-1], [], []
+    for task in results.tasks:
+        mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
+        whole = results.largest_preload(device=device, task=task, target=target, policy="preload-32")
+        told = _against(mine, whole)
+        details.append(f"{task}: {told}")
+        if isinstance(told, Difference):
+            each.append(told)
+    mean = mean_difference(each)
+    return Claim(
+        f"`sti` at the largest |S| against the whole model in memory (`preload-32`), T = {target},"
+        f" {device}, mean over tasks: points of accuracy",
+        f"≥ −{WITHIN_POINTS:g}",
+        "–" if mean is None else str(mean),
+        _verdict(mean is not None and mean.points >= -WITHIN_POINTS, len(each), len(results.tasks)),
+        tuple(details),
+    )
+
+
+def _memory(results: Results) -> Claim:
+    target, worst, details = results.targets[-1], 0.0, []
+    pairs = compared = 0
+    for device in results.by_starvation:
+        for task in results.tasks:
+            mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
+            whole = results.largest_preload(device=device, task=task, target=target, policy="preload-32")
+            pairs += 1
+            if mine is None or whole is None or mine.samples is None or whole.samples is None:
+                details.append(f"{device}, {task}: {_why(mine)} / {_why(whole)}")
+                continue
+            compared += 1
+            parts = mine.samples.memory.parts_bytes, whole.samples.memory.parts_bytes
+            worst = max(worst, parts[0] / parts[1])
+            details.append(
+                f"{device}, {task}: {format_bytes(parts[0])} of {format_bytes(parts[1])}"
+                f" (1/{parts[1] / parts[0]:.1f})"
+            )
+    return Claim(
+        f"Memory of `sti`, all parts, at the largest |S| against `preload-32`, T = {target}: the worst ratio",
+        "≤ 1/8",
+        f"1/{1 / worst:.1f}" if compared else "–",
+        _verdict(compared > 0 and worst <= MEMORY_SHARE, compared, pairs),
+        tuple(details),
+    )
+
+
+def _ahead(results: Results, device: str) -> Claim:
+    """``sti`` against the best that streams and meets T, at the tightest T on the starved device."""
+    target, details, each = results.targets[0], [], []
+    known = 0
+    for task in results.tasks:
+        mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
+        others = [
+            cell
+            for policy in STREAMING
+            for cell in results.pick(device=device, task=task, target=target, policy=policy)
+        ]
+        waiting = [cell for cell in others if cell.missing]
+        meeting = [cell for cell in others if not cell.missing and _meets(cell)]
+        if mine is None or mine.accuracy is None or waiting or not others:
+            details.append(
+                f"{task}: {_why(mine)}" if not waiting else f"{task}: baselines are not measured yet"
+            )
+            continue
+        known += 1
+        if not meeting:
+            mine_at = mine.accuracy.correct.value_ppm / 1e4
+            details.append(f"{task}: none of them meets T; `sti` does, at {mine_at:.1f} %")
+            continue
+        best = max(meeting, key=lambda cell: cell.accuracy.correct.value_ppm if cell.accuracy else 0)
+        told = _against(mine, best)
+        details.append(f"{task}: {told} over `{best.asked.policy}`")
+        if isinstance(told, Difference):
+            each.append(told)
+    mean = mean_difference(each)
+    left_out = f" (over {len(each)} of {len(results.tasks)} tasks; see below)" * (
+        0 < len(each) < len(results.tasks)
+    )
+    return Claim(
+        f"`sti` at the largest |S| against the best of `load-exec` and `std-pipeline-*` that meets T,"
+        f" T = {target}, {device} (the slowest to read), mean over tasks: points of accuracy",
+        f"≥ {AHEAD_POINTS:g}",
+        "none of them meets T" if known and mean is None else "–" if mean is None else f"{mean}{left_out}",
+        _verdict(mean is not None and mean.points >= AHEAD_POINTS, known if each else 0, len(results.tasks)),
+        tuple(details),
+    )
+
+
+def _over_target(results: Results) -> Claim:
+    cells = [cell for cell in results.cells if cell.asked.policy == "sti" and not cell.infeasible]
+    measured = [cell for cell in cells if cell.samples is not None]
+    total = sum(len(cell.samples.latency_ns) for cell in measured if cell.samples)
+    over = total - sum(cell.within for cell in measured)
+    share = wilson(over, total) if total else None
+    worst = sorted(
+        (cell for cell in measured if cell.samples and cell.within < len(cell.samples.latency_ns)),
+        key=lambda cell: cell.within / len(cell.samples.latency_ns) if cell.samples else 1.0,
+    )
+    return Claim(
+        "Requests over T, all `sti` cells together",
+        "≤ 1 %",
+        f"{share.value_ppm / 1e4:.2f} % [{share.low_ppm / 1e4:.2f}, {share.high_ppm / 1e4:.2f}],"
+        f" {over} of {total}"
+        if share
+        else "–",
+        _verdict(share is not None and share.value_ppm <= OVER_PPM, len(measured), len(cells)),
+        tuple(
+            f"{cell.asked.device}, {cell.asked.task}, T = {cell.asked.target}, |S| = {cell.asked.preload}:"
+            f" {len(cell.samples.latency_ns) - cell.within} of {len(cell.samples.latency_ns)}"
+            for cell in worst[:5]
+            if cell.samples
+        ),
+    )
+
+
+# ------------------------------------------------------------------ parts
+
+
+def _verdict(holds: bool, known: int, of: int) -> Verdict:
+    """A claim over cells that are not all there is not decided."""
+    if not known or known < of:
+        return "not known"
+    return "reached" if holds else "not reached"
+
+
+def _meets(cell: Cell) -> bool:
+    """Whether a baseline's plan was found and half of its requests are within T."""
+    return (
+        not cell.infeasible
+        and cell.samples is not None
+        and median(cell.samples.latency_ns) <= (cell.target_ns or 0)
+    )
+
+
+def _against(one: Cell | None, other: Cell | None) -> Difference | str:
+    """The paired difference, or why there is none."""
+    if one is None or other is None or one.accuracy is None or other.accuracy is None:
+        return f"`sti` {_why(one)}, the other {_why(other)}"
+    if one.right is None or other.right is None or one.right.shape != other.right.shape:
+        return "its rows cannot be paired: their labels are not in this home"
+    return difference(one.right, other.right)
+
+
+def _why(cell: Cell | None) -> str:
+    if cell is None:
+        return "not asked"
+    if cell.infeasible:
+        return "infeasible"
+    return "not measured yet" if cell.missing else "measured"
+
+
+def effects(results: Results) -> list[tuple[str, Difference | None, Sequence[str], int]]:
+    """Of every other policy: its accuracy less that of ``sti`` in the same place (device, T, |S|), mean over
+    tasks, each pooled over its places; by task; in how many places it is infeasible where ``sti`` is not.
+    """
+    told: list[tuple[str, Difference | None, Sequence[str], int]] = []
+    for policy in dict.fromkeys(cell.asked.policy for cell in results.cells):
+        if policy == "sti":
+            continue
+        by_task, words, lacking = [], [], 0
+        for task in results.tasks:
+            pairs = []
+            for mine in results.pick(task=task, policy="sti"):
+                same = results.pick(
+                    task=task, policy=policy, device=mine.asked.device, target=mine.asked.target,
+                    engine=mine.asked.engine, bundle=mine.asked.bundle,
+                )  # fmt: skip
+                for other in same:
+                    if other.asked.preload not in ("", mine.asked.preload):
+                        continue
+                    lacking += other.infeasible and not mine.infeasible
+                    if mine.right is not None and other.right is not None:
+                        pairs.append((other.right, mine.right))
+            pooled = pooled_difference(pairs)
+            if pooled is not None:
+                by_task.append(pooled)
+                words.append(f"{task} {pooled} ({pooled.of})")
+        told.append((policy, mean_difference(by_task), words, lacking))
+    return told
