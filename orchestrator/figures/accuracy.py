@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def draw_accuracy(
     Raises: InputError without Matplotlib; ResourceError when the file cannot be written.
     """
     figure = new_figure(1.6 + 3.3 * len(devices), 1.5 + 2.5 * len(tasks))
-    grid = figure.subplots(len(tasks), len(devices), squeeze=False, sharey="row", sharex="col")
+    grid = figure.subplots(len(tasks), len(devices), squeeze=False, sharey="row")
     look = looks(policies)
     handles: dict[str, Any] = {}
     for row, task in enumerate(tasks):
@@ -52,6 +52,8 @@ def draw_accuracy(
                 series = sorted((p for p in mine if p.policy == policy), key=lambda point: point.x)
                 if not series:
                     continue
+                if joined:
+                    series = _beside(series, mine, policies.index(policy), len(policies))
                 handles[policy] = axes.errorbar(
                     [point.x for point in series],
                     [point.accuracy for point in series],
@@ -72,7 +74,10 @@ def draw_accuracy(
             if not mine:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#666666")
             if logarithmic and mine:
-                axes.set_xscale("log")
+                _sizes_axis(axes, mine)
+            elif mine:
+                ticks = sorted({point.x for point in mine})
+                axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             if row == 0:
                 axes.set_title(device, fontsize=9)
             if row == len(tasks) - 1:
@@ -86,8 +91,26 @@ def draw_accuracy(
             [handles[policy] for policy in ordered],
             ordered,
             loc="outside lower center",
-            ncols=min(len(ordered), 2 + 2 * len(devices)),
+            ncols=-(-len(ordered) // -(-len(ordered) // (1 + 2 * len(devices)))),
             fontsize=8,
             frameon=False,
         )
     save(figure, path)
+
+
+def _beside(series: Sequence[Point], panel: Sequence[Point], place: int, places: int) -> list[Point]:
+    """A policy's points moved a little sideways, so that bars at one x do not hide each other."""
+    values = [point.x for point in panel]
+    step = 0.008 * (max(values) - min(values))
+    return [replace(point, x=point.x + step * (place - (places - 1) / 2)) for point in series]
+
+
+def _sizes_axis(axes: Any, panel: Sequence[Point]) -> None:
+    """Logarithmic, with numbers that people read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(min(point.x for point in panel) / 1.6, max(point.x for point in panel) * 1.6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

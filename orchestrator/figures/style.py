@@ -13,9 +13,9 @@ from typing import Any
 from sti_runtime.errors import InputError, ResourceError
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
-_COLOURS = (VERMILION, BLUE, GREEN, BLACK, PURPLE, ORANGE, SKY)
+_COLOURS = (VERMILION, BLUE, GREEN, BLACK, PURPLE, ORANGE, SKY, GREY)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _LINES = ("-", "--", "-.", ":")
 
