@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,14 +94,19 @@ class HostOffer(Record):
     @cached_property
     def devices(self) -> tuple[Device, ...]:
         """The devices that hang on this host. Raises: InventoryError naming it."""
-        path = Path(f"{self.name}:{self.inventory}")
-        found = parse_inventory(self.inventory_text.encode(), path).devices
-        return tuple(replace(device, host=self.name) for device in found)
+        return _devices(self.name, self.inventory, self.inventory_text)
 
     @property
     def settings(self) -> Settings:
         """Where things are on the host; it has no store."""
         return Settings(home=Path(self.home), inventory=Path(self.inventory), db_url="")
+
+
+@lru_cache(maxsize=256)
+def _devices(host: str, inventory: str, text: str) -> tuple[Device, ...]:
+    # The board is read every second; hundreds of devices take as long to parse.
+    found = parse_inventory(text.encode(), Path(f"{host}:{inventory}")).devices
+    return tuple(replace(device, host=host) for device in found)
 
 
 HostState = Literal["present", "away", "left", "refused"]

@@ -16,6 +16,7 @@ import yaml
 from orchestrator.errors import InventoryError, Problem
 from orchestrator.prepare import Prepare
 from orchestrator.transports import TRANSPORTS
+from orchestrator.transports.fake_agent import FakeSpec
 from orchestrator.yaml_fields import (
     FieldReader,
     NotYamlError,
@@ -27,12 +28,13 @@ from orchestrator.yaml_fields import (
     keys_of,
     milli,
     quantity,
+    share,
     text_of,
     truth,
 )
 from sti_runtime.errors import InputError
 from sti_runtime.messages import CPU_NUMBERS, ENGINES, EngineName, Gates
-from sti_runtime.units import parse_bytes, parse_khz, parse_rate
+from sti_runtime.units import parse_bytes, parse_duration_ns, parse_khz, parse_rate
 
 VERSION = 1
 CAP_BYTES = 1 << 20
@@ -88,7 +90,7 @@ class Device:
     ``[user@]host[:port]``, to an ssh server or an adb daemon; ``serial``: as adb lists it. ``adb_server``:
     ``host:port`` of the adb server to ask. ``key_file`` and ``known_hosts``: of ssh, absolute; ``None``: the
     user's own. ``machine_lock``: the file, on the device, that is locked while something is timed on a
-    machine that other devices share.
+    machine that other devices share. ``fake``: how one of transport fake behaves.
     """
 
     name: str
@@ -110,11 +112,12 @@ class Device:
     line: int
     labels: Mapping[str, str] = field(hash=False)
     recovery: RecoverySpec = RecoverySpec()
+    fake: FakeSpec | None = None
 
     @property
     def emulated(self) -> bool:
-        """Whether figures of this device are those of a slowed machine."""
-        return self.emulate is not None
+        """Whether figures of this device are those of a slowed machine, or of none."""
+        return self.emulate is not None or self.transport == "fake"
 
     def shared_machine(self, own_lock: Path) -> str | None:
         """The lock file of the machine that it shares with other devices; ``own_lock``: this machine's."""
@@ -123,7 +126,7 @@ class Device:
     @property
     def native(self) -> bool:
         """Whether its agent is the native executable, which the host brings; else one installed there."""
-        return self.engine != "torch"
+        return self.engine != "torch" and self.transport != "fake"
 
 
 @dataclass(frozen=True)
@@ -365,6 +368,15 @@ def _parse_recovery(reader: FieldReader, node: yaml.Node, name: str) -> Recovery
     return RecoverySpec(reboot, command if isinstance(command, tuple) else ())
 
 
+def _parse_fake(reader: FieldReader, node: yaml.Node, name: str) -> FakeSpec | None:
+    before = len(reader.problems)
+    values = reader.fields(node, name, _FAKE)
+    if len(reader.problems) > before:
+        return None
+    given = {field: values[name] for name, field in _FAKE_FIELDS.items() if name in values}
+    return FakeSpec(**given)  # type: ignore[arg-type]
+
+
 def _parse_emulate(reader: FieldReader, node: yaml.Node, name: str) -> EmulateSpec | None:
     before = len(reader.problems)
     values = reader.fields(node, name, _EMULATE)
@@ -424,6 +436,20 @@ _EMULATE: Mapping[str, Parse] = {
     "mechanism": choice(MECHANISMS),
 }
 _RECOVERY: Mapping[str, Parse] = {"reboot": truth, "reboot_command": _arguments}
+_FAKE: Mapping[str, Parse] = {
+    "job": quantity(parse_duration_ns),
+    "delay": quantity(parse_duration_ns),
+    "link_faults": share,
+    "deaths": share,
+    "seed": integer(0, 2**31 - 1),
+}
+_FAKE_FIELDS = {
+    "job": "job_ns",
+    "delay": "delay_ns",
+    "link_faults": "link_faults_ppm",
+    "deaths": "deaths_ppm",
+    "seed": "seed",
+}
 _PREPARE: Mapping[str, Parse] = {
     "stay_awake": truth,
     "governor": _governor,
@@ -448,5 +474,6 @@ _DEVICE: Mapping[str, Parse] = {
     "prepare": _parse_prepare,
     "recovery": _parse_recovery,
     "emulate": _parse_emulate,
+    "fake": _parse_fake,
 }
 _INVENTORY: Mapping[str, Parse] = {"version": _parse_version, "devices": _parse_devices}

@@ -145,6 +145,12 @@ def milli(low: float, high: float, unit: str) -> Parse:
     return parse
 
 
+def share(reader: FieldReader, node: yaml.Node, name: str) -> int | None:
+    """A number from 0 to 1, in millionths."""
+    value = _number(reader, node, name, 0, 1, "")
+    return None if value is None else round(value * 1_000_000)
+
+
 def quantity(parse_text: Callable[[str], int]) -> Parse:
     """A parser of texts with a unit."""
 

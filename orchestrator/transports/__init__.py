@@ -40,6 +40,7 @@ TRANSPORTS: Mapping[str, TransportKind] = {
     "ssh": TransportKind(
         "orchestrator.transports.ssh", one_of=("address",), options=("key_file", "known_hosts")
     ),
+    "fake": TransportKind("orchestrator.transports.fake_device", options=("fake",)),
 }
 
 

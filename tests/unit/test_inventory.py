@@ -20,6 +20,7 @@ from orchestrator.inventory import (
     parse_inventory,
 )
 from orchestrator.prepare import Prepare
+from orchestrator.transports.fake_agent import FakeSpec
 from sti_runtime.errors import InputError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "inventory.yaml"
@@ -47,6 +48,7 @@ devices:
     recovery: {reboot: true, reboot_command: [uhubctl, -a, cycle]}
   - {name: bare, transport: local}
 """
+FAKE = "{name: f, transport: fake, fake: {job: 20s, delay: 2ms, link_faults: 0.001, deaths: 0.25, seed: 7}}"
 
 
 def problems(text: str) -> list[tuple[int, str]]:
@@ -334,3 +336,14 @@ def test_any_value_of_a_field_is_taken_or_reported(value: object, field: str) ->
     entry = {"name": "a", "transport": "local", field: value}
     data = json.dumps({"version": 1, "devices": [entry]}).encode()
     assert taken_or_reported(data) != ()
+
+
+def test_a_fake_device_says_how_it_behaves() -> None:
+    device = parse_inventory(f"version: 1\ndevices: [{FAKE}]".encode(), PATH).devices[0]
+    assert device.fake == FakeSpec(20 * 10**9, 2 * 10**6, 1000, 250_000, 7)
+    assert device.emulated
+    wrong = "version: 1\ndevices: [{name: f, transport: local, fake: {deaths: 2}}]"
+    assert problems(wrong) == [(2, "f: deaths must lie between 0 and 1, not 2.")]
+    assert problems(wrong.replace("2}", "0.5}")) == [
+        (2, "f: fake is for transport fake; this device has local.")
+    ]
