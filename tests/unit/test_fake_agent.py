@@ -109,7 +109,7 @@ def test_the_journal_is_what_the_clock_says() -> None:
 
 def test_an_agent_that_dies_goes_on_behind_its_last_unit_when_it_is_started_again() -> None:
     clock = Clock()
-    agent = FakeAgent("f", FakeSpec(job_ns=20 * S, deaths_ppm=700_000, seed=5), clock)
+    agent = FakeAgent("f", FakeSpec(job_ns=20 * S, deaths_ppm=900_000, seed=5), clock)
     accept(agent, job())
     for _ in range(200):
         agent.start("probe-1", 1)
