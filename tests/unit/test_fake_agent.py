@@ -108,21 +108,24 @@ def test_the_journal_is_what_the_clock_says() -> None:
 
 
 def test_an_agent_that_dies_goes_on_behind_its_last_unit_when_it_is_started_again() -> None:
-    clock = Clock()
-    agent = FakeAgent("f", FakeSpec(job_ns=20 * S, deaths_ppm=900_000, seed=5), clock)
-    accept(agent, job())
-    for _ in range(200):
-        agent.start("probe-1", 1)
-        clock.ns += 31 * S
-        if isinstance(records(agent)[-1].payload, EndRecord):
-            break
-        assert agent.verb("status", ("probe-1", "1"), b"") == {"state": "stopped"}
-        assert agent.process("probe-1", 1) is None
-    found = records(agent)
-    starts = [r.payload.first_unit for r in found if isinstance(r.payload, StartRecord)]
-    assert len(starts) > 1
-    assert starts == sorted(starts)
-    assert [r.payload.unit for r in found if isinstance(r.payload, ResultRecord)] == [0, 1, 2, 3]
+    deaths = 0
+    for seed in range(8):
+        clock = Clock()
+        agent = FakeAgent("f", FakeSpec(job_ns=20 * S, deaths_ppm=700_000, seed=seed), clock)
+        accept(agent, job())
+        while True:
+            agent.start("probe-1", 1)
+            clock.ns += 31 * S
+            if isinstance(records(agent)[-1].payload, EndRecord):
+                break
+            deaths += 1
+            assert agent.verb("status", ("probe-1", "1"), b"") == {"state": "stopped"}
+            assert agent.process("probe-1", 1) is None
+        found = records(agent)
+        starts = [r.payload.first_unit for r in found if isinstance(r.payload, StartRecord)]
+        assert starts == sorted(starts)
+        assert [r.payload.unit for r in found if isinstance(r.payload, ResultRecord)] == [0, 1, 2, 3]
+    assert deaths > 0
 
 
 def test_it_stops_behind_its_present_unit() -> None:
