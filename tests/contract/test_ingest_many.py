@@ -16,10 +16,11 @@ from db.errors import StoreError, StoreUnreachableError
 from db.ingest import Batch, IngestReport, ingest_all
 from db.jobs import Progress, get_job, progress
 from db.models import AttemptRow, IoSampleRow, JournalRecordRow, RequestRow, RunRow
-from db.session import Store
+from db.session import Store, open_store
 from db.source import REQUESTS
 from sti_runtime.messages import EndRecord, JournalRecord, ResultRecord
 from tests.contract import store_world as world
+from tests.contract.stores import database
 
 
 def make(store: Store, count: int) -> list[world.World]:
@@ -157,11 +158,14 @@ def _insert_into_a_server_that_goes(store: Store) -> None:
         insert_rows(session, REQUESTS, [(1, *SOME_REQUEST)])
 
 
-def test_a_server_that_goes_while_rows_are_copied_is_told_as_such(store: Store) -> None:
-    if store.engine.dialect.name != "postgresql":
-        pytest.skip("SQLite has no server")
-    make(store, 1)
-    with pytest.raises(StoreUnreachableError):
-        _insert_into_a_server_that_goes(store)
-    with store.reader() as session:  # by a connection of its own
-        assert session.execute(text("SELECT 1")).scalar_one() == 1
+def test_a_server_that_goes_while_rows_are_copied_is_told_as_such(
+    postgres_template: str, migrated_postgres: str
+) -> None:
+    with (
+        database(postgres_template, migrated_postgres) as name,
+        open_store(postgres_template.format(database=name)) as store,
+    ):
+        with pytest.raises(StoreUnreachableError):
+            _insert_into_a_server_that_goes(store)
+        with store.reader() as session:  # by a connection of its own
+            assert session.execute(text("SELECT 1")).scalar_one() == 1
