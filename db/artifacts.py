@@ -218,7 +218,7 @@ def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[st
 
 
 @cache
-def _info() -> Select[tuple[str]]:
+def _info() -> Select[str]:
     """The model's own words of a bundle's model. (Statements that plan queries wait for are made once.)"""
     of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
     return of_model.where(BundleRow.digest == bindparam("bundle"))

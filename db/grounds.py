@@ -90,7 +90,7 @@ def references(
 
 
 @cache
-def _importance() -> Select[tuple[int, int]]:
+def _importance() -> Select[int, int]:
     table = ImportanceProfileRow
     return select(table.created_wall_ns, table.rows).where(table.digest == bindparam("digest"))
 
