@@ -121,42 +121,43 @@ def measured_of(
 
 
 _RUN_COLUMNS = (
-    RunRow.id,
-    RunRow.job_id,
-    RunRow.unit,
-    RunRow.attempt,
-    RunRow.emulated,
-    RunRow.agent_digest,
-    RunRow.engine,
-    RunRow.threads,
-    RunRow.os_build,
-    RunRow.kernel,
-    RunRow.io_mechanism,
-    RunRow.cpu_mechanism,
-    RunRow.emulation_json,
-    RunRow.io_mode_proven,
-    RunRow.gate_verdict,
-    RunRow.resident_bytes,
-    RunRow.preload_bytes,
-    RunRow.working_bytes,
-    RunRow.activations_bytes,
-    RunRow.process_peak_bytes,
-    PlanRow.target_ns,
+    "id",
+    "job_id",
+    "unit",
+    "attempt",
+    "emulated",
+    "agent_digest",
+    "engine",
+    "threads",
+    "os_build",
+    "kernel",
+    "io_mechanism",
+    "cpu_mechanism",
+    "emulation_json",
+    "io_mode_proven",
+    "gate_verdict",
+    "resident_bytes",
+    "preload_bytes",
+    "working_bytes",
+    "activations_bytes",
+    "process_peak_bytes",
 )
 """What ``measured_of`` needs of a run; the rest is large."""
 
 
 @cache
 def _runs_measured() -> Select[*tuple[Any, ...]]:
-    query = select(*_RUN_COLUMNS).join(PlanRow, PlanRow.id == RunRow.plan_id)
-    of_plan = query.where(RunRow.plan_id == bindparam("plan"), RunRow.request_kind == bindparam("kind"))
-    return of_plan.order_by(RunRow.id.desc())
+    # Of tables and not of their classes, here and below: the ORM would look at each row.
+    run, plan = RunRow.__table__.c, PlanRow.__table__.c
+    query = select(*(run[name] for name in _RUN_COLUMNS), plan.target_ns)
+    query = query.join_from(RunRow.__table__, PlanRow.__table__, plan.id == run.plan_id)
+    of_plan = query.where(run.plan_id == bindparam("plan"), run.request_kind == bindparam("kind"))
+    return of_plan.order_by(run.id.desc())
 
 
 @cache
 def _requests_measured() -> Select[*tuple[Any, ...]]:
     # Of columns of the index ix_requests_measured only: the rows themselves are long, and not looked at.
-    # Of the table and not of its class, which the ORM would look at for each row.
     row = RequestRow.__table__.c
     return select(
         row.valid,
