@@ -111,13 +111,20 @@ def in_words(why: Reasons, plan: Plan) -> list[str]:
         f"{why.submodel} is computed in {format_ns(why.t_comp_ns)} a layer at p95;"
         f" T = {format_ns(plan.target_ns)} leaves {format_ns(max(0, why.slack_ns))} before the first."
     )
-    preloaded = plan.preloaded()
+    preloaded, exact = plan.preloaded(), plan.planner == "exact"
     if preloaded:
         bits = ", ".join(str(k) for k in sorted({shard.fidelity for shard in preloaded}))
         lines.append(
-            f"|S| = {format_bytes(plan.preload_bytes)} holds {len(preloaded)} shards at {bits} bits,"
-            " from the bottom up: the highest fidelity at which layer 0 fits."
+            f"|S| = {format_bytes(plan.preload_bytes)} holds {len(preloaded)} shards at {bits} bits, "
+            + (
+                "where they gain most."
+                if exact
+                else "from the bottom up: the highest fidelity at which layer 0 fits."
+            )
         )
+    if exact:
+        lines.append("All fidelities were chosen together, for the most gain that the importance promises.")
+        return lines
     if why.uniform is not None:
         lines.append(f"{why.uniform} bits is the highest fidelity at which all streamed shards come in time.")
     if why.raised:
@@ -134,7 +141,7 @@ def _in_words(shard: Raised) -> str:
 
 def _passed_over(plan: Plan, profile: DeviceProfile, manifest: Manifest) -> Sequence[tuple[str, str]]:
     found, widths = [], {row.width for row in profile.compute}
-    for submodel in largest_first(manifest):
+    for submodel in largest_first(manifest, wide_first=plan.policy == "wide-first"):
         if submodel == plan.submodel:
             break
         if submodel.width not in widths:
@@ -143,6 +150,8 @@ def _passed_over(plan: Plan, profile: DeviceProfile, manifest: Manifest) -> Sequ
         computed_ns = profile.fixed_p95.total_ns + submodel.depth * profile.t_comp_ns(submodel.width)
         if computed_ns > plan.target_ns:
             why = f"computing it takes {format_ns(computed_ns)}, more than T"
+        elif plan.planner == "exact":
+            why = "it promises less gain in this T"
         else:
             why = "its shards would not come in time at any fidelity"
         found.append((str(submodel), why))
