@@ -19,7 +19,7 @@ from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import METHODS, ImportanceProfile
 from sti_runtime.rank_statistics import rank_correlation
 
-EXHAUSTIVE_ROWS, GRADIENT_ROWS = 500, 200
+EXHAUSTIVE_ROWS, GRADIENT_ROWS = 500, 250
 """Labelled rows of the profile split, unless asked otherwise."""
 
 _LISTED = 8
