@@ -173,7 +173,7 @@ def alternatives(task: ImportanceTask, threads: int) -> list[Ranked]:
     ranked = [
         Ranked(f"{name}: {kind}", values, seconds)
         for name, (slopes, seconds) in points.items()
-        for kind, values in loss_terms(slopes, labels).items()
+        for kind, values in loss_terms(slopes, labels, _CURVED[name]).items()
     ]
     (base, base_s), (half, half_s) = points["base"], points["middle"]
     mean: F32 = (base.slopes + half.slopes) * np.float32(0.5)
@@ -190,7 +190,11 @@ def alternatives(task: ImportanceTask, threads: int) -> list[Ranked]:
     return ranked
 
 
-def loss_terms(found: Slopes, labels: I32) -> dict[str, F64]:
+_CURVED = {"base": 1, "middle": 0, "high": -1}
+"""Sign of the second-order term in the loss that a step saves, by where it is expanded: it cancels half-way."""
+
+
+def loss_terms(found: Slopes, labels: I32, curved: int) -> dict[str, F64]:
     """Per shard, layer-major: terms of the expansion of the mean loss in the shard's step."""
     probabilities = softmax(found.logits)[:, None, None]
     wanted = np.eye(found.logits.shape[1])[labels][:, None, None]
@@ -203,8 +207,9 @@ def loss_terms(found: Slopes, labels: I32) -> dict[str, F64]:
         "first order, mean of |row|": np.abs(first).mean(0),
         "Fisher, empirical": (first**2).mean(0),
         "Fisher of the softmax (Gauss-Newton)": second.mean(0),
-        "first order + Gauss-Newton": -(first + second).mean(0),
     }
+    if curved:
+        terms["first order + Gauss-Newton"] = -(first + curved * second).mean(0)
     return {name: values.ravel() for name, values in terms.items()}
 
 
