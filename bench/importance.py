@@ -191,7 +191,7 @@ def alternatives(task: ImportanceTask, threads: int) -> list[Ranked]:
 
 
 _CURVED = {"base": 1, "middle": 0, "high": -1}
-"""Sign of the second-order term in the loss that a step saves, by where it is expanded: it cancels half-way."""
+"""Sign of the second-order term in the loss that a step saves, by where it is expanded; half-way: none."""
 
 
 def loss_terms(found: Slopes, labels: I32, curved: int) -> dict[str, F64]:
