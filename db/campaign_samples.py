@@ -130,12 +130,17 @@ def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Fo
     ]
 
 
-def accuracy_in(session: Session, found: Found) -> Accuracy | None:
-    """The accuracy of what ran, of its newest plan."""
+def content_in(session: Session, found: Found) -> str | None:
+    """Digest of the content of the newest plan that ran: plans of one content have one accuracy."""
     if not found.plans:
         return None
     query = select(PlanRow.content_digest).where(PlanRow.digest == found.plans[-1]).limit(1)
-    content = session.scalars(query).one_or_none()
+    return session.scalars(query).one_or_none()
+
+
+def accuracy_in(session: Session, found: Found) -> Accuracy | None:
+    """The accuracy of what ran, of its newest plan."""
+    content = content_in(session, found)
     if content is None:
         return None
     return accuracy_of(session, content, found.question.task, engine=found.question.engine)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from db.statistics import median
+from db.statistics import Proportion, median, wilson
 
 PPM = 1_000_000
 SAME_PPM = 50_000
 """A change of no more than 5 % is none."""
+
+_Z_975 = 2.241403
+"""The normal distribution holds 97.5 % within so many standard deviations."""
 
 Verdict = Literal["same", "better", "worse", "not enough data"]
 
@@ -44,20 +47,36 @@ def median_ratio(before: Sequence[int], after: Sequence[int]) -> Ratio | None:
     )
 
 
-def verdict(ratio: Ratio | None, *, same_ppm: int = SAME_PPM) -> Verdict:
-    """What a ratio of times says: smaller is better.
+def share_ratio(before: Proportion, after: Proportion) -> Ratio | None:
+    """The ratio of two shares, as of right answers; None where the first may be 0.
+
+    Each lies in its Wilson interval at 97.5 %, so the ratio lies between the quotients of their ends at 95 %
+    or more. Answers to the same rows are taken as if they were independent, which makes it too wide.
+    """
+    old, new = (wilson(each.count, each.total, z=_Z_975) for each in (before, after))
+    if old.low_ppm <= 0:
+        return None
+    return Ratio(
+        value_ppm=PPM * after.count * before.total // (after.total * before.count),
+        low_ppm=PPM * new.low_ppm // old.high_ppm,
+        high_ppm=-(-PPM * new.high_ppm // old.low_ppm),
+    )
+
+
+def verdict(ratio: Ratio | None, *, same_ppm: int = SAME_PPM, more_is_better: bool = False) -> Verdict:
+    """What a ratio of times says: smaller is better, or of shares: ``more_is_better``.
 
     same: the whole interval lies within ``same_ppm`` of 1. worse, better: the whole interval lies above or
-    below 1. Else the samples do not tell.
+    below 1, of shares the other way round. Else the samples do not tell.
     """
     if ratio is None:
         return "not enough data"
     if PPM - same_ppm <= ratio.low_ppm and ratio.high_ppm <= PPM + same_ppm:
         return "same"
     if ratio.low_ppm > PPM:
-        return "worse"
+        return "better" if more_is_better else "worse"
     if ratio.high_ppm < PPM:
-        return "better"
+        return "worse" if more_is_better else "better"
     return "not enough data"
 
 

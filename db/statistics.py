@@ -123,16 +123,18 @@ def _p95_places(n: int) -> tuple[int, int] | None:
     return (first - 1, last - 1) if 1 <= first <= last <= n else None
 
 
-def wilson(count: int, total: int) -> Proportion:
-    """A proportion with its 95 % Wilson score interval. Raises: ValueError unless 0 ≤ count ≤ total > 0.
+def wilson(count: int, total: int, *, z: float = _Z) -> Proportion:
+    """A proportion with its Wilson score interval, at 95 % unless another ``z`` says otherwise.
+
+    Raises: ValueError unless 0 ≤ count ≤ total > 0.
 
     Source: Wilson, JASA 22 (1927).
     """
     if not 0 <= count <= total or total == 0:
         raise ValueError(f"{count} of {total} is not a proportion")
-    share, z2 = count / total, _Z * _Z
+    share, z2 = count / total, z * z
     centre = share + z2 / (2 * total)
-    spread = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    spread = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
     scale = 1 + z2 / total
     # At 0 and at all of them the bounds are exact; arithmetic would miss them by a rounding.
     low = 0 if count == 0 else math.floor(1_000_000 * max(0.0, (centre - spread) / scale))

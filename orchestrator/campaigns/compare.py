@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.campaign_plans import PlanChange, plan_changes
-from db.campaign_samples import Found, devices_with_data, found_in, profile_metrics
-from db.ratios import Ratio, Verdict, median_ratio, verdict
+from db.campaign_samples import (
+    Found,
+    accuracy_in,
+    content_in,
+    devices_with_data,
+    found_in,
+    profile_metrics,
+)
+from db.ratios import PPM, Ratio, Verdict, median_ratio, share_ratio, verdict
 from db.statistics import median
 from sti_runtime.units import format_bytes
 
@@ -38,6 +45,7 @@ class Comparison:
 def compare_runs(session: Session, before: int, after: int) -> Comparison:
     """Compare two runs by their row ids."""
     metrics = [*_latencies(found_in(session, before), found_in(session, after))]
+    metrics += _accuracies(session, before, after)
     profiles = profile_metrics(session, before), profile_metrics(session, after)
     for device, metric in sorted(profiles[0].keys() | profiles[1].keys()):
         key = (device, metric)
@@ -71,10 +79,50 @@ def _latencies(before: Sequence[Found], after: Sequence[Found]) -> list[Compared
     return compared
 
 
+def _accuracies(session: Session, before: int, after: int) -> list[Compared]:
+    """Of each question that either run evaluated, the share of right answers in millionths."""
+
+    def by_name(run_id: int) -> Mapping[tuple[str, str], Found]:
+        found = found_in(session, run_id, kind="evaluate")
+        return {(one.question.device, _asked(one)): one for one in found}
+
+    old, new = by_name(before), by_name(after)
+    return [
+        _compared_accuracy(session, key, old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+    ]
+
+
+def _compared_accuracy(
+    session: Session, key: tuple[str, str], before: Found | None, after: Found | None
+) -> Compared:
+    sides = [None if one is None else accuracy_in(session, one) for one in (before, after)]
+    shares = [None if one is None else one.correct for one in sides]
+    ratio = None
+    if before is not None and after is not None and sides[0] is not None and sides[1] is not None:
+        rows = sides[0].task_data_digest == sides[1].task_data_digest
+        if rows and content_in(session, before) == content_in(session, after):
+            ratio = Ratio(PPM, PPM, PPM)  # one content has one accuracy on the same rows
+        else:
+            ratio = share_ratio(sides[0].correct, sides[1].correct)
+    return Compared(
+        device=key[0],
+        metric=f"accuracy, ppm: {key[1]}",
+        before=None if shares[0] is None else PPM * shares[0].count // shares[0].total,
+        after=None if shares[1] is None else PPM * shares[1].count // shares[1].total,
+        ratio=ratio,
+        verdict=verdict(ratio, more_is_better=True),
+    )
+
+
 def _metric(found: Found) -> str:
+    return f"latency, ns: {_asked(found)}"
+
+
+def _asked(found: Found) -> str:
     asked = found.question
     size = format_bytes(asked.preload_bytes)
-    return f"latency, ns: {asked.task} {asked.engine} {asked.policy} T={asked.target} |S|={size}"
+    return f"{asked.task} {asked.engine} {asked.policy} T={asked.target} |S|={size}"
 
 
 def _compared(device: str, metric: str, before: Sequence[int], after: Sequence[int]) -> Compared:

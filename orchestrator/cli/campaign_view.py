@@ -141,7 +141,8 @@ def compare(
         emit_json({"before": runs[0].number, "after": runs[1].number, **asdict(found)})
     else:
         table(
-            f"{name}: run {runs[1].number} against run {runs[0].number} (times: a ratio below 1 is faster)",
+            f"{name}: run {runs[1].number} against run {runs[0].number}"
+            " (times: a ratio below 1 is faster; accuracy: above 1 is better)",
             COMPARE_COLUMNS,
             [compare_cells(one) for one in found.metrics],
         )

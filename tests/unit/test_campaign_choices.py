@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.campaign_work import Waiting
-from db.ratios import median_ratio, verdict
+from db.ratios import median_ratio, share_ratio, verdict
+from db.statistics import wilson
 from orchestrator.campaigns.choose import next_batch
 from orchestrator.campaigns.due import (
     GRACE_NS,
@@ -212,3 +213,14 @@ def test_a_ratio_lies_in_its_interval(before: list[int], after: list[int]) -> No
     ratio = median_ratio(before, after)
     assert ratio is not None
     assert ratio.low_ppm <= ratio.value_ppm <= ratio.high_ppm
+
+
+def test_shares_of_right_answers_are_better_when_they_are_more() -> None:
+    few, many, most = wilson(5000, 10_000), wilson(9000, 10_000), wilson(9050, 10_000)
+    assert verdict(share_ratio(few, many), more_is_better=True) == "better"
+    assert verdict(share_ratio(many, few), more_is_better=True) == "worse"
+    assert verdict(share_ratio(many, most), more_is_better=True) == "same"
+    assert share_ratio(wilson(0, 10), many) is None
+    ratio = share_ratio(many, few)
+    assert ratio is not None
+    assert ratio.low_ppm < ratio.value_ppm < ratio.high_ppm
