@@ -21,7 +21,9 @@ class StoreError(StifarmError):
 
 class StoreUnreachableError(StoreError):
     """The database does not answer, is locked by somebody else, or the connection to it was lost; whether the
-    last commit was made is not known. Trying again may help."""
+    last commit was made is not known. Trying again may help; ``waited``: it was waited for already."""
+
+    waited = False
 
 
 class StoreFullError(StoreUnreachableError):

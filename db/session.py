@@ -9,16 +9,16 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db.errors import StoreError, StoreVersionError
 from db.explain import BUSY_TIMEOUT_S, explained
@@ -38,11 +38,16 @@ _UPGRADE = "Run `stifarm db upgrade`."
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. ``store_id`` is half of every fencing token; ``url`` shows no password."""
+    """An open store. ``store_id`` is half of every fencing token; ``url`` shows no password.
+
+    ``patience`` is given what connects to a server at the beginning of each transaction, and may do it again
+    when that fails; a transaction that has begun is never repeated.
+    """
 
     url: str
     store_id: str
     engine: Engine
+    patience: Callable[[Callable[[], Connection]], Connection] = field(default=lambda connect: connect())
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -50,16 +55,38 @@ class Store:
 
         Raises: StoreError when the database fails.
         """
-        factory = sessionmaker(self.engine, expire_on_commit=False)
-        with explained(self.url), factory.begin() as session:
+        with (
+            explained(self.url),
+            self._connected(self.engine) as bind,
+            Session(bind, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     @contextmanager
     def reader(self) -> Iterator[Session]:
         """A read-only look at one moment; takes no write lock. Raises: as ``session``."""
         engine = self.engine.execution_options(**{READ_ONLY: True})
-        with explained(self.url), Session(engine, expire_on_commit=False) as session:
+        with (
+            explained(self.url),
+            self._connected(engine) as bind,
+            Session(bind, expire_on_commit=False) as session,
+        ):
             yield session
+
+    @contextmanager
+    def _connected(self, engine: Engine) -> Iterator[Engine | Connection]:
+        """Where a transaction is made: a server's connection, once there is one; of a file, its engine."""
+
+        def connect() -> Connection:
+            with explained(self.url):
+                return engine.connect()
+
+        if engine.dialect.name == "sqlite":
+            yield engine
+            return
+        with self.patience(connect) as connection:
+            yield connection
 
     def close(self) -> None:
         """Close all connections."""

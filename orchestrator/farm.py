@@ -56,6 +56,15 @@ class Farm:
         """The devices that the inventory file lists. Raises: InventoryError."""
         return load_inventory(self.settings.inventory).devices
 
+    def read_inventory(self) -> bool:
+        """Read the inventory file anew; whether it lists other devices than before. Raises: InventoryError,
+        InputError; the devices are then as they were."""
+        devices = load_inventory(self.settings.inventory).devices
+        if devices == self.own_devices:
+            return False
+        self.own_devices = devices
+        return True
+
     def know(self, devices: Sequence[Device]) -> None:
         """From now on the inventory has these devices: the file's and those of lab hosts."""
         self.inventory = replace(self.inventory, devices=tuple(devices))
@@ -68,7 +77,7 @@ class Farm:
 
     def stopped_by(self, stop: threading.Event) -> Farm:
         """The same farm for one piece of work that ``stop`` ends."""
-        part = replace(self, stop=stop)
+        part = replace(self, stop=stop, store=_patient(self.store, stop))
         part.inventory = self.inventory
         return part
 
@@ -77,8 +86,19 @@ class Farm:
 def open_farm(settings: Settings) -> Iterator[Farm]:
     """Open the home and the store. Raises: ResourceError, StoreError, InputError."""
     make_folder(settings.home)
+    stop = threading.Event()
     with open_store(settings.db_url) as store:
-        yield Farm(settings, store)
+        yield Farm(settings, _patient(store, stop), stop)
+
+
+def _patient(store: Store, stop: threading.Event) -> Store:
+    """The store, waited for where a transaction begins while it is away, until ``stop``."""
+    return replace(store, patience=lambda connect: patiently(connect, stop=stop))
+
+
+def impatient(store: Store) -> Store:
+    """The store for who tries again by itself, or has no time."""
+    return replace(store, patience=lambda connect: connect())
 
 
 @contextmanager
@@ -123,7 +143,7 @@ def _entered(farm: Farm) -> Iterator[None]:
         log.info("goes on with what a killed controller held", controller=name)
     farm.controller = begun.name
     over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(farm.store, begun.name, over), daemon=True)
+    beating = threading.Thread(target=_beat, args=(impatient(farm.store), begun.name, over), daemon=True)
     beating.start()
     try:
         yield
@@ -132,7 +152,7 @@ def _entered(farm: Farm) -> Iterator[None]:
         beating.join()
         farm.controller = None
         try:
-            with farm.store.session() as session:
+            with impatient(farm.store).session() as session:
                 end_controller(session, begun.name)
         except StifarmError as error:
             log.warning("the store does not know that this controller ended", cause=error.what)

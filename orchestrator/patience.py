@@ -39,15 +39,19 @@ def patiently(
         try:
             done = work()
         except StoreUnreachableError as error:
+            if error.waited:
+                raise
             now = time.monotonic()
             if since is None:
                 since = now
                 log.warning("the store is away, devices go on; waiting", limit_s=limit_s, cause=error.what)
             if now - since > limit_s:
-                raise StoreUnreachableError(
+                gone = StoreUnreachableError(
                     f"{error.what} It was waited for {limit_s:g} s.",
                     f"{error.remedy} Devices keep what they measure meanwhile; nothing is lost.",
-                ) from error
+                )
+                gone.waited = True
+                raise gone from error
             if stop is None:
                 time.sleep(pause_s)
             elif stop.wait(pause_s):

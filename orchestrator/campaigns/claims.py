@@ -9,7 +9,7 @@ import structlog
 from db import campaign_work as work
 from db import jobs as job_queries
 from db.campaign_work import CellEnd
-from db.errors import LeaseHeldError, StoreError, StoreUnreachableError
+from db.errors import LeaseHeldError, QuarantinedError, StoreError, StoreUnreachableError
 from db.events import record_event
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.spec import CampaignSpec
@@ -70,6 +70,8 @@ def settle(means: Means, batch: Batch, ends: Ends, error: BaseException | None) 
     elif isinstance(error, (LeaseHeldError, StoreUnreachableError)):  # no failure of the batch
         with farm.store.session() as session:
             work.put_back(session, row.id, farm.owner, cause=error.what, wait_ns=_HELD_WAIT_NS)
+    elif isinstance(error, QuarantinedError):
+        _fail(farm, batch, error)
     elif isinstance(error, (TransientError, PoolError, StoreError)) and row.tries + 1 < TRIES:
         _log.warning("will be tried again", device=row.device, campaign=batch.of, cause=error.what)
         wait_ns = _RETRY_NS * _RETRY_FACTOR**row.tries

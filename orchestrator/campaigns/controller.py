@@ -27,6 +27,9 @@ from orchestrator.campaigns.conclude import conclude_run
 from orchestrator.campaigns.estimate import Typical, left_by_lane
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.campaigns.steps import Batch, Ends, Means, perform
+from orchestrator.errors import CommandTimeoutError, LinkError, TransientError
+from orchestrator.health.recovery import climb
+from sti_runtime.errors import StifarmError
 
 MOST_AT_ONCE = 1024
 """Batches under way at once; each waits for its device in a thread of its own."""
@@ -219,9 +222,19 @@ class Controller:
         means = replace(self._means, farm=self._farm.stopped_by(active.stop))
         try:
             ends = perform(means, batch, lambda known: claims.note(self._farm, batch, known))
+        except (LinkError, CommandTimeoutError) as lost:
+            error = lost if active.stop.is_set() else self._recovered(batch, lost)
         except BaseException as raised:  # noqa: BLE001 - handed to the loop, which keeps it with the cells
             error = raised
         self._ended.put(_Ended(batch, ends, error))
+
+    def _recovered(self, batch: Batch, error: TransientError) -> StifarmError:
+        """Climb for a batch's device, to its quarantine when this was the last try; the batch's error."""
+        device = next((each for each in self._inventory.devices if each.name == error.device), None)
+        if device is None:
+            return error
+        last = batch.row.tries + 1 >= claims.TRIES
+        return climb(self._farm, self._means.worker, device, error, quarantine=last)
 
     def _take(self, limit_s: float) -> None:
         """Wait up to ``limit_s`` for a batch to end."""

@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from db.campaign_work import CellEnd
+from db.devices import list_devices
 from db.models import CampaignBatchRow, CampaignCellRow
 from db.plans import plan_by_digest
+from db.quarantine import refuse_quarantined
 from orchestrator import fleet, jobs, measure
 from orchestrator.campaigns.spec import PPM, CampaignSpec, parse_target
 from orchestrator.dispatch import Outcome, Request, Worker, register_job, run_job
-from orchestrator.errors import StableError
+from orchestrator.errors import LinkError, StableError
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
 from orchestrator.health.check import check_device
+from orchestrator.health.recovery import climb
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle
 from orchestrator.measure import Question, Work
@@ -87,6 +90,7 @@ def perform(means: Means, batch: Batch, note: Note) -> Ends:
     device = next(each for each in means.farm.inventory.devices if each.name == batch.row.device)
     if batch.row.kind == "health":
         return _health(means, batch, device, note)
+    _refuse_quarantined(means.farm, device)
     assert batch.row.task is not None
     work = Work.of(means.farm, find_bundle(means.farm, batch.row.bundle_digest), batch.row.task)
     ready = _ready(means, device, work, batch.row.engine or device.engine)
@@ -125,6 +129,10 @@ def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:
         return _run(means, replace(request, again=batch.again), batch.all(CellEnd("running")), note)
 
     checked = check_device(means.farm, means.worker, device, run=run)
+    if checked.known and not checked.reached:
+        error = LinkError("a health check did not reach it.", device=device.name)
+        if climb(means.farm, means.worker, device, error, quarantine=True) is error:
+            checked = check_device(means.farm, means.worker, device, run=run)
     failed = "; ".join(f"{item.item}: {item.detail}" for item in checked.items if item.verdict == "fail")
     if checked.passed:
         return batch.all(CellEnd("done", job_id=checked.job_id))
@@ -195,6 +203,14 @@ def _evaluate(means: Means, batch: Batch, ready: ReadyDevice, work: Work, ends: 
 
 
 # ------------------------------------------------------------------ what they need
+
+
+def _refuse_quarantined(farm: Farm, device: Device) -> None:
+    """Raises: QuarantinedError, before anything is sent to a device that gets no job."""
+    with farm.store.reader() as session:
+        row = next((row for row in list_devices(session) if row.name == device.name), None)
+        if row is not None:
+            refuse_quarantined(session, row.id)
 
 
 def _ready(means: Means, device: Device, work: Work, engine: str) -> ReadyDevice:

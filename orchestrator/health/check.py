@@ -46,6 +46,11 @@ class Checked:
     known: bool = True
 
     @property
+    def reached(self) -> bool:
+        """Whether the device answered at all."""
+        return not any(item.item == "reach" and item.verdict == "fail" for item in self.items)
+
+    @property
     def passed(self) -> bool:
         """Whether the device is well."""
         return passed(self.items)

@@ -13,21 +13,24 @@ import structlog
 
 from db.clock import database_wall_ns
 from db.devices import device_by_name
-from db.quarantine import begin_quarantine, record_step, steps_since
+from db.errors import QuarantinedError
+from db.quarantine import begin_quarantine, record_step, refuse_quarantined, steps_since
 from db.reservations import refuse_reserved
 from orchestrator.dispatch import Worker
+from orchestrator.errors import TransientError
 from orchestrator.farm import Farm
 from orchestrator.health.ladder import Budgets, Next, Past, Reachable, next_step
 from orchestrator.inventory import Device
 from orchestrator.recovering import Stepped
+from sti_runtime.errors import StifarmError
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """How it ended. ``steps``: (step, what it came to), in order; ``cause``: of the quarantine, if it came
-    to one."""
+    """How it ended. ``steps``: (step, what it came to), in order; ``cause``: why it does not answer, with
+    what was tried; None when it does."""
 
     steps: Sequence[tuple[str, Stepped]]
     cause: str | None
@@ -39,11 +42,19 @@ class Recovered:
 
 
 def recover(
-    farm: Farm, worker: Worker, device: Device, cause: str, *, budgets: Budgets | None = None
+    farm: Farm,
+    worker: Worker,
+    device: Device,
+    cause: str,
+    *,
+    budgets: Budgets | None = None,
+    quarantine: bool = True,
 ) -> Recovered:
-    """Climb the ladder until the device answers or is in quarantine. ``cause``: what is wrong with it.
+    """Climb the ladder until the device answers or is in quarantine. ``cause``: what is wrong with it;
+    ``quarantine`` False: the last rung is left out.
 
-    Raises: DeviceReservedError (a person has it, who is not disturbed); StoreError.
+    Raises: DeviceReservedError (a person has it, who is not disturbed); DeviceError when its host cannot be
+    asked; StoreError.
     """
     limits = budgets or Budgets()
     with farm.store.reader() as session:
@@ -55,8 +66,9 @@ def recover(
         _log.info("recovery", device=device.name, step=step.step, why=step.why)
         if step.step == "quarantine":
             whole = _cause(cause, step, taken)
-            with farm.store.session() as session:
-                begin_quarantine(session, device_id, whole)
+            if quarantine:
+                with farm.store.session() as session:
+                    begin_quarantine(session, device_id, whole)
             return Recovered(taken, whole)
         stepped = worker.recover(device.name, step.step)
         taken.append((step.step, stepped))
@@ -64,6 +76,26 @@ def recover(
             record_step(session, device_id, step.step, stepped.outcome, stepped.detail)
         if stepped.outcome == "recovered":
             return Recovered(taken, None)
+
+
+def climb(
+    farm: Farm, worker: Worker, device: Device, error: TransientError, *, quarantine: bool
+) -> StifarmError:
+    """Climb the ladder for a device that did not answer while it was worked with.
+
+    Returns the error that its work ends with: the same, or a QuarantinedError. What hinders the ladder is
+    logged.
+    """
+    try:
+        recovered = recover(farm, worker, device, error.what, quarantine=quarantine)
+        if not recovered.back:
+            with farm.store.reader() as session:
+                refuse_quarantined(session, device_by_name(session, device.name).id)
+    except QuarantinedError as quarantined:
+        return quarantined
+    except StifarmError as hindered:
+        _log.warning("its recovery is hindered", device=device.name, cause=hindered.what)
+    return error
 
 
 def _next(farm: Farm, device: Device, device_id: int, budgets: Budgets) -> Next:

@@ -14,13 +14,21 @@ from sqlalchemy import select
 from db.campaign_samples import found_in, profile_metrics
 from db.campaign_work import under_way, waiting
 from db.campaigns import cancel_run, reopen_run
+from db.errors import QuarantinedError
 from db.events import latest_events
 from db.leases import database_wall_ns
 from db.models import JobRow
+from db.quarantine import begin_quarantine, quarantine_of, steps_since
 from orchestrator.campaigns import claims
+from orchestrator.campaigns.compare import compare_runs
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.steps import perform
+from orchestrator.device_facts.seen import Seen
+from orchestrator.errors import LinkError
 from orchestrator.farm import Farm
+from orchestrator.fleet import probe_device
+from orchestrator.health.recovery import climb
+from orchestrator.recovering import Stepped
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ResultRecord
 from tests.campaign_world import (
@@ -108,6 +116,10 @@ def test_a_matrix_is_measured_and_again_only_what_is_missing(
             "compute, ns/layer",
         }
         assert reopen_run(session, run_id) == 0  # nothing of it is missing
+        same = [one for one in compare_runs(session, run_id, run_id).metrics if "accuracy" in one.metric]
+        known = [one for one in same if one.before is not None]
+        assert len(known) == 4
+        assert {one.verdict for one in known} == {"same"}
     jobs = job_states(farm)
     assert (len(jobs), set(jobs.values())) == (4, {"done"})
     # Another run measures anew; it makes no new importance.
@@ -140,6 +152,79 @@ def test_a_device_that_fails_stops_no_other_and_is_reported(
     assert run_state(farm, run_id) == "done"
     assert set(job_states(farm).values()) == {"done"}
     assert len(job_states(farm)) == 2
+
+
+class LostWorker(HostWorker):
+    """Its devices are lost until the ladder has come to a step, or for good."""
+
+    back_at = "reboot"
+
+    def __init__(self, farm: Farm) -> None:
+        super().__init__(farm.settings, farm.inventory.devices)
+        self.lost, self.steps = True, list[str]()
+
+    def look(self, name: str) -> Seen:
+        """Nobody answers while it is lost."""
+        if self.lost:
+            raise LinkError("it is lost.", "Plug it in.", device=name)
+        return super().look(name)
+
+    def recover(self, name: str, step: str) -> Stepped:
+        """Each step fails but one."""
+        self.steps.append(step)
+        self.lost = step != self.back_at
+        return Stepped("failed" if self.lost else "recovered", step)
+
+
+@pytest.mark.parametrize("back_at", ["reconnect", "never"])
+def test_the_ladder_is_climbed_for_a_device_that_is_lost(
+    farm: Farm, worker: HostWorker, back_at: str
+) -> None:
+    device = farm.inventory.devices[0]
+    device_id, _ = probe_device(farm, worker, device)
+    lost = LostWorker(farm)
+    lost.back_at = back_at
+    run_id = begin(farm, campaign(HEALTH))
+    work_off(farm, lost)
+    lost.close()
+    with farm.store.reader() as session:
+        taken = [(row.step, row.outcome) for row in steps_since(session, device_id, 0)]
+        quarantined = quarantine_of(session, device_id)
+    if back_at == "never":
+        assert taken == [("reconnect", "failed")] * 2
+        assert run_state(farm, run_id) == "failed"
+        assert quarantined is not None
+        assert "did not reach it" in quarantined.cause
+    else:
+        assert taken == [("reconnect", "recovered")]
+        assert run_state(farm, run_id) == "done"
+        assert quarantined is None
+
+
+def test_what_ends_a_batch_decides_how_high_is_climbed(farm: Farm, worker: HostWorker) -> None:
+    device = farm.inventory.devices[0]
+    device_id, _ = probe_device(farm, worker, device)
+    lost, error = LostWorker(farm), LinkError("it is lost.", device=device.name)
+    assert climb(farm, lost, device, error, quarantine=False) is error
+    with farm.store.reader() as session:
+        assert quarantine_of(session, device_id) is None
+    assert isinstance(climb(farm, lost, device, error, quarantine=True), QuarantinedError)
+    lost.close()
+
+
+def test_a_batch_on_a_device_in_quarantine_fails_at_once(
+    farm: Farm, worker: HostWorker, tmp_path: Path
+) -> None:
+    require_storage(tmp_path)
+    fill(farm)
+    device_id, _ = probe_device(farm, worker, farm.inventory.devices[0])
+    with farm.store.session() as session:
+        begin_quarantine(session, device_id, "it lies")
+    run_id = begin(farm, campaign("name: p\nkinds: [profile]\ndevices: [desk]\n"))
+    work_off(farm, worker)
+    ((batch, cell),) = cells(farm, run_id)
+    assert (cell.state, batch.tries) == ("failed", 0)
+    assert "in quarantine" in (cell.cause or "")
 
 
 def test_killed_at_any_point_nothing_is_lost_or_doubled(

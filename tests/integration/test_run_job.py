@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from db.devices import list_devices
 from db.errors import LeaseHeldError
 from db.leases import acquire_lease, release_lease
 from db.models import LeaseRow
@@ -322,6 +323,9 @@ def test_another_farms_device_refuses_and_says_why(farm: Farm, worker: HostWorke
         with pytest.raises(AgentError, match=r"desk: .* belongs to store") as caught:
             run(second, stranger, probe_request(second, stranger, 2))
         assert "take-over" in caught.value.remedy
+        with second.store.reader() as session:  # a refusal is no failure
+            (row,) = list_devices(session)
+            assert failures_since(session, row.id, 0) == []
         stranger.close()
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from db.errors import StoreUnreachableError
 from db.events import latest_events, record_event
 from db.session import open_store, sqlite_url, upgrade
 from orchestrator.dispatch import Outcome, run_job
 from orchestrator.farm import Farm, open_farm
+from orchestrator.fleet import probe_device
 from orchestrator.patience import patiently
 from orchestrator.settings import load_settings
 from orchestrator.worker import HostWorker
+from tests.campaign_world import begin, campaign, run_state, work_off, write_devices
 from tests.contract.postgres_server import (
     UNAVAILABLE,
     Server,
@@ -99,6 +102,38 @@ def test_a_store_whose_disk_is_full_is_waited_for(tmp_path: Path) -> None:
         with store.reader() as session:
             assert len(latest_events(session, limit=9)) == 1
     assert len(tries) == 2
+
+
+def test_a_campaign_outlives_its_database(server: Server, farm: Farm, tmp_path: Path) -> None:
+    write_devices(tmp_path)  # whose machine's lock is the test's
+    run_id = begin(farm, campaign("name: health\nkinds: [health]\ndevices: [desk]\n"))
+    worker = HostWorker(farm.settings, farm.inventory.devices)
+    driving = threading.Thread(target=work_off, args=(farm, worker))
+    with machine_of(tmp_path):
+        driving.start()
+        wait_for(lambda: bool(job_folders(tmp_path, "desk", "health")), "the job's folder")
+        server.stop()
+    server.start()
+    driving.join(300)
+    assert not driving.is_alive()
+    assert run_state(farm, run_id) == "done"
+    worker.close()
+
+
+def test_whoever_begins_something_waits_for_the_database(
+    server: Server, farm: Farm, worker: HostWorker
+) -> None:
+    probed: list[int] = []
+    server.stop()
+    asking = threading.Thread(
+        target=lambda: probed.append(probe_device(farm, worker, farm.inventory.devices[0])[0])
+    )
+    with capture_logs() as said:
+        asking.start()
+        wait_for(lambda: any("the store is away" in one["event"] for one in said), "it to wait")
+        server.start()
+        asking.join(300)
+    assert probed == [1]
 
 
 def test_patience_has_a_limit_and_can_be_interrupted() -> None:
