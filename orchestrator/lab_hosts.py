@@ -97,6 +97,14 @@ class LabHosts:
         """Every device of controller and hosts, those of hosts that are away too."""
         return self._fresh().farm
 
+    def own_changed(self, own: Sequence[Device], own_worker: HostWorker) -> None:
+        """The controller's own devices are these from now on, driven by another worker; calls under way end
+        with the one they began with."""
+        with self._looking:
+            self._own, self._own_worker = tuple(own), own_worker
+            self._known.at = 0.0
+        self._fresh()
+
     def is_own(self, device: str) -> bool:
         """Whether a device hangs on the controller itself."""
         return self.farm_devices().hosts.get(device) == OWN

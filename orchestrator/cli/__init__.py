@@ -1,9 +1,10 @@
 """The command line: ``stifarm VERB``. Exit codes: 0 done, 1 failed, 2 usage, 3 some devices failed,
-130 interrupted."""
+130 interrupted, 143 terminated."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ for verb, function in (
 ):
     app.command(verb)(function)
 
+TERMINATED = 128 + signal.SIGTERM
 _INTERRUPTED = 130
 """What Typer makes of Ctrl-C."""
 _SEE_HELP = "The verb's --help has its arguments and options."
@@ -109,4 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             emit_json({"error": wrong(), "remedy": _SEE_HELP})
         if done.code == _INTERRUPTED:
             note(f"interrupted; {asked.interrupted}")
+        if done.code == signal.SIGTERM:  # what Ray makes of it while it starts
+            sys.exit(TERMINATED)
         raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from db.campaigns import list_campaigns, open_runs, runs_of
+from db.events import record_event
 from db.models import CampaignRow, ScheduleRow
 from db.schedules import list_schedules, schedule_of, set_schedule_state
 from orchestrator.alerts.delivery import telling
@@ -21,10 +22,15 @@ from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.cli.campaign import means_of
 from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, farm_of
-from orchestrator.cli.output import emit_json, note, success, table
+from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.errors import CampaignError, near
-from orchestrator.farm import Farm
+from orchestrator.farm import Farm, impatient
 from orchestrator.host_book import know_hosts
+from orchestrator.inventory import Device
+from orchestrator.inventory_watch import InventoryWatch
+from orchestrator.lab_hosts import LabHosts
+from orchestrator.worker import HostWorker
+from sti_runtime.errors import InputError
 
 schedules_app = typer.Typer(no_args_is_help=True, help="When campaigns run by themselves (docs/nightly.md).")
 
@@ -157,13 +163,14 @@ def serve(
     with (
         farm_of(context) as farm,
         driving(farm, "all", listen=listen, ports=ports, quarantined=True) as session,
-        telling(farm.store),
+        telling(impatient(farm.store)),
         terminated(farm.stop),  # last: Ray sets a handler of its own as it starts
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
         controller = Controller(means_of(session))
+        watch = InventoryWatch(farm.settings.inventory)
         try:
-            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _tick(session))
+            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _tick(session, watch))
         except KeyboardInterrupt:
             note("stopped; open campaigns go on with the next stifarm serve or campaign run")
 
@@ -178,10 +185,30 @@ def terminated(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tick(session: Session) -> None:
+def _tick(session: Session, watch: InventoryWatch) -> None:
     if session.hosts is not None:
+        if watch.changed():
+            reread(session.farm, session.hosts, session.pool.host_worker)
         session.hosts.farm_devices()  # the farm's inventory gets those of hosts that joined meanwhile
     _fire(session.farm)
+
+
+def reread(farm: Farm, hosts: LabHosts, host_worker: Callable[[Sequence[Device]], HostWorker]) -> None:
+    """Go on with the inventory file as it is now; one that is not valid changes nothing and is told of."""
+    try:
+        changed = farm.read_inventory()
+    except InputError as error:
+        warn(f"{farm.settings.inventory} has changed and is not valid: {error.what}")
+        with farm.store.session() as session:
+            record_event(session, "error", "inventory-invalid", error.what)
+        return
+    if not changed:
+        return
+    hosts.own_changed(farm.own_devices, host_worker(farm.own_devices))
+    names = ", ".join(device.name for device in farm.own_devices) or "none"
+    note(f"{farm.settings.inventory} was read anew; its devices: {names}")
+    with farm.store.session() as session:
+        record_event(session, "info", "inventory-read", f"its devices: {names}")
 
 
 def _fire(farm: Farm) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
+from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from db.campaigns import open_runs, runs_of
@@ -18,9 +21,16 @@ from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.start import keep_campaign
 from orchestrator.cli import main
+from orchestrator.cli.schedules import reread
 from orchestrator.farm import Farm
+from orchestrator.hosts import HostOffer, SeenHost
+from orchestrator.inventory import Device
+from orchestrator.inventory_watch import InventoryWatch
+from orchestrator.lab_hosts import LabHosts
+from orchestrator.shipping import ShippedWorker
+from orchestrator.worker import HostWorker
 from tests.campaign_world import begin, campaign, write_devices
-from tests.farm_world import open_world
+from tests.farm_world import fill, open_world
 
 HEALTH = "name: health\nkinds: [health]\n"
 HOUR_NS = 3600 * 10**9
@@ -175,6 +185,73 @@ def test_a_large_matrix_is_begun_after_a_yes_only(farm: Farm, cli: Cli, tmp_path
     assert cli("campaign", "run", path, "--detach", "--yes")[0] == 0
     code, said = cli("campaign", "status", "--json")
     assert json.loads(said)[0]["counts"] == {"queued": 1001}
+
+
+def test_a_matrix_that_no_run_can_have_is_refused(farm: Farm, cli: Cli, tmp_path: Path) -> None:
+    names = ", ".join(f"{{name: d{n}, transport: local}}" for n in range(1001))
+    (tmp_path / "inventory.yaml").write_text(f"version: 1\ndevices: [{names}]\n")
+    path = write(tmp_path, HEALTH.replace("health]", "health, profile]") + "repeats: 1000\n")
+    fill(farm)
+    code, said = cli("campaign", "run", path, "--detach", "--yes")
+    assert (code, "a run has 1,000,000 at most" in said) == (2, True), said
+
+
+def test_a_database_that_is_not_there_at_the_start(cli: Cli) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"postgresql://farm@127.0.0.1:{taken.getsockname()[1]}/farm"
+        code, said = cli("--db-url", url, "campaign", "list")
+    assert (code, "cannot be reached" in said) == (1, True), said
+
+
+def test_a_store_of_another_program_s_schema(cli: Cli, farm: Farm) -> None:
+    for revision, what in (("0004", "stifarm db upgrade"), ("9999", "newer stifarm")):
+        with farm.store.session() as session:
+            session.execute(sql("UPDATE alembic_version SET version_num = :one"), {"one": revision})
+        code, said = cli("campaign", "list")
+        assert (code, what in said) == (1, True), said
+
+
+def test_the_inventory_is_read_anew(farm: Farm, tmp_path: Path) -> None:
+    path = farm.settings.inventory
+    watch, asked = InventoryWatch(path), list[tuple[str, ...]]()
+    hosts = LabHosts(
+        farm.own_devices, cast(HostWorker, None), NoHosts(), changed=lambda found: farm.know(found.devices)
+    )
+
+    def look() -> bool:
+        return watch.changed() or watch.changed()
+
+    def worker_of(devices: Sequence[Device]) -> HostWorker:
+        asked.append(tuple(device.name for device in devices))
+        return cast(HostWorker, None)
+
+    assert not look()
+    path.write_text("version: 1\ndevices: [{name: new, transport: local}, {name: desk, transport: local}]\n")
+    assert not watch.changed()  # it may still be written to
+    assert look()
+    assert not look()
+    reread(farm, hosts, worker_of)
+    assert asked == [("new", "desk")]
+    assert [device.name for device in farm.inventory.devices] == ["new", "desk"]
+    path.write_text("version: 1\ndevices: [{name: new, transport: smoke}]\n")
+    assert look()
+    reread(farm, hosts, worker_of)
+    assert [device.name for device in farm.inventory.devices] == ["new", "desk"]
+    assert len(asked) == 1
+    assert events(farm)[:2] == [("error", "inventory-invalid"), ("info", "inventory-read")]
+
+
+class NoHosts:
+    """A farm without lab hosts."""
+
+    def hosts(self) -> tuple[SeenHost, ...]:
+        """None."""
+        return ()
+
+    def worker_of(self, offer: HostOffer) -> ShippedWorker:
+        """There is none."""
+        raise AssertionError(offer.name)
 
 
 def test_schedules_are_listed_rested_and_removed(cli: Cli, tmp_path: Path) -> None:

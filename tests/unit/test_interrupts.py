@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from orchestrator.interrupts import held_interrupts, lost_interrupts_return
+from tests.agent_data import REPO
 
 
 def test_an_interrupt_within_the_block_comes_at_its_end() -> None:
@@ -86,3 +89,14 @@ def test_an_interrupt_that_python_drops_comes_again() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         block()
+
+
+def test_what_ray_makes_of_sigterm_is_the_exit_code_of_one_that_was_terminated() -> None:
+    program = (
+        "import sys\n"
+        "from orchestrator.cli import app, main\n"
+        "app.command('end')(lambda: sys.exit(15))\n"
+        "main(['end'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, check=False)
+    assert done.returncode == 143, done.stderr.decode()
