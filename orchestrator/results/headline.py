@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ WITHIN_POINTS = 1.0
 MEMORY_SHARE = 1 / 8
 AHEAD_POINTS = 5.0
 OVER_PPM = 10_000
+NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def headline(results: Results) -> list[Claim]:
         _memory(results),
         *(_ahead(results, device) for device in results.by_starvation[:1]),
         _over_target(results),
+        *_exact(results),
     ]
 
 
@@ -158,6 +160,22 @@ def _over_target(results: Results) -> Claim:
     )
 
 
+def _exact(results: Results) -> Iterator[Claim]:
+    """``exact`` against ``sti``, the paper's planner, where both were asked."""
+    if "exact" not in results.spec.policies or "sti" not in results.spec.policies:
+        return
+    cells = results.pick(policy="exact")
+    effect = next((one for one in effects(results) if one.policy == "exact"), None)
+    mean = None if effect is None else effect.mean
+    yield Claim(
+        "`exact` against `sti` (the planner `paper`) in the same places, mean over tasks: points of accuracy",
+        "not below by more than noise",
+        NONE if mean is None else str(mean),
+        _verdict(mean is not None and mean.high >= 0, sum(not c.missing for c in cells), len(cells)),
+        () if effect is None else effect.by_task,
+    )
+
+
 # ------------------------------------------------------------------ parts
 
 
@@ -194,31 +212,53 @@ def _why(cell: Cell | None) -> str:
     return "not measured yet" if cell.missing else "measured"
 
 
-def effects(results: Results) -> list[tuple[str, Difference | None, Sequence[str], int]]:
-    """Of every other policy: its accuracy less that of ``sti`` in the same place (device, T, |S|), mean over
-    tasks, each pooled over its places; by task; in how many places it is infeasible where ``sti`` is not.
+@dataclass(frozen=True)
+class Effect:
+    """A policy's accuracy less that of ``sti`` in the same place (device, T, |S|), mean over tasks, each
+    pooled over its places. ``infeasible``: in how many places it is where ``sti`` is not.
     """
-    told: list[tuple[str, Difference | None, Sequence[str], int]] = []
-    for policy in dict.fromkeys(cell.asked.policy for cell in results.cells):
-        if policy == "sti":
-            continue
-        by_task, words, lacking = [], [], 0
-        for task in results.tasks:
-            pairs = []
-            for mine in results.pick(task=task, policy="sti"):
-                same = results.pick(
-                    task=task, policy=policy, device=mine.asked.device, target=mine.asked.target,
-                    engine=mine.asked.engine, bundle=mine.asked.bundle,
-                )  # fmt: skip
-                for other in same:
-                    if other.asked.preload not in ("", mine.asked.preload):
-                        continue
-                    lacking += other.infeasible and not mine.infeasible
-                    if mine.right is not None and other.right is not None:
-                        pairs.append((other.right, mine.right))
-            pooled = pooled_difference(pairs)
-            if pooled is not None:
-                by_task.append(pooled)
-                words.append(f"{task} {pooled} ({pooled.of})")
-        told.append((policy, mean_difference(by_task), words, lacking))
-    return told
+
+    policy: str
+    mean: Difference | None
+    by_task: tuple[str, ...]
+    infeasible: int
+
+
+def effects(results: Results) -> list[Effect]:
+    """The effect of every policy but ``sti``."""
+    others = dict.fromkeys(cell.asked.policy for cell in results.cells if cell.asked.policy != "sti")
+    return [_effect(results, policy) for policy in others]
+
+
+def _effect(results: Results, policy: str) -> Effect:
+    by_task: dict[str, Difference] = {}
+    infeasible = 0
+    for task in results.tasks:
+        pairs = []
+        for mine, other in _same_places(results, task, policy):
+            infeasible += other.infeasible and not mine.infeasible
+            if mine.right is None or other.right is None or mine.right.shape != other.right.shape:
+                continue
+            if not pairs or pairs[0][0].shape == mine.right.shape:
+                pairs.append((other.right, mine.right))
+        pooled = pooled_difference(pairs)
+        if pooled is not None:
+            by_task[task] = pooled
+    words = tuple(f"{task} {found} ({found.of})" for task, found in by_task.items())
+    return Effect(policy, mean_difference(list(by_task.values())), words, infeasible)
+
+
+def _same_places(results: Results, task: str, policy: str) -> Iterator[tuple[Cell, Cell]]:
+    """(``sti``'s cell, the policy's) of each place; a policy without a use for |S| serves for every |S|."""
+    for mine in results.pick(task=task, policy="sti"):
+        asked = mine.asked
+        for other in results.pick(
+            task=task,
+            policy=policy,
+            device=asked.device,
+            target=asked.target,
+            engine=asked.engine,
+            bundle=asked.bundle,
+        ):
+            if other.asked.preload in ("", asked.preload):
+                yield mine, other

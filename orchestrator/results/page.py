@@ -268,8 +268,13 @@ def _effects(results: Results) -> str:
     return _table(
         ("policy", "points of accuracy [95 %]", "by task", "infeasible where `sti` is not"),
         [
-            (f"`{policy}`", NONE if mean is None else str(mean), "; ".join(words) or NONE, str(lacking))
-            for policy, mean, words, lacking in effects(results)
+            (
+                f"`{effect.policy}`",
+                NONE if effect.mean is None else str(effect.mean),
+                "; ".join(effect.by_task) or NONE,
+                str(effect.infeasible),
+            )
+            for effect in effects(results)
         ],
     )
 
