@@ -19,6 +19,7 @@ from db.models import (
     PlanRow,
     RequestRow,
     RunRow,
+    TaskDataRow,
 )
 from db.runs import PeakMemory
 from sti_runtime.messages import LayerTrace, computes_alike
@@ -134,27 +135,34 @@ def spot_checks(session: Session, runs: Sequence[RunRow], devices: Mapping[int, 
     known = evaluations(
         session, {plan.content_digest for plan in plans.values()}, {run.task_data_digest for run in runs}
     )
+    rows = dict(
+        session.execute(
+            select(TaskDataRow.digest, TaskDataRow.rows).where(
+                TaskDataRow.digest.in_(sorted({run.task_data_digest for run in runs}))
+            )
+        )
+        .tuples()
+        .all()
+    )
     expected: dict[int, tuple[str, Sequence[int]]] = {}
     for run in runs:
         for row in known.get(plans[run.plan_digest].content_digest, ()):
-            if row.task_data_digest == run.task_data_digest and computes_alike(row.engine, run.engine):
-                expected[run.id] = (
-                    devices.get(run.device_id, "?"),
-                    [int(n) for n in parse(row.predictions_json)],
-                )
-                break
+            if row.task_data_digest != run.task_data_digest or not computes_alike(row.engine, run.engine):
+                continue
+            classes = [int(number) for number in parse(row.predictions_json)]
+            if len(classes) == rows.get(run.task_data_digest):
+                expected[run.id] = (devices.get(run.device_id, "?"), classes)
+            break
     counts: dict[str, list[int]] = {}
     columns = select(RequestRow.run_id, RequestRow.task_row, RequestRow.logits_json)
     for some in _parts(sorted(expected)):
         for run_id, task_row, logits_json in session.execute(columns.where(RequestRow.run_id.in_(some))):
             device, classes = expected[run_id]
-            if task_row >= len(classes):
-                continue
             logits = parse(logits_json)
             count = counts.setdefault(device, [0, 0])
             count[0] += 1
             count[1] += max(range(len(logits)), key=logits.__getitem__) != classes[task_row]
-    return [SpotCheck(device, *count) for device, count in sorted(counts.items())]
+    return [SpotCheck(device, count[0], count[1]) for device, count in sorted(counts.items())]
 
 
 def usual_request(session: Session, runs: Collection[int]) -> Trace | None:
@@ -190,8 +198,8 @@ def _requests(session: Session, runs: Sequence[int]) -> dict[int, list[tuple[boo
     found: dict[int, list[tuple[bool, int, int, int]]] = {}
     for some in _parts(runs):
         counted = columns.where(table.run_id.in_(some), table.warmup.is_(False)).order_by(table.id)
-        for run_id, *figures in session.execute(counted):
-            found.setdefault(run_id, []).append((figures[0], figures[1], figures[2], figures[3]))
+        for run_id, valid, latency_ns, stall_ns, storage_bytes in session.execute(counted):
+            found.setdefault(run_id, []).append((valid, latency_ns, stall_ns, storage_bytes))
     return found
 
 

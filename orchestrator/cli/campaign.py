@@ -95,7 +95,7 @@ def run(
         emit_json({"campaign": campaign.name, "run": ended.number, "state": ended.state, **ended.counts})
     else:
         table("Campaign", STATUS_COLUMNS, [status_cells(ended)])
-        note(f"its results: stifarm campaign report {campaign.name}")
+        note(f"its results: stifarm campaign report {campaign.name}; judged, and as a page: campaign results")
     if ended.state != "done":
         raise typer.Exit(SOME_FAILED if ended.counts.get("done") else FAILED)
 

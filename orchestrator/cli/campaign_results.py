@@ -74,7 +74,8 @@ def results(
 
 def _write(session: Session, found: Results, out: Path, *, figures: bool, run: str) -> None:
     """The page and its figures. Raises: ResourceError, InputError without Matplotlib."""
-    drawn: list[Figure] = draw_figures(session, found, out.with_suffix("")) if figures else []
+    folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-figures")
+    drawn: list[Figure] = draw_figures(session, found, folder) if figures else []
     words = ["stifarm", "campaign", "results", found.campaign.name, "--out", str(out)]
     words += [] if run == "last" else ["--run", run]
     words += [] if figures else ["--no-figures"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db import campaign_results as queries
@@ -134,9 +135,19 @@ class Results:
             known[cell.asked.target] = max(known.get(cell.asked.target, 0), cell.target_ns or 0)
         return tuple(sorted(known, key=lambda text: (known[text], text)))
 
+    @cached_property
+    def _by_policy(self) -> dict[tuple[str, str], list[Cell]]:
+        found: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault((cell.asked.task, cell.asked.policy), []).append(cell)
+        return found
+
     def pick(self, **asked: str) -> list[Cell]:
         """Cells whose question has these values."""
-        return [c for c in self.cells if all(getattr(c.asked, key) == value for key, value in asked.items())]
+        cells: Sequence[Cell] = self.cells
+        if "task" in asked and "policy" in asked:
+            cells = self._by_policy.get((asked["task"], asked["policy"]), [])
+        return [c for c in cells if all(getattr(c.asked, key) == value for key, value in asked.items())]
 
     def largest_preload(self, **asked: str) -> Cell | None:
         """Of the cells of these values the one with the largest |S|."""
@@ -190,7 +201,7 @@ class _Rights:
         self._folder = farm.settings.tasks
         self._session = session
         self._contents = set(contents)
-        self._labels: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]] | None] = {}
+        self._labels: dict[str, npt.NDArray[np.int64] | None] = {}
         self._rows: dict[str, dict[str, list[EvaluationRow]]] = {}
         self._known: dict[tuple[str, str, bool], Right | None] = {}
 

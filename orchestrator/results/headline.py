@@ -11,7 +11,8 @@ from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, difference, mean_difference, pooled_difference
 from sti_runtime.units import format_bytes
 
-Verdict = Literal["reached", "not reached", "not known"]
+Verdict = Literal["reached", "not reached", "not known", "nothing to compare"]
+"""not known: cells are missing. nothing to compare: none is, and there is no pair of plans that meet T."""
 
 STREAMING = ("load-exec", "std-pipeline-2", "std-pipeline-6", "std-pipeline-32")
 WITHIN_POINTS = 1.0
@@ -45,11 +46,15 @@ def headline(results: Results) -> list[Claim]:
 
 def _whole_model(results: Results, device: str) -> Claim:
     """``sti`` against the whole model in memory."""
-    target, details, each = results.targets[-1], [], []
+    target = results.targets[-1]
+    details: list[str] = []
+    each: list[Difference] = []
+    missing = False
     for task in results.tasks:
         mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
         whole = results.largest_preload(device=device, task=task, target=target, policy="preload-32")
         told = _against(mine, whole)
+        missing = missing or _lacks(mine) or _lacks(whole)
         details.append(f"{task}: {told}")
         if isinstance(told, Difference):
             each.append(told)
@@ -58,26 +63,25 @@ def _whole_model(results: Results, device: str) -> Claim:
         f"`sti` at the largest |S| against the whole model in memory (`preload-32`), T = {target},"
         f" {device}, mean over tasks: points of accuracy",
         f"≥ −{WITHIN_POINTS:g}",
-        "–" if mean is None else str(mean),
-        _verdict(mean is not None and mean.points >= -WITHIN_POINTS, len(each), len(results.tasks)),
+        _told(mean, len(results.tasks)),
+        _verdict(None if mean is None else mean.points >= -WITHIN_POINTS, missing=missing),
         tuple(details),
     )
 
 
 def _memory(results: Results) -> Claim:
-    target, worst, details = results.targets[-1], 0.0, []
-    pairs = compared = 0
+    target, ratios, missing = results.targets[-1], list[float](), False
+    details: list[str] = []
     for device in results.by_starvation:
         for task in results.tasks:
             mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
             whole = results.largest_preload(device=device, task=task, target=target, policy="preload-32")
-            pairs += 1
+            missing = missing or _lacks(mine) or _lacks(whole)
             if mine is None or whole is None or mine.samples is None or whole.samples is None:
                 details.append(f"{device}, {task}: {_why(mine)} / {_why(whole)}")
                 continue
-            compared += 1
             parts = mine.samples.memory.parts_bytes, whole.samples.memory.parts_bytes
-            worst = max(worst, parts[0] / parts[1])
+            ratios.append(parts[0] / parts[1])
             details.append(
                 f"{device}, {task}: {format_bytes(parts[0])} of {format_bytes(parts[1])}"
                 f" (1/{parts[1] / parts[0]:.1f})"
@@ -85,16 +89,18 @@ def _memory(results: Results) -> Claim:
     return Claim(
         f"Memory of `sti`, all parts, at the largest |S| against `preload-32`, T = {target}: the worst ratio",
         "≤ 1/8",
-        f"1/{1 / worst:.1f}" if compared else "–",
-        _verdict(compared > 0 and worst <= MEMORY_SHARE, compared, pairs),
+        f"1/{1 / max(ratios):.1f}" if ratios else NONE,
+        _verdict(max(ratios) <= MEMORY_SHARE if ratios else None, missing=missing),
         tuple(details),
     )
 
 
 def _ahead(results: Results, device: str) -> Claim:
     """``sti`` against the best that streams and meets T, at the tightest T on the starved device."""
-    target, details, each = results.targets[0], [], []
-    known = 0
+    target = results.targets[0]
+    details: list[str] = []
+    each: list[Difference] = []
+    missing = False
     for task in results.tasks:
         mine = results.largest_preload(device=device, task=task, target=target, policy="sti")
         others = [
@@ -102,17 +108,15 @@ def _ahead(results: Results, device: str) -> Claim:
             for policy in STREAMING
             for cell in results.pick(device=device, task=task, target=target, policy=policy)
         ]
-        waiting = [cell for cell in others if cell.missing]
-        meeting = [cell for cell in others if not cell.missing and _meets(cell)]
-        if mine is None or mine.accuracy is None or waiting or not others:
-            details.append(
-                f"{task}: {_why(mine)}" if not waiting else f"{task}: baselines are not measured yet"
-            )
+        if _lacks(mine) or not others or any(cell.missing for cell in others):
+            missing = True
+            details.append(f"{task}: not measured yet")
             continue
-        known += 1
+        meeting = [cell for cell in others if _meets(cell)]
         if not meeting:
-            mine_at = mine.accuracy.correct.value_ppm / 1e4
-            details.append(f"{task}: none of them meets T; `sti` does, at {mine_at:.1f} %")
+            right = mine.accuracy if mine is not None else None
+            does = f"`sti` does, at {right.correct.value_ppm / 1e4:.1f} %" if right else "nor does `sti`"
+            details.append(f"{task}: none of them meets T; {does}")
             continue
         best = max(meeting, key=lambda cell: cell.accuracy.correct.value_ppm if cell.accuracy else 0)
         told = _against(mine, best)
@@ -120,15 +124,12 @@ def _ahead(results: Results, device: str) -> Claim:
         if isinstance(told, Difference):
             each.append(told)
     mean = mean_difference(each)
-    left_out = f" (over {len(each)} of {len(results.tasks)} tasks; see below)" * (
-        0 < len(each) < len(results.tasks)
-    )
     return Claim(
         f"`sti` at the largest |S| against the best of `load-exec` and `std-pipeline-*` that meets T,"
         f" T = {target}, {device} (the slowest to read), mean over tasks: points of accuracy",
         f"≥ {AHEAD_POINTS:g}",
-        "none of them meets T" if known and mean is None else "–" if mean is None else f"{mean}{left_out}",
-        _verdict(mean is not None and mean.points >= AHEAD_POINTS, known if each else 0, len(results.tasks)),
+        _told(mean, len(results.tasks)),
+        _verdict(None if mean is None else mean.points >= AHEAD_POINTS, missing=missing),
         tuple(details),
     )
 
@@ -149,8 +150,11 @@ def _over_target(results: Results) -> Claim:
         f"{share.value_ppm / 1e4:.2f} % [{share.low_ppm / 1e4:.2f}, {share.high_ppm / 1e4:.2f}],"
         f" {over} of {total}"
         if share
-        else "–",
-        _verdict(share is not None and share.value_ppm <= OVER_PPM, len(measured), len(cells)),
+        else NONE,
+        _verdict(
+            None if share is None else share.value_ppm <= OVER_PPM,
+            missing=any(cell.missing for cell in cells),
+        ),
         tuple(
             f"{cell.asked.device}, {cell.asked.task}, T = {cell.asked.target}, |S| = {cell.asked.preload}:"
             f" {len(cell.samples.latency_ns) - cell.within} of {len(cell.samples.latency_ns)}"
@@ -165,25 +169,39 @@ def _exact(results: Results) -> Iterator[Claim]:
     if "exact" not in results.spec.policies or "sti" not in results.spec.policies:
         return
     cells = results.pick(policy="exact")
-    effect = next((one for one in effects(results) if one.policy == "exact"), None)
-    mean = None if effect is None else effect.mean
+    effect = _effect(results, "exact")
+    mean = effect.mean
     yield Claim(
         "`exact` against `sti` (the planner `paper`) in the same places, mean over tasks: points of accuracy",
         "not below by more than noise",
-        NONE if mean is None else str(mean),
-        _verdict(mean is not None and mean.high >= 0, sum(not c.missing for c in cells), len(cells)),
-        () if effect is None else effect.by_task,
+        _told(mean, len(results.tasks)),
+        _verdict(None if mean is None else mean.high >= 0, missing=any(cell.missing for cell in cells)),
+        effect.by_task,
     )
 
 
 # ------------------------------------------------------------------ parts
 
 
-def _verdict(holds: bool, known: int, of: int) -> Verdict:
-    """A claim over cells that are not all there is not decided."""
-    if not known or known < of:
+def _verdict(holds: bool | None, *, missing: bool) -> Verdict:
+    """A claim over cells that are not all there is not decided; None: nothing was compared."""
+    if missing:
         return "not known"
+    if holds is None:
+        return "nothing to compare"
     return "reached" if holds else "not reached"
+
+
+def _told(mean: Difference | None, tasks: int) -> str:
+    """A mean over tasks; how many where some are left out."""
+    if mean is None:
+        return NONE
+    return f"{mean}" if mean.of == tasks else f"{mean} ({mean.of} of {tasks} tasks)"
+
+
+def _lacks(cell: Cell | None) -> bool:
+    """Whether a cell was not asked, or is missing."""
+    return cell is None or cell.missing
 
 
 def _meets(cell: Cell) -> bool:

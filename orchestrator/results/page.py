@@ -12,6 +12,7 @@ from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, DeviceFound, Results
 from orchestrator.results.headline import effects, headline
 from sti_runtime.messages import VerifiedEmulation
+from sti_runtime.policies import POLICIES
 from sti_runtime.shard import shard_bytes
 from sti_runtime.units import NS_PER_S, format_bytes, format_ns, format_rate
 
@@ -36,6 +37,7 @@ _LEGEND = (
 
 def write_page(results: Results, figures: Sequence[Figure], out: Path, command: str) -> str:
     """The text of the page that will stand at ``out``; figures are linked relative to it."""
+    claims = headline(results)
     parts = [
         f"# Results: {results.campaign.name}",
         f"Written by `{command}` from the store; no figure here was typed.",
@@ -44,9 +46,9 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         "## Headline",
         _table(
             ("what must hold", "reach", "found [95 %]", ""),
-            [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in headline(results)],
+            [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in claims],
         ),
-        "\n".join(f"- {line}" for claim in headline(results) for line in _detail(claim.what, claim.detail)),
+        "\n".join(f"- {line}" for claim in claims for line in _detail(claim.what, claim.detail)),
         *_notes(results),
         "## Devices",
         _devices(results),
@@ -281,13 +283,20 @@ def _effects(results: Results) -> str:
 
 def _cells(results: Results) -> Iterator[str]:
     order = {target: number for number, target in enumerate(results.targets)}
+    policies: list[str] = list(POLICIES)
     for task in results.tasks:
         for device in results.by_starvation:
             cells = results.pick(task=task, device=device)
             if not cells:
                 continue
             yield f"### {task} on {title_of(results, device)}"
-            cells.sort(key=lambda c: (order[c.asked.target], c.asked.preload_bytes, c.asked.preload != ""))
+            cells.sort(
+                key=lambda cell: (
+                    order[cell.asked.target],
+                    policies.index(cell.asked.policy),
+                    cell.asked.preload_bytes,
+                )
+            )
             several = len({cell.asked.engine for cell in cells}) > 1 or len({c.bundle for c in cells}) > 1
             yield _table(_COLUMNS, [_cell(cell, several=several) for cell in cells])
 

@@ -96,8 +96,10 @@ def test_results_of_half_a_run_and_of_all_of_it(farm: Farm, worker: HostWorker, 
     assert len(measured) == 14
     assert all(cell.samples and cell.accuracy and cell.right is not None for cell in measured)
     assert {len(cell.samples.latency_ns) + cell.samples.invalid for cell in measured if cell.samples} == {4}
-    for claim in headline(found):
-        assert claim.verdict in ("reached", "not reached"), claim
+    claims = headline(found)
+    assert {claim.verdict for claim in claims} <= {"reached", "not reached", "nothing to compare"}
+    (ahead,) = [claim for claim in claims if "std-pipeline" in claim.what]
+    assert ahead.verdict == "nothing to compare"  # at the tightest T nothing has a plan
     assert [check.different for check in found.spot_checks] == [0, 0]
     assert {figure.path.name for figure in figures} == {
         "accuracy-target.png", "accuracy-memory.png", "timeline.png", "importance-demo-tiny.png",
