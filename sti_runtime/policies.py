@@ -148,7 +148,7 @@ def plan_policy(
 def uses_preload(policy: Policy) -> bool:
     """Whether |S| makes a difference to a policy; a baseline holds what its name says."""
     spec = POLICIES[policy]
-    return isinstance(spec, Planned) and spec.preload
+    return spec.preload if isinstance(spec, Planned) else isinstance(spec, Exact)
 
 
 def shuffled_ranking(importance: ImportanceProfile, seed: int) -> tuple[ShardId, ...]:

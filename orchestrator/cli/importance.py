@@ -95,7 +95,7 @@ def show(
             found = importance_profiles(session, known.model_digest, name)
         profile = importance_of(farm, known, name, method_of(method))
     if png is not None:
-        from orchestrator.heat_figure import draw_importance  # loads Matplotlib
+        from orchestrator.figures.importance import draw_importance  # loads Matplotlib
 
         draw_importance(profile, f"{known.name} on {name}", png)
         success(f"{png} written")

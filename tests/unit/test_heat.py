@@ -9,7 +9,7 @@ from rich.color import Color
 from rich.style import Style
 
 from orchestrator.cli.heat import NARROW, heat_map, milli
-from orchestrator.heat_figure import draw_importance
+from orchestrator.figures.importance import draw_importance
 from sti_runtime.errors import ResourceError
 from tests.unit.planning_data import make_importance
 
