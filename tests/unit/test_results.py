@@ -1,16 +1,118 @@
-"""Paired differences, the interval of p95, and figures' looks."""
+"""What is claimed of which cells; paired differences, the interval of p95, figures' looks."""
 
 from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from db.statistics import p95_interval, percentile
+from db.campaign_results import Samples
+from db.campaign_samples import Found, Question
+from db.models import CampaignRow, CampaignRunRow
+from db.runs import Accuracy, PeakMemory
+from db.statistics import p95_interval, percentile, wilson
+from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.figures.style import looks
+from orchestrator.results.gather import Cell, Results, Speed
+from orchestrator.results.headline import effects, headline
 from orchestrator.results.paired import difference, mean_difference, pooled_difference
+
+TIGHT, LOOSE = "0.5 of whole-model compute", "1 of whole-model compute"
+LARGE = "2 % of 32-bit shards"
+MS = 1_000_000
+
+
+def cell(
+    policy: str, target: str, right: int | None, *, preload: str = "", parts: int = 10, latency_ms: int = 40
+) -> Cell:
+    """A cell of one device and task with T of 50 or 100 ms; ``right`` of 100 rows, None: infeasible."""
+    question = Question("board", "b" * 64, "demo", "native", target, len(preload), policy, preload)
+    state = "infeasible" if right is None else "done"
+    found = Found(
+        question, "execute", (50 if target == TIGHT else 100) * MS, (), (), (), 0, {state: 1}, ()
+    )  # fmt: skip
+    if right is None:
+        return Cell(found, "tiny", None, None, None, None)
+    memory = PeakMemory(parts, 0, 0, 0, None)
+    samples = Samples((latency_ms * MS,) * 100, (0,) * 100, (1,) * 100, 0, memory, (1,))
+    rows = np.arange(100) < right
+    return Cell(found, "tiny", None, samples, Accuracy(wilson(right, 100), 0, "d" * 64, "dev", 0), rows)
+
+
+def results_of(*cells: Cell) -> Results:
+    spec = CampaignSpec.model_validate(
+        {
+            "version": 1,
+            "name": "n",
+            "kinds": ("execute", "evaluate"),
+            "targets": (LOOSE, TIGHT),
+            "preload": ("0MB", LARGE),
+            "policies": ("sti", "exact"),
+        }
+    )
+    speed = Speed("board", "tiny", "demo", 90, 10, "fit")
+    return Results(CampaignRow(), CampaignRunRow(), spec, cells, (), (speed,), {}, {}, (), {})
+
+
+def claims(*cells: Cell) -> list[tuple[str, str]]:
+    """(found, verdict) of the whole model, memory, ahead, over T, exact."""
+    return [(claim.found, claim.verdict) for claim in headline(results_of(*cells))]
+
+
+STI = (
+    cell("sti", TIGHT, 50, preload="0MB"),
+    cell("sti", TIGHT, 80, preload=LARGE),
+    cell("sti", LOOSE, 89, preload=LARGE),
+)
+BASES = (
+    cell("load-exec", TIGHT, None),
+    cell("std-pipeline-2", TIGHT, 70),
+    cell("std-pipeline-6", TIGHT, None),
+)
+WHOLE = cell("preload-32", LOOSE, 90, parts=90)
+EXACT = cell("exact", LOOSE, 90, preload=LARGE)
+
+
+def test_claims_are_of_the_largest_preload_and_their_targets() -> None:
+    whole, memory, ahead, over, exact = claims(*STI, *BASES, WHOLE, EXACT)
+    assert whole == ("-1.0 [-3.0, +1.0]", "reached")
+    assert memory == ("1/9.0", "reached")
+    assert (ahead[0].split()[0], ahead[1]) == ("+10.0", "reached")
+    assert (over[0].split()[0], over[1]) == ("0.00", "reached")
+    assert (exact[0].split()[0], exact[1]) == ("+1.0", "reached")
+
+
+def test_a_claim_that_fails_says_so() -> None:
+    late = cell("sti", TIGHT, 72, preload=LARGE, latency_ms=51)
+    whole, memory, ahead, over, _ = claims(
+        STI[2], late, *BASES, cell("preload-32", LOOSE, 92, parts=70), EXACT
+    )
+    assert [verdict for _, verdict in (whole, memory, ahead, over)] == ["not reached"] * 4
+    assert over[0].endswith("100 of 200")
+
+
+def test_a_baseline_that_is_over_its_target_does_not_count() -> None:
+    late = cell("std-pipeline-2", TIGHT, 70, latency_ms=51)
+    assert claims(*STI, BASES[0], late, WHOLE)[2] == ("–", "nothing to compare")
+
+
+def test_what_is_missing_leaves_a_claim_undecided() -> None:
+    waiting = replace(BASES[1], samples=None, accuracy=None)
+    assert claims(*STI, BASES[0], waiting, WHOLE)[2][1] == "not known"
+    assert claims(*STI, *BASES)[0] == ("–", "not known")
+
+
+def test_effects_are_of_the_same_places() -> None:
+    found = {effect.policy: effect for effect in effects(results_of(*STI, *BASES, WHOLE, EXACT))}
+    assert found["std-pipeline-2"].mean is not None
+    assert (found["std-pipeline-2"].mean.points, found["std-pipeline-2"].infeasible) == (5.0, 0)  # +20, -10
+    assert found["load-exec"].mean is None
+    assert found["load-exec"].infeasible == 2
+    assert found["exact"].mean is not None
+    assert found["exact"].mean.points == pytest.approx(1.0)
 
 
 def test_the_interval_of_p95_covers_it_and_needs_seventy_two_samples() -> None:
