@@ -31,7 +31,10 @@ from sti_runtime.task_data import load_task_data
 
 @dataclass(frozen=True)
 class Cell:
-    """One question of the run with what is known of it. ``right``: by dev row; None without the labels."""
+    """One question of the run with what is known of it.
+
+    ``right``: by dev row; None without the labels. ``kinds``: of measurements that the campaign asks.
+    """
 
     found: Found
     bundle: str
@@ -39,6 +42,7 @@ class Cell:
     samples: Samples | None
     accuracy: Accuracy | None
     right: Right | None
+    kinds: Sequence[str] = ("execute", "evaluate")
 
     @property
     def asked(self) -> Question:
@@ -58,7 +62,17 @@ class Cell:
     @property
     def missing(self) -> bool:
         """Whether it should have samples or accuracy and has not (yet)."""
-        return not self.infeasible and (self.samples is None or self.accuracy is None)
+        return not self.infeasible and bool(self.lacking)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What was asked of it and is not there."""
+        known = {"execute": self.samples is not None, "evaluate": self.accuracy is not None}
+        return tuple(
+            word
+            for kind, word in (("execute", "latency"), ("evaluate", "accuracy"))
+            if kind in self.kinds and not known[kind]
+        )
 
     @property
     def within(self) -> int:
@@ -156,6 +170,7 @@ class Results:
 
 def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRunRow) -> Results:
     """Read everything of a run. Raises: InputError; FormatError, DatasetError for damaged files."""
+    spec = spec_of(campaign)
     found = found_in(session, run.id) or found_in(session, run.id, kind="evaluate")
     plans = queries.plans_by_digest(session, {one.plans[-1] for one in found if one.plans})
     rights = _Rights(farm, session, [plan.content_digest for plan in plans.values()])
@@ -170,7 +185,8 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
             accuracy = accuracy_of(session, plan.content_digest, asked.task, engine=asked.engine)
             if accuracy is not None:
                 right = rights.of(plan.content_digest, accuracy.task_data_digest, asked.engine)
-        cells.append(Cell(one, bundles[one.question.bundle].name, plan, samples, accuracy, right))
+        bundle = bundles[one.question.bundle].name
+        cells.append(Cell(one, bundle, plan, samples, accuracy, right, spec.kinds))
     rows = queries.devices_by_name(session, {one.question.device for one in found})
     runs = queries.runs_by_id(session, {n for cell in cells if cell.samples for n in cell.samples.runs})
     states: dict[str, int] = {}
@@ -180,7 +196,7 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
     return Results(
         campaign=campaign,
         run=run,
-        spec=spec_of(campaign),
+        spec=spec,
         cells=tuple(cells),
         devices=tuple(_device(rows[name], runs) for name in sorted(rows)),
         speeds=_speeds(session, cells, manifests),

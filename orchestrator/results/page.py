@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from db.statistics import Interval, Proportion, p95_interval, summarise, wilson
+from db.statistics import Interval, Proportion, median, p95_interval, summarise, wilson
 from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, DeviceFound, Results
 from orchestrator.results.headline import effects, headline
@@ -113,18 +113,11 @@ def _standing(results: Results) -> Iterator[str]:
         groups.setdefault((cell.asked.device, cell.asked.task), []).append(cell)
     causes = dict.fromkeys(cause for cell in missing for cause in cell.found.causes)
     lines = [
-        f"- {device}, {task}: {len(cells)} ({_listed(_lacks(cell) for cell in cells)}), policies"
+        f"- {device}, {task}: {len(cells)} ({_listed('no ' + ' and no '.join(cell.lacking) for cell in cells)}), policies"
         f" {_listed(cell.asked.policy for cell in cells)}"
         for (device, task), cells in groups.items()
     ]
     yield "\n".join([*lines, *(f"- cause: {cause}" for cause in causes)])
-
-
-def _lacks(cell: Cell) -> str:
-    lacking = [
-        word for word, value in (("latency", cell.samples), ("accuracy", cell.accuracy)) if value is None
-    ]
-    return "no " + " and no ".join(lacking)
 
 
 def _detail(what: str, detail: Sequence[str]) -> Iterator[str]:
@@ -327,7 +320,7 @@ def _cell(cell: Cell, *, several: bool) -> tuple[str, ...]:
         format_ns(summary.p95) + _between(p95_interval(samples.latency_ns)),
         _within(cell.within, summary.count),
         f"{samples.stall_share_ppm / 1e4:.1f} %",
-        format_bytes(sorted(samples.storage_bytes)[len(samples.storage_bytes) // 2]),
+        format_bytes(median(samples.storage_bytes)),
         *(
             format_bytes(part)
             for part in (
