@@ -113,8 +113,8 @@ def _standing(results: Results) -> Iterator[str]:
         groups.setdefault((cell.asked.device, cell.asked.task), []).append(cell)
     causes = dict.fromkeys(cause for cell in missing for cause in cell.found.causes)
     lines = [
-        f"- {device}, {task}: {len(cells)} ({_listed('no ' + ' and no '.join(cell.lacking) for cell in cells)}), policies"
-        f" {_listed(cell.asked.policy for cell in cells)}"
+        f"- {device}, {task}: {len(cells)} without {_listed(' and '.join(cell.lacking) for cell in cells)},"
+        f" policies {_listed(cell.asked.policy for cell in cells)}"
         for (device, task), cells in groups.items()
     ]
     yield "\n".join([*lines, *(f"- cause: {cause}" for cause in causes)])
