@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.figures import figure
-from bench.store import store_of
+from bench.store_world import store_of
 from db import campaign_work as work
 from db.campaigns import NewBatch, NewCell, create_run, open_runs, save_campaign
 from db.leases import database_wall_ns
@@ -44,7 +44,7 @@ def fill(store: Store, devices: int, batches: int) -> None:
             engine="native",
             repeat=number,
             fresh=True,
-            cells=(NewCell(0, "100ms", 1_000_000, "sti"),),
+            cells=(NewCell(0, target="100ms", preload="1MB", preload_bytes=1_000_000, policy="sti"),),
         )
         for device in range(devices)
         for number in range(batches)

@@ -218,7 +218,8 @@ class Controller:
 
     def _work(self, active: _Active) -> None:
         """In a thread: do the batch and hand over what came of it."""
-        batch, ends, error = active.batch, Ends(), None
+        batch, ends = active.batch, Ends()
+        error: BaseException | None = None
         means = replace(self._means, farm=self._farm.stopped_by(active.stop))
         try:
             ends = perform(means, batch, lambda known: claims.note(self._farm, batch, known))
