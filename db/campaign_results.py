@@ -135,16 +135,10 @@ def spot_checks(session: Session, runs: Sequence[RunRow], devices: Mapping[int, 
     known = evaluations(
         session, {plan.content_digest for plan in plans.values()}, {run.task_data_digest for run in runs}
     )
-    rows = dict(
-        session.execute(
-            select(TaskDataRow.digest, TaskDataRow.rows).where(
-                TaskDataRow.digest.in_(sorted({run.task_data_digest for run in runs}))
-            )
-        )
-        .tuples()
-        .all()
-    )
-    expected: dict[int, tuple[str, Sequence[int]]] = {}
+    table = TaskDataRow
+    named = table.digest.in_(sorted({run.task_data_digest for run in runs}))
+    rows = dict(session.execute(select(table.digest, table.rows).where(named)).all())
+    expected: dict[int, tuple[str, list[int]]] = {}
     for run in runs:
         for row in known.get(plans[run.plan_digest].content_digest, ()):
             if row.task_data_digest != run.task_data_digest or not computes_alike(row.engine, run.engine):

@@ -42,7 +42,8 @@ def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
     devices = select(farm.inventory.devices, ",".join(spec.devices))
     if spec.kinds == ("health",):
         return Resolved(spec, devices, ())
-    named = [parse_bundle(text) for text in spec.bundles] or [(None, None)]
+    named: list[tuple[str | None, str | None]] = [parse_bundle(text) for text in spec.bundles]
+    named = named or [(None, None)]
     if spec.tasks and all(task for _, task in named):
         raise InputError(
             f"The bundles of {spec.name} name their tasks, and it names tasks besides.", "Name them once."

@@ -234,13 +234,13 @@ class _Rights:
             labels = load_task_data(path).labels if path.is_file() else None
             self._labels[task_data] = None if labels is None else labels[labels >= 0].astype(np.int64)
             self._rows[task_data] = queries.evaluations(self._session, self._contents, {task_data})
-        labels = self._labels[task_data]
-        if labels is None:
+        known = self._labels[task_data]
+        if known is None:
             return None
         for row in reversed(self._rows[task_data].get(content, [])):
             if computes_alike(row.engine, engine):
                 classes = np.array(parse(row.predictions_json), np.int64)
-                return classes == labels if classes.shape == labels.shape else None
+                return classes == known if classes.shape == known.shape else None
         return None
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from db.statistics import median, wilson
 from orchestrator.results.gather import Cell, Results
-from orchestrator.results.paired import Difference, difference, mean_difference, pooled_difference
+from orchestrator.results.paired import Difference, Right, difference, mean_difference, pooled_difference
 from sti_runtime.units import format_bytes
 
 Verdict = Literal["reached", "not reached", "not known", "nothing to compare"]
@@ -252,7 +252,7 @@ def _effect(results: Results, policy: str) -> Effect:
     by_task: dict[str, Difference] = {}
     infeasible = 0
     for task in results.tasks:
-        pairs = []
+        pairs: list[tuple[Right, Right]] = []
         for mine, other in _same_places(results, task, policy):
             infeasible += other.infeasible and not mine.infeasible
             if mine.right is None or other.right is None or mine.right.shape != other.right.shape:

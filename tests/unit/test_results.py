@@ -155,7 +155,8 @@ def test_means_take_tasks_as_independent_and_places_as_not() -> None:
     assert both.error == pytest.approx(each.error / math.sqrt(2))
     places = pooled_difference([(one, other)] * 3)
     assert places is not None
-    assert (places.points, places.error) == (pytest.approx(each.points), pytest.approx(each.error))
+    assert places.points == pytest.approx(each.points)
+    assert places.error == pytest.approx(each.error)
     assert mean_difference([]) is pooled_difference([]) is None
 
 
