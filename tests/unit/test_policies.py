@@ -12,7 +12,7 @@ from sti_runtime.manifest import ALIGNMENT, Manifest
 from sti_runtime.model import Submodel, kept_layers
 from sti_runtime.plan import Plan, Policy
 from sti_runtime.planner import check_bundle, check_plan
-from sti_runtime.policies import POLICIES, Exact, plan_policy, shuffled_ranking
+from sti_runtime.policies import POLICIES, Exact, plan_policy, shuffled_ranking, uses_preload
 from sti_runtime.profile import DeviceProfile
 from tests.unit.planning_data import PAGE, make_importance, make_manifest, make_profile, proportional
 
@@ -186,3 +186,8 @@ def test_what_a_policy_needs_is_named() -> None:
     lean = make_manifest(2, 2, proportional(PAGE), fidelities=(2, 3))
     with pytest.raises(InputError, match=r"no versions at 32 bits.*it has 2, 3"):
         plan("load-exec", lean)
+
+
+def test_the_preload_buffer_matters_to_the_planners_not_to_baselines() -> None:
+    using = {policy for policy in POLICIES if uses_preload(policy)}
+    assert using == {"sti", "exact", "exact-io", "random", "no-slack", "uniform", "wide-first"}
