@@ -23,7 +23,7 @@ from orchestrator.patience import patiently
 from sti_runtime.errors import StifarmError
 from tests.chaos_fleet import ends
 from tests.chaos_fleet.databases import STORES
-from tests.chaos_fleet.faults import Fault, sequence
+from tests.chaos_fleet.faults import CONTROLLER, Fault, sequence
 from tests.chaos_fleet.world import CAMPAIGNS, Fleet, fleet
 from tests.farm_world import wait_for
 
@@ -65,15 +65,19 @@ def run(
     boards: int = 1,
     longest_pause_s: float = 20,
     campaigns: Sequence[str] = tuple(CAMPAIGNS),
+    damaged: bool = True,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """A whole run, as long as ``minutes`` or for so many faults; what it came to.
+    """A whole run, as long as ``minutes`` or for so many faults; what it came to. ``damaged``: the audit is
+    shown a damaged copy of the store, too.
 
     Raises: AssertionError when something was lost or doubled, or a run did not end.
     """
     with (
         STORES[store](root) as database,
-        fleet(root, database, hosts=hosts, devices=devices, boards=boards) as made,
+        fleet(
+            root, database, hosts=hosts, devices=devices, boards=boards, scored="plans" in campaigns
+        ) as made,
     ):
         drawn = sequence(seed, made.kinds, made.hosts, longest_pause_s=longest_pause_s)
         if minutes is not None:
@@ -102,7 +106,7 @@ def run(
                 require_none(ends.doubled_measurements(session))
                 require_none(ends.stale_writers(session))
         restarts = {name: len(codes) for name, codes in made.keeper.exits.items()}
-        audits = _audited(made, random.Random(seed), clock)
+        audits = _audited(made, random.Random(seed) if damaged else None, clock)
         return {
             "store": store,
             "seed": seed,
@@ -198,20 +202,28 @@ def _all_measured(made: Fleet, store: Store, clock: Clock) -> int:
     return TRIES
 
 
-def _audited(made: Fleet, chance: random.Random, clock: Clock) -> list[dict[str, Any]]:
-    """The audits of all devices, which must find nothing; of a damaged copy they must find the damages."""
-    made.keeper.end("controller")
-    damaged = made.database.copy()
-    with open_store(damaged) as store, store.session() as session:
-        wanted = {ends.drop_a_record(session, chance), ends.double_a_record(session, chance)}
+def _audited(made: Fleet, chance: random.Random | None, clock: Clock) -> list[dict[str, Any]]:
+    """The audits of all devices, which must find nothing; with ``chance`` also those of a copy of the store
+    that is damaged on purpose, which must tell both damages and nothing else."""
+    made.keeper.end(CONTROLLER)
+    damage = None if chance is None else _damage(made, chance)
     made.only_head()
     code, audits = made.audit(made.database.url)
     wrong = [(audit["device"], audit["discrepancies"]) for audit in audits if audit["discrepancies"]]
     assert (code, wrong) == (0, []), wrong
     assert all(not audit["forgotten"] and not audit["foreign"] for audit in audits), audits
     clock("the store agrees with every journal")
-    code, copies = made.audit(damaged)
-    found = [(wrong["job_id"], wrong["seq"]) for audit in copies for wrong in audit["discrepancies"]]
-    assert (code, len(found), set(found)) == (1, 2, wanted), (found, wanted)
-    clock("of a copy with one record dropped and one doubled the audit tells of both")
+    if damage is not None:
+        url, wanted = damage
+        code, copies = made.audit(url)
+        found = [(wrong["job_id"], wrong["seq"]) for audit in copies for wrong in audit["discrepancies"]]
+        assert (code, len(found), set(found)) == (1, 2, wanted), (found, wanted)
+        clock("of a copy with one record dropped and one doubled the audit tells of both")
     return audits
+
+
+def _damage(made: Fleet, chance: random.Random) -> tuple[str, set[tuple[str, int]]]:
+    """URL of a copy of the store with one record dropped and one doubled, and where."""
+    url = made.database.copy()
+    with open_store(url) as store, store.session() as session:
+        return url, {ends.drop_a_record(session, chance), ends.double_a_record(session, chance)}

@@ -105,7 +105,7 @@ class Fleet:
         for host in self.hosts:
             (self.root / host / "ray_token").write_bytes(token)
             self.keeper.keep(host, self.argv(host, "host", "join", self.address, "--name", host), self.root)
-        self.wait_for_hosts()
+        wait_for(lambda: all(map(self._joined, self.hosts)), "the hosts to join", UP_LIMIT_S)
 
     def _listening(self, *words: str) -> list[str]:
         return self.argv("first", *words, "--listen", self.address)
@@ -115,21 +115,17 @@ class Fleet:
 
     def only_head(self) -> None:
         """Let the controller rest: only its head node runs from now on, at the same address."""
-        self.keeper.end(CONTROLLER)
+        joined = {host: self._joined(host) for host in self.hosts}
         self.keeper.keep(CONTROLLER, self._listening("host", "up"), self.root)
-        self.wait_for_hosts()
+        wait_for(
+            lambda: all(self._joined(host) > joined[host] for host in self.hosts),
+            "the hosts to join again",
+            UP_LIMIT_S,
+        )
 
-    def wait_for_hosts(self) -> None:
-        """Wait until every host is present at the controller's address."""
-
-        def present() -> bool:
-            done = self.verb("host", "list", "--json")
-            if done.returncode != 0:
-                return False
-            found = json.loads(done.stdout)["hosts"]
-            return {host["name"] for host in found if host["state"] == "present"} == set(self.hosts)
-
-        wait_for(present, "the hosts to join", UP_LIMIT_S)
+    def _joined(self, host: str) -> int:
+        """How often a host has joined."""
+        return self.keeper.said(host).count(f"{host} joined")
 
     # -------------------------------------------------------------- faults
 
@@ -199,9 +195,11 @@ class Fleet:
 
 
 @contextmanager
-def fleet(root: Path, database: Database, *, hosts: int, devices: int, boards: int) -> Iterator[Fleet]:
+def fleet(
+    root: Path, database: Database, *, hosts: int, devices: int, boards: int, scored: bool
+) -> Iterator[Fleet]:
     """A fleet that is up: so many hosts with so many devices each, and beside them a device and boards of the
-    controller itself, which the second controller can reach too."""
+    controller itself, which the second controller can reach too. ``scored``: with what plans need."""
     with ExitStack() as stack:
         lab = None
         if boards:
@@ -218,12 +216,12 @@ def fleet(root: Path, database: Database, *, hosts: int, devices: int, boards: i
             _write(root / host / "inventory.yaml", there)
         for name, text in CAMPAIGNS.items():
             (root / f"{name}.yaml").write_text(f"version: 1\nname: {name}\ndevices: all\n{text}")
-        _content(made)
+        _content(made, scored=scored)
         made.up()
         yield made
 
 
-def _content(made: Fleet) -> None:
+def _content(made: Fleet, *, scored: bool) -> None:
     """Model, task, bundle and importance in the store, their files in both controllers' homes."""
     settings = load_settings(
         environ={},
@@ -233,7 +231,9 @@ def _content(made: Fleet) -> None:
         cwd=made.root,
     )
     with open_farm(settings) as farm:
-        score(farm, fill(farm).bundle)
+        bundle = fill(farm).bundle
+        if scored:
+            score(farm, bundle)
     shutil.copytree(made.root / "first", made.root / "second")
 
 
