@@ -75,6 +75,18 @@ def device_by_name(session: Session, name: str) -> DeviceRow:
     return device
 
 
+def find_device(
+    session: Session, *, name: str | None = None, identity: str | None = None
+) -> DeviceRow | None:
+    """The current device of a name, or of a hardware identity."""
+    query = select(DeviceRow).where(DeviceRow.retired_wall_ns.is_(None))
+    if name is not None:
+        query = query.where(DeviceRow.name == name)
+    if identity is not None:
+        query = query.where(DeviceRow.identity == identity)
+    return session.scalars(query.order_by(DeviceRow.id).limit(1)).one_or_none()
+
+
 def list_devices(session: Session, *, retired: bool = False) -> Sequence[DeviceRow]:
     """All current devices by name; with ``retired``, those whose name went to other hardware too."""
     query = select(DeviceRow).order_by(DeviceRow.name, DeviceRow.id)

@@ -76,7 +76,7 @@ def renew_lease(session: Session, grant: LeaseGrant, ttl_ns: int) -> LeaseGrant:
         .returning(LeaseRow.counter)
     ).all()
     if not done:
-        raise _lost(grant)
+        raise lease_lost(grant)
     return LeaseGrant(grant.device_id, grant.owner, grant.counter, expires)
 
 
@@ -87,10 +87,11 @@ def require_lease(session: Session, grant: LeaseGrant) -> None:
     query = select(LeaseRow.owner, LeaseRow.counter).where(LeaseRow.device_id == grant.device_id)
     found = session.execute(query.with_for_update()).one_or_none()
     if found is None or (found.owner, found.counter) != (grant.owner, grant.counter):
-        raise _lost(grant)
+        raise lease_lost(grant)
 
 
-def _lost(grant: LeaseGrant) -> LeaseHeldError:
+def lease_lost(grant: LeaseGrant) -> LeaseHeldError:
+    """The error of whoever still acts under a lease that went on."""
     return LeaseHeldError(
         f"The lease {grant.counter} of device {grant.device_id} was lost to another controller.",
         "Its job goes on there; start again when that controller is done.",

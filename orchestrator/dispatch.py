@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from db import jobs as job_queries
 from db.devices import list_devices
 from db.errors import DeviceReservedError, StoreUnreachableError
-from db.ingest import IngestReport, ingest
+from db.ingest import ingest
 from db.leases import LeaseGrant, acquire_lease, release_lease, renew_lease, require_lease, resume_lease
 from db.quarantine import refuse_quarantined
 from db.session import Store
@@ -30,13 +30,15 @@ from orchestrator.deploy import DeployReport, Underway
 from orchestrator.device_facts.seen import Seen
 from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import CommandTimeoutError, DeviceError, HaltedError, LinkError, StableError
-from orchestrator.following import Advance, Link, Shown
+from orchestrator.following import Advance, Shown
 from orchestrator.health.failing import note_failure
 from orchestrator.health.kinds import HEALTH
 from orchestrator.jobs import DeviceTarget, job_key, make_job
-from orchestrator.patience import patiently
+from orchestrator.patience import Stop, patiently
 from orchestrator.prepare import tell_settings
+from orchestrator.pump.watch import Drained, Order
 from orchestrator.recovering import Stepped
+from orchestrator.stepping import Drive, Event, Heard, Look, Over, Taken, Unheard, step
 from orchestrator.tailing import PollResult
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
@@ -44,9 +46,6 @@ from sti_runtime.messages import FailureRecord, Job, JournalRecord, Lease, Unit,
 
 LEASE_TTL_NS = 120 * 10**9
 _POLL_WAIT_S = 2.0
-_RESTARTS = 3
-"""So often is an agent started again that finishes no unit: more often than it may be killed in one before it
-gives that unit up (``agent.open_unit``)."""
 
 
 class Worker(Protocol):
@@ -70,6 +69,10 @@ class Worker(Protocol):
     def emulation(self, name: str, lease: Lease, bundle: str | None = None) -> ResolvedEmulation | None: ...
     def start_job(self, name: str, job: Job) -> bool: ...
     def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult: ...
+    def host(self, name: str) -> str: ...
+    def exchange(
+        self, name: str, orders: Sequence[Order], leave: Sequence[str], wait_s: float
+    ) -> Drained: ...
     def journals(self, name: str) -> list[tuple[str, int]]: ...
     def stop_job(self, name: str, job_id: str, attempt: int) -> bool: ...
     def clean(self, name: str, lease: Lease | None = None) -> dict[str, object]: ...
@@ -91,7 +94,7 @@ class Request:
     units: tuple[Unit, ...]
     again: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The idempotency key."""
         return job_key(
@@ -156,6 +159,14 @@ class Outcome:
         )
 
 
+class Runner(Protocol):
+    """Runs a job to its end as ``run_job`` does: on one device in this thread, or in a fleet's loop."""
+
+    def __call__(
+        self, request: Request, *, advance: Advance | None = None, stop: threading.Event | None = None
+    ) -> Outcome: ...
+
+
 def run_job(
     store: Store,
     worker: Worker,
@@ -174,22 +185,39 @@ def run_job(
     meanwhile. A device that lets its job down is noted, and put in quarantine when it does so again and
     again. Raises: DeviceError; StoreError: of it DeviceReservedError, QuarantinedError.
     """
+    begun = begin_job(store, owner, request, stop)
+    if isinstance(begun, Outcome):
+        return begun
+    job, grant = begun
+    try:
+        drain_unheard(store, worker, request, job, grant, stop)
+        _drive(store, worker, request, job, grant, advance, stop)
+    except BaseException as error:
+        note_end(store, worker, request, job, error)
+        raise
+    finally:
+        give_back_lease(store, grant)
+    return patiently(lambda: _outcome(store, request, job.id, ran=True), stop=stop)
+
+
+def begin_job(
+    store: Store, owner: str, request: Request, stop: Stop | None
+) -> tuple[Job, LeaseGrant] | Outcome:
+    """The attempt of a job that is to be driven, under a lease; what the job came to if it was done before.
+    Raises: StoreError: of it LeaseHeldError, DeviceReservedError, QuarantinedError."""
     fresh, key = patiently(lambda: register_job(store, request), stop=stop)
     if not fresh:
         return _outcome(store, request, _job_id(request, key), ran=False)
-    job, grant = patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
-    try:
-        _drain_unheard(store, worker, request, job, grant, stop)
-        _drive(store, worker, request, job, grant, advance, stop)
-    except (KeyboardInterrupt, DeviceReservedError, HaltedError):  # by a person: no failure of the device
+    return patiently(lambda: _open_attempt(store, owner, request, key), stop=stop)
+
+
+def note_end(store: Store, worker: Worker, request: Request, job: Job, error: BaseException) -> None:
+    """What an attempt's end by an error asks for: by a person, the agent is asked to stop; by the device, its
+    failure is noted."""
+    if isinstance(error, KeyboardInterrupt | DeviceReservedError | HaltedError):
         _ask_to_stop(worker, request, job)
-        raise
-    except DeviceError as error:
+    elif isinstance(error, DeviceError):
         note_failure(store, request.device_id, error, job_id=job.id)
-        raise
-    finally:
-        _give_back(store, grant)
-    return patiently(lambda: _outcome(store, request, job.id, ran=True), stop=stop)
 
 
 def next_repetition(store: Store, request: Request) -> Request:
@@ -230,12 +258,15 @@ def _job_id(request: Request, key: str) -> str:
 
 def register_job(store: Store, request: Request) -> tuple[bool, str]:
     """(whether there is work left, key) of a job, which the store knows from now on."""
-    key = request.key
-    placeholder = Lease(store=store.store_id, counter=0, takeover=False)
-    job = _job(request, key, 1, placeholder)
+    key, job = request.key, first_job(store, request)
     with store.session() as session:
         row = job_queries.create_job(session, job, key=key, kind=request.kind, device_id=request.device_id)
         return row.state != "done", key
+
+
+def first_job(store: Store, request: Request) -> Job:
+    """A job as it is registered: its first attempt, under no lease yet."""
+    return _job(request, request.key, 1, Lease(store=store.store_id, counter=0, takeover=False))
 
 
 def _job(request: Request, key: str, attempt: int, lease: Lease) -> Job:
@@ -279,7 +310,7 @@ def _ask_to_stop(worker: Worker, request: Request, job: Job) -> None:
         )
 
 
-def _give_back(store: Store, grant: LeaseGrant) -> None:
+def give_back_lease(store: Store, grant: LeaseGrant) -> None:
     """Release a lease; one that cannot be, because the store is away, expires by itself."""
     try:
         with store.session() as session:
@@ -304,7 +335,7 @@ def _take_in(
     attempt: int,
     records: Sequence[JournalRecord],
     grant: LeaseGrant,
-) -> tuple[IngestReport, job_queries.Progress]:
+) -> Taken:
     """Ingest a batch, which may have come before; what it did, and how far the attempt has come.
 
     Under a lease that went on to another controller nothing is written. Raises: LeaseHeldError.
@@ -312,16 +343,17 @@ def _take_in(
     with store.session() as session:
         require_lease(session, grant)
         report = ingest(session, device_id=request.device_id, job_id=job_id, attempt=attempt, records=records)
-        return report, job_queries.progress(session, job_id, attempt)
+        done = job_queries.progress(session, job_id, attempt)
+        return Taken(done.results + done.failures, report.complete, report.conflicts)
 
 
-def _drain_unheard(
+def drain_unheard(
     store: Store,
     worker: Worker,
     request: Request,
     job: Job,
     grant: LeaseGrant,
-    stop: threading.Event | None,
+    stop: Stop | None,
 ) -> None:
     """Bring in what the device had journalled before this attempt and the store has not heard: of attempts of
     the job that were given up, and of other jobs that were interrupted and never asked for again."""
@@ -347,75 +379,53 @@ def _drive(
     advance: Advance | None,
     stop: threading.Event | None,
 ) -> None:
-    name, offset, restarts, finished = request.device, 0, 0, 0
+    name, drive = request.device, Drive(request.device, job.id)
     shown = Shown(name, len(job.units), advance)
     renewed = time.monotonic()
-    link = Link(name, shown)
-    start = True
+    event: Event
     while True:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
             grant = patiently(partial(_renew, store, grant), stop=stop)
             renewed = time.monotonic()
+        started = False
         try:
-            if start:
+            if drive.start:
                 worker.start_job(name, job)
-                start = False
-            polled = worker.poll(name, job.id, job.attempt, offset, _POLL_WAIT_S)
+                started = True
+            polled = worker.poll(name, job.id, job.attempt, drive.offset, _POLL_WAIT_S)
         except (LinkError, CommandTimeoutError) as error:
-            link.lost(error)
-            continue
-        link.there()
-        if polled.records:
-            take = partial(_take_in, store, request, job.id, job.attempt, polled.records, grant)
-            report, done = patiently(take, stop=stop)
-            tell_settings(name, polled.records)
-            if done.results + done.failures > finished:
-                finished, restarts = done.results + done.failures, 0  # it gets on, killed or not
-            shown.done(finished)
-            if report.conflicts:
-                patiently(lambda: _lose(store, job), stop=stop)
-                raise StableError(
-                    f"the journal of job {job.id} was rewritten from record {min(report.conflicts)} on:"
-                    " the device lost records that it had already sent, as after a power cut.",
-                    "What was sent is kept. Run the command again; a new attempt begins.",
-                    device=name,
-                )
-            if report.complete:
-                return
-        offset = polled.next_offset
-        if polled.state == "running":
-            shown.waits(polled.detail)
-        if polled.state == "running" or polled.records:
-            continue
-        if polled.state == "ended":
+            event = Unheard(error, time.monotonic(), started)
+        else:
+            taken = None
+            if polled.records:
+                take = partial(_take_in, store, request, job.id, job.attempt, polled.records, grant)
+                taken = patiently(take, stop=stop)
+                tell_settings(name, polled.records)
+            event = Heard(polled, taken)
+        drive, then = step(drive, event)
+        shown.stands(drive, news=isinstance(event, Heard) and event.taken is not None)
+        if isinstance(then, Over):
+            if then.lose:
+                patiently(lambda: lose(store, job), stop=stop)
+            if then.error is not None:
+                raise then.error
             return
-        if polled.state == "damaged":
-            patiently(lambda: _lose(store, job), stop=stop)
-            raise StableError(
-                f"the journal of job {job.id} is damaged: {polled.detail}",
-                "What came before the damage is kept. Run the command again; a new attempt begins.",
-                device=name,
-            )
-        if restarts == _RESTARTS:
-            patiently(lambda: _lose(store, job), stop=stop)
-            raise StableError(
-                f"the agent of job {job.id} ended {restarts + 1} times before its work was done:"
-                f" {polled.detail or 'it said nothing'}",
-                "What it measured is kept. See the agent's log in the work folder; run the command again.",
-                device=name,
-            )
-        restarts += 1
+        tell_restart(name, job, then)
+        time.sleep(then.after_s)
+
+
+def tell_restart(device: str, job: Job, look: Look) -> None:
+    """Log that an agent is started again, where one is."""
+    if look.restart is not None:
         log = structlog.get_logger(__name__)
-        log.warning("its agent is gone, started again", device=name)
-        log.info("what the agent that is gone had said", device=name, job=job.id, detail=polled.detail)
-        # From the start: after a reboot the journal may be shorter than what was read of it.
-        offset = 0
-        start = True
+        log.warning("its agent is gone, started again", device=device)
+        log.info("what the agent that is gone had said", device=device, job=job.id, detail=look.restart)
 
 
-def _lose(store: Store, job: Job) -> None:
+def lose(store: Store, job: Job) -> None:
+    """Close an attempt whose journal will not be read to its end."""
     with store.session() as session:
         job_queries.end_attempt(session, job.id, job.attempt, "lost", job_state="failed")
 

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from db.artifacts import list_bundles, list_tasks, task_data
-from db.devices import latest_facts, list_devices, record_facts, register_device, set_agent
+from db.devices import find_device, latest_facts, list_devices, record_facts, register_device, set_agent
 from db.documents import parse
 from db.leases import LeaseGrant, release_lease, renew_lease
 from orchestrator.counterpart import missing_engine, other_protocol, refuse_replaced
@@ -124,7 +124,7 @@ def _register(farm: Farm, device: Device, facts: DeviceFacts, seen: Seen | None,
 
 def _refuse_replaced(session: Session, device: Device, facts: DeviceFacts) -> None:
     """Raises: StableError when the store knows other hardware under the device's name."""
-    before = next((row for row in list_devices(session) if row.name == device.name), None)
+    before = find_device(session, name=device.name)
     if before is not None:
         refuse_replaced(device.name, before=before.identity, now=facts.identity)
 
@@ -132,7 +132,8 @@ def _refuse_replaced(session: Session, device: Device, facts: DeviceFacts) -> No
 def _refuse_doubles(farm: Farm, worker: Worker, device: Device, facts: DeviceFacts) -> None:
     """Raises: StableError when another name of the inventory leads to the same device now."""
     with farm.store.reader() as session:
-        known = next((row.name for row in list_devices(session) if row.identity == facts.identity), None)
+        row = find_device(session, identity=facts.identity)
+    known = None if row is None else row.name
     other = next((one for one in farm.inventory.devices if one.name == known), None)
     if other is None or other.name == device.name:
         return

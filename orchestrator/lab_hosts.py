@@ -249,6 +249,10 @@ class _Routed:
             return Underway(0, 0, waits=error.what)
         return found
 
+    def host(self, name: str) -> str:
+        """The host that a device hangs on; a name that no host has is one of its own: its calls fail."""
+        return self._hosts.farm_devices().hosts.get(name, name)
+
     def halt(self, name: str) -> None:
         """Where the host is away nothing is under way that could be halted."""
         with contextlib.suppress(DeviceError):

@@ -5,10 +5,9 @@ Devices journal what they measure meanwhile, so a controller that waits loses no
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -23,9 +22,13 @@ _PAUSE_MOST_S = 10.0
 T = TypeVar("T")
 
 
-def patiently(
-    work: Callable[[], T], *, stop: threading.Event | None = None, limit_s: float = STORE_LIMIT_S
-) -> T:
+class Stop(Protocol):
+    """What ends a wait: a ``threading.Event``."""
+
+    def wait(self, timeout: float) -> bool: ...
+
+
+def patiently(work: Callable[[], T], *, stop: Stop | None = None, limit_s: float = STORE_LIMIT_S) -> T:
     """Do ``work``, again whenever the store cannot be reached, for ``limit_s``.
 
     It may have been done although the connection was lost (a commit whose answer did not arrive), so it must

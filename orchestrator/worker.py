@@ -8,6 +8,7 @@ devices) and emulated_devices (slowing them).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,9 +36,11 @@ from orchestrator.emulation import ResolvedEmulation
 from orchestrator.errors import DeviceFullError, StableError
 from orchestrator.facts import read_facts
 from orchestrator.full_disk import agents_there, remove_content, remove_everything
+from orchestrator.hosts import OWN
 from orchestrator.inventory import Device
 from orchestrator.job_push import push_job
 from orchestrator.listing import listed
+from orchestrator.pump.watch import Drained, HostPump, Order
 from orchestrator.reach import Reach
 from orchestrator.recovering import Stepped, fresh_server, reboot, reconnect
 from orchestrator.settings import Settings
@@ -66,9 +69,13 @@ class HostWorker:
     def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
         self._reach = Reach(settings, devices)
         self._emulated = EmulatedDevices(settings, self._reach, self)
+        self._pump: HostPump | None = None
+        self._pump_lock = threading.Lock()
 
     def close(self) -> None:
         """Finish what goes on in the background and give connections back; agents go on."""
+        if self._pump is not None:
+            self._pump.close()
         self._emulated.close()
         self._reach.close()
 
@@ -208,6 +215,18 @@ class HostWorker:
         elif result.state == "stopped":
             result = replace(result, detail=log_tail(transport, f"{folder}/{AGENT_LOG_FILE}"))
         return result
+
+    def host(self, name: str) -> str:
+        """The host that a device hangs on: this one."""
+        return OWN
+
+    def exchange(self, name: str, orders: Sequence[Order], leave: Sequence[str], wait_s: float) -> Drained:
+        """Watch the jobs of this host's devices, and give what has come of them; see ``HostPump``. ``name``:
+        any of them."""
+        with self._pump_lock:
+            if self._pump is None:
+                self._pump = HostPump(self, lambda device: self._reach.transport(device).poll_pause_s)
+        return self._pump.exchange(orders, leave, wait_s)
 
     def journals(self, name: str) -> list[tuple[str, int]]:
         """(job, attempt) of every journal on the device. Raises: DeviceError."""

@@ -29,6 +29,7 @@ from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.campaigns.steps import Batch, Ends, Means, perform
 from orchestrator.errors import CommandTimeoutError, LinkError, TransientError
 from orchestrator.health.recovery import climb
+from orchestrator.pump.loop import Pump
 from sti_runtime.errors import StifarmError
 
 MOST_AT_ONCE = 1024
@@ -86,21 +87,28 @@ class Controller:
         behind their present units and what is under way goes back to the queue.
         """
         pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="batch")
-        try:
-            while True:
-                if self._farm.stop.is_set():
-                    raise KeyboardInterrupt
-                try:
-                    tick()
-                    idle = self._look(pool)
-                    if over(idle):
-                        break
-                except StoreError as error:
-                    _log.warning("the store cannot be used; waiting", cause=error.what)
-                    self._farm.stop.wait(_STORE_PAUSE_S)
-                self._take(_TICK_S)
-        finally:
-            self._leave(pool)
+        with Pump(self._farm.store, self._means.worker, self._farm.owner) as pump:
+            self._means = replace(self._means, runner=pump.run_job)
+            try:
+                self._until(over, tick, pool)
+            finally:
+                self._leave(pool)
+
+    def _until(
+        self, over: Callable[[bool], bool], tick: Callable[[], None], pool: ThreadPoolExecutor
+    ) -> None:
+        while True:
+            if self._farm.stop.is_set():
+                raise KeyboardInterrupt
+            try:
+                tick()
+                idle = self._look(pool)
+                if over(idle):
+                    break
+            except StoreError as error:
+                _log.warning("the store cannot be used; waiting", cause=error.what)
+                self._farm.stop.wait(_STORE_PAUSE_S)
+            self._take(_TICK_S)
 
     # -------------------------------------------------------------- one look
 

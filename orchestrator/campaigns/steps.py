@@ -18,7 +18,7 @@ from db.plans import plan_by_digest
 from db.quarantine import refuse_quarantined
 from orchestrator import fleet, jobs, measure
 from orchestrator.campaigns.spec import PPM, CampaignSpec, parse_target
-from orchestrator.dispatch import Outcome, Request, Worker, register_job, run_job
+from orchestrator.dispatch import Outcome, Request, Runner, Worker, register_job, run_job
 from orchestrator.errors import LinkError, StableError
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
@@ -47,13 +47,22 @@ Note = Callable[[Mapping[int, CellEnd]], None]
 @dataclass(frozen=True)
 class Means:
     """What batches are done with. ``mapper``: where importance is scored, on ``cpus`` CPUs. ``in_reach``:
-    whether a device can be asked from here now; one whose host is away cannot."""
+    whether a device can be asked from here now; one whose host is away cannot. ``runner``: runs their jobs;
+    None: each in its batch's thread."""
 
     farm: Farm
     worker: Worker
     mapper: Mapper
     cpus: int
     in_reach: Callable[[str], bool] = lambda device: True
+    runner: Runner | None = None
+
+    def run(self, request: Request) -> Outcome:
+        """Run a job to its end. Raises: as ``dispatch.run_job``."""
+        farm = self.farm
+        if self.runner is None:
+            return run_job(farm.store, self.worker, farm.owner, request, stop=farm.stop)
+        return self.runner(request, stop=farm.stop)
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def _evaluate(means: Means, batch: Batch, ready: ReadyDevice, work: Work, ends: 
     outcome = None
     if plans:
         outcome = measure.score_plans(
-            means.farm, means.worker, ready, work, list(plans.values()), advance=None
+            means.farm, means.worker, ready, work, list(plans.values()), advance=None, run=means.run
         )
     done = CellEnd("done", None if outcome else "its accuracy was known")
     return {
@@ -299,8 +308,7 @@ def _run(means: Means, request: Request, ends: Ends, note: Note) -> Outcome:
             for cell_id, end in ends.items()
         }
     )
-    farm = means.farm
-    return run_job(farm.store, means.worker, farm.owner, request, stop=farm.stop)
+    return means.run(request)
 
 
 def _failures(outcome: Outcome) -> dict[str, str]:

@@ -94,6 +94,8 @@ def hardware(seen: Mapping[str, Any]) -> str:
 
 def emulated(device: Device) -> str:
     """Whether a device is a real one, else how it is slowed."""
+    if device.transport == "fake":
+        return "fake"
     return "no" if device.emulate is None else slowed(device.emulate)
 
 
