@@ -8,7 +8,7 @@ no samples (``db.validate``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import update
@@ -114,13 +114,16 @@ def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport 
         raise ValueError("an attempt has two batches in one call")
     locked = lock_attempts(session, keys, with_jobs=any(batch.job is None for batch in batches))
     pending = Pending()
-    reports: list[IngestReport | StoreError] = []
+    takings: list[_Taking | StoreError] = []
     for batch, key in zip(batches, keys, strict=True):
         opened = locked.get(key)
         if opened is None or opened.job.device_id != batch.device_id:
-            reports.append(_stranger(session, batch))
+            takings.append(_stranger(session, batch))
         else:
-            reports.append(_Taking(session, opened, batch.job, pending).take_in(batch.records))
+            takings.append(_Taking(session, opened, batch, pending))
+    known = [each for each in takings if isinstance(each, _Taking)]
+    ids = insert_records(session, [(each.opened, each.new) for each in known])
+    reports = [each if isinstance(each, StoreError) else each.take_in(ids) for each in takings]
     pending.write(session)
     session.flush()
     return reports
@@ -147,9 +150,9 @@ def _stranger(session: Session, batch: Batch) -> StoreError:
 class _Taking:
     """One batch being taken in: the attempt it is of, and what its records are checked against."""
 
-    def __init__(self, session: Session, opened: Opened, given: Job | None, pending: Pending) -> None:
+    def __init__(self, session: Session, opened: Opened, batch: Batch, pending: Pending) -> None:
         self.session, self.opened, self.pending = session, opened, pending
-        self.job = job = job_record(opened.job) if given is None else given
+        self.job = job = job_record(opened.job) if batch.job is None else batch.job
         self.data = session.get(TaskDataRow, job.task_data) if job.task_data else None
         shape = None if job.bundle is None else bundle_shape(session, job.bundle)
         self.bundle_known = shape is not None
@@ -162,16 +165,18 @@ class _Taking:
             data_rows=None if self.data is None else self.data.rows,
             sequence_length=None if self.data is None else self.data.sequence_length,
         )
-        self.done: set[int] = set()
-
-    def take_in(self, records: Sequence[JournalRecord]) -> IngestReport:
-        """Store what is new of the records."""
-        session, opened = self.session, self.opened
-        incoming = [Incoming.of(record) for record in sorted(records, key=lambda record: record.seq)]
-        new, conflicts, kept = self._told_apart(incoming)
-        units = {r.payload.unit for r in (each.record for each in new) if isinstance(r.payload, ResultRecord)}
+        self.given = len(batch.records)
+        incoming = [Incoming.of(record) for record in sorted(batch.records, key=lambda record: record.seq)]
+        self.new, self.conflicts, self.kept = self._told_apart(incoming)
+        payloads = [each.record.payload for each in self.new]
+        units = {payload.unit for payload in payloads if isinstance(payload, ResultRecord)}
         self.done = done_units(session, opened, units)
-        ids = insert_records(session, opened, new)
+
+    def take_in(self, stored: Mapping[tuple[str, int, int], int]) -> IngestReport:
+        """Act on what is new of the records; ``stored``: their rows, by job, attempt and number."""
+        session, opened, new, conflicts, kept = self.session, self.opened, self.new, self.conflicts, self.kept
+        key = (opened.attempt.job_id, opened.attempt.number)
+        ids = {each.record.seq: stored[*key, each.record.seq] for each in new}
         rejected: list[Rejection] = []
         for each in new:
             record = each.record
@@ -189,7 +194,7 @@ class _Taking:
             _finish(session, opened)
         return IngestReport(
             inserted=len(new),
-            duplicates=len(records) - len(new),
+            duplicates=self.given - len(new),
             rejected=tuple(rejected),
             conflicts=tuple(conflicts),
             next_seq=opened.attempt.next_seq,

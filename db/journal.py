@@ -126,10 +126,10 @@ def _done() -> Select[*tuple[Any, ...]]:
     )
 
 
-def insert_records(session: Session, opened: Opened, new: Sequence[Incoming]) -> dict[int, int]:
-    """Insert records that the store does not have; their row ids by number."""
-    if not new:
-        return {}
+def insert_records(
+    session: Session, new: Sequence[tuple[Opened, Sequence[Incoming]]]
+) -> dict[tuple[str, int, int], int]:
+    """Insert records of attempts that the store does not have; their row ids by job, attempt and number."""
     table, now = JournalRecordRow, now_wall_ns()
     rows = [
         {
@@ -146,10 +146,14 @@ def insert_records(session: Session, opened: Opened, new: Sequence[Incoming]) ->
             "ingested_wall_ns": now,
             "rejected": None,
         }
-        for each in new
+        for opened, records in new
+        for each in records
     ]
-    statement = insert(table.__table__).returning(table.seq, table.id)  # type: ignore[arg-type]
-    return {row.seq: row.id for row in session.execute(statement, rows)}
+    if not rows:
+        return {}
+    columns = (table.job_id, table.attempt, table.seq, table.id)
+    statement = insert(table.__table__).returning(*columns)  # type: ignore[arg-type]
+    return {(job, attempt, seq): row for job, attempt, seq, row in session.execute(statement, rows)}
 
 
 def _unit(record: JournalRecord) -> int | None:
