@@ -356,18 +356,42 @@ def drain_unheard(
     stop: Stop | None,
 ) -> None:
     """Bring in what the device had journalled before this attempt and the store has not heard: of attempts of
-    the job that were given up, and of other jobs that were interrupted and never asked for again."""
+    the job that were given up, and of other jobs that were interrupted and never asked for again. The device
+    is waited for as in ``run_job``, and the lease is kept."""
 
     def unheard() -> Sequence[tuple[str, int]]:
         with store.reader() as session:
             return job_queries.unheard_attempts(session, job.id, before=job.attempt)
 
+    renewed = time.monotonic()
     for job_id, number in patiently(unheard, stop=stop):
-        offset = 0
-        while (polled := worker.poll(request.device, job_id, number, offset, 0)).records:
+        drive = Drive(request.device, job_id)
+        while True:
+            if time.monotonic() - renewed > LEASE_TTL_NS / 4e9:
+                patiently(partial(_renew, store, grant), stop=stop)
+                renewed = time.monotonic()
+            try:
+                polled = worker.poll(request.device, job_id, number, drive.offset, 0)
+            except (LinkError, CommandTimeoutError) as error:
+                drive, then = step(drive, Unheard(error, time.monotonic(), started=True))
+                if isinstance(then, Over):
+                    assert then.error is not None
+                    raise then.error from error
+                _pause(then.after_s, stop)
+                continue
+            if not polled.records:
+                break
             take = partial(_take_in, store, request, job_id, number, polled.records, grant)
             patiently(take, stop=stop)
-            offset = polled.next_offset
+            drive = Drive(request.device, job_id, offset=polled.next_offset)
+
+
+def _pause(duration_s: float, stop: Stop | None) -> None:
+    """Raises: KeyboardInterrupt when ``stop`` is set meanwhile."""
+    if stop is None:
+        time.sleep(duration_s)
+    elif stop.wait(duration_s):
+        raise KeyboardInterrupt
 
 
 def _drive(

@@ -19,7 +19,7 @@ from db.models import LeaseRow
 from db.quarantine import failures_since
 from orchestrator import measure
 from orchestrator.dispatch import Outcome, Request, lose_attempts, next_repetition, run_job
-from orchestrator.errors import AgentError, HaltedError, StableError
+from orchestrator.errors import AgentError, HaltedError, LinkError, StableError
 from orchestrator.farm import ControllerBusyError, Farm, controlling
 from orchestrator.measure import Question, RunSettings
 from orchestrator.tailing import PollResult
@@ -277,6 +277,38 @@ def test_what_an_interrupted_job_measured_comes_in_with_the_next_job(farm: Farm,
     assert run(farm, worker, replace(left, again=1)).complete
     assert stored_records(farm, left.job_id, 1) == journal(folder)
     assert attempts_of(farm, left.job_id) == [(1, "done")]
+    worker.close()
+
+
+class BlinkingWorker(HostWorker):
+    """The link to its device is lost for a moment each time that a journal is about to be read."""
+
+    lost = 0
+
+    def poll(self, name: str, job_id: str, attempt: int, offset: int, wait_s: float) -> PollResult:
+        if offset == 0 and wait_s == 0 and self.lost < 2:  # what was left by another job
+            self.lost += 1
+            raise LinkError("its cable was pulled.", "Look at the cable.", device=name)
+        return super().poll(name, job_id, attempt, offset, wait_s)
+
+
+def test_a_link_that_is_lost_while_an_older_journal_comes_in_is_waited_for(
+    farm: Farm, tmp_path: Path
+) -> None:
+    overtaken = SlowController(farm.settings, farm.inventory.devices)
+    left = probe_request(farm, overtaken, 3)
+    overtaken.farm, overtaken.device_id = farm, left.device_id
+    with pytest.raises(LeaseHeldError):
+        run(farm, overtaken, left)
+    overtaken.close()
+    (folder,) = job_folders(tmp_path, "desk", "probe")
+    wait_for(lambda: b'"type":"end"' in (folder / "journal.log").read_bytes(), "the end of its agent")
+    worker = BlinkingWorker(farm.settings, farm.inventory.devices)
+    assert run(farm, worker, replace(left, again=1)).complete
+    assert worker.lost == 2
+    assert stored_records(farm, left.job_id, 1) == journal(folder)
+    with farm.store.reader() as session:
+        assert failures_since(session, left.device_id, 0) == []
     worker.close()
 
 
