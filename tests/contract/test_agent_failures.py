@@ -154,19 +154,19 @@ def test_stale_and_strange_controllers_are_kept_off(agent: Agent, spool: Spool) 
 
 
 @pytest.mark.parametrize(
-    "content",
+    "damaged",
     [b"", b"garbage", b'{"counters": {"s": 1e999}, "format": "stifarm-fence", "owner": "s", "version": 1}'],
 )
 def test_a_damaged_fence_admits_a_take_over_only_which_mends_it(
-    agent: Agent, spool: Spool, content: bytes
+    agent: Agent, spool: Spool, damaged: bytes
 ) -> None:
     verb = ("forget", "probe", 1, "--spool", spool.root)
-    spool.fence.write_bytes(content)
+    spool.fence.write_bytes(damaged)
     code, report = agent.call(*verb, "--lease", "store-a:7")
     assert (code, report["error"]["type"]) == (1, "FormatError")
     assert "fence.json" in report["error"]["what"]
     assert "Take it over" in report["error"]["remedy"]
-    assert spool.fence.read_bytes() == content
+    assert spool.fence.read_bytes() == damaged
     assert agent.call(*verb, "--lease", "store-a:7:takeover")[0] == 0
     fence = json.loads(spool.fence.read_bytes())
     assert (fence["owner"], fence["counters"]) == ("store-a", {"store-a": 7})
