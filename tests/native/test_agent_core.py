@@ -233,9 +233,9 @@ def test_leases_of_both_agents_give_one_fence(agent: Agent, tmp_path: Path) -> N
         b'{"format":"stifarm-fence","version":1,"owner":"a"}',
     ],
 )
-def test_a_fence_that_cannot_be_parsed_admits_nobody(agent: Agent, spool: Spool, content: bytes) -> None:
+def test_a_fence_that_cannot_be_parsed_admits_no_lease(agent: Agent, spool: Spool, content: bytes) -> None:
     spool.fence.write_bytes(content)
-    code, report = call(agent, spool, "clean", "--lease", "a:9:takeover")
+    code, report = call(agent, spool, "clean", "--lease", "a:9")
     assert (code, report["error"]["type"]) == (1, "FormatError")
     job = native_job(spool)
     assert run(agent, spool, job)[0] == 1
