@@ -34,7 +34,10 @@ esac
 """Makes ``$1`` the path of a command, past what is built into the shell; ``w``: empty, or why there is none:
 m (missing), p (not permitted). A name with a slash is a path already."""
 
-_REFUSE = 'if [ "$w" ];then echo "$M $w 0";exit;fi\n'
+_REFUSE = 'if [ "$w" ];then echo "$M $w 0";{drain}exit;fi\n'
+# Input and output of a command are one socket on the device: where what is written there meets its end, adbd
+# drops what it has not read of it yet, so the rest of the input is read behind the status.
+_DRAIN = "cat >/dev/null;"
 # "trap :" and not "trap ''": a command would inherit that a signal is ignored.
 _BEGIN = "M={mark};trap : HUP\nset -- {argv}\n"
 # The shell's own standard error is caught in s; redirections belong to the child, so that it keeps its words.
@@ -88,13 +91,15 @@ def command_script(
     exports = "".join(f";{name}={shlex.quote(value)};export {name}" for name, value in env.items())
     file = shlex.quote(stdin or "")
     source = "" if stdin == "" else " </dev/null" if stdin is None else f" <{file};rm -f {file}"
+    drain = _DRAIN if stdin == "" else ""
     text = (
         _BEGIN.format(mark=mark, argv=" ".join(map(shlex.quote, argv)))
         + LOOK_UP
-        + _REFUSE
+        + _REFUSE.format(drain=drain)
         + (_MERGED if merged else _APART)
         + _RUN.format(stdin=source, exports=exports)
         + _SAY
+        + drain
         + (_SAY_MERGED if merged else "")
         + _END
     )
