@@ -32,7 +32,7 @@ REFRESH_S = 1.0
 """So old may be what is known of the hosts when a call is sent."""
 
 NOTE_S = 10.0
-"""So often what is known of the hosts is written down."""
+"""So often what is known of the hosts is written down; what changes what they offer, at once."""
 
 _log = structlog.get_logger(__name__)
 
@@ -217,13 +217,13 @@ class LabHosts:
         present = frozenset(host.name for host in seen if host.state == "present")
         for name in sorted(self._known.present - present):
             _log.warning("a host is gone", host=name)
-        farm = self._known.farm
-        if offers != self._known.offers or self._known.at == 0:
+        farm, news = self._known.farm, offers != self._known.offers
+        if news or self._known.at == 0:
             farm = gather(self._own, offers.values())
             if self._changed is not None:
                 self._changed(farm)
         self._known = _Known(offers, present, farm, time.monotonic())
-        if self._note is not None and time.monotonic() - self._noted > NOTE_S:
+        if self._note is not None and (news or time.monotonic() - self._noted > NOTE_S):
             self._noted = time.monotonic()
             try:
                 self._note(seen)

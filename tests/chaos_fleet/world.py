@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 import yaml
 
+from db.session import open_store
 from orchestrator.errors import LabError
 from orchestrator.farm import open_farm
+from orchestrator.host_book import known_offers
 from orchestrator.lab import fault as lab_fault
 from orchestrator.lab import up as lab_up
 from orchestrator.lab.inventory_file import inventory_text
@@ -106,6 +108,12 @@ class Fleet:
             (self.root / host / "ray_token").write_bytes(token)
             self.keeper.keep(host, self.argv(host, "host", "join", self.address, "--name", host), self.root)
         wait_for(lambda: all(map(self._joined, self.hosts)), "the hosts to join", UP_LIMIT_S)
+        with open_store(self.database.url) as store:  # from there other commands know them
+            wait_for(
+                lambda: {offer.name for offer in known_offers(store)} >= set(self.hosts),
+                "the store to know the hosts",
+                UP_LIMIT_S,
+            )
 
     def _listening(self, *words: str) -> list[str]:
         return self.argv("first", *words, "--listen", self.address)
