@@ -12,7 +12,7 @@ import structlog
 from orchestrator.errors import DeviceError, LinkError, StableError
 from orchestrator.inventory import Device
 from orchestrator.tailing import await_boot
-from orchestrator.transports.adb import AdbTransport
+from orchestrator.transports import TRANSPORTS
 from orchestrator.transports.base import Transport
 
 ANSWER_S = 20.0
@@ -22,14 +22,6 @@ BACK_LIMIT_S = 300.0
 _COMMAND_S = 120.0
 _PAUSE_S = 0.5
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_REBOOT = (
-    'for by in "" "sudo -n"; do\n'
-    "  if command -v systemctl >/dev/null 2>&1; then $by systemctl reboot && exit 0; fi\n"
-    "  $by reboot && exit 0\n"
-    "done 2>&1\n"
-    "exit 1"
-)
-"""Asked of a board: as this user where polkit permits it, else by sudo without a password."""
 
 _log = structlog.get_logger(__name__)
 
@@ -43,24 +35,19 @@ class Stepped:
 
 
 def reconnect(transport: Transport) -> Stepped:
-    """Give all connections back and ask the device something over new ones; over adb the server connects
-    anew, too."""
-    transport.close()
-    if isinstance(transport, AdbTransport):
-        try:
-            transport.reconnect()
-        except DeviceError as error:
-            _log.info("the adb server did not reconnect", device=transport.device, cause=error.what)
+    """Give all connections back and ask the device something over new ones."""
+    try:
+        transport.reconnect()
+    except DeviceError as error:
+        _log.info("its server did not reconnect", device=transport.device, cause=error.what)
     return _answers(transport)
 
 
 def fresh_server(transport: Transport) -> Stepped:
-    """Replace the adb server, if it is one that we started."""
-    if not isinstance(transport, AdbTransport):
-        return Stepped("skipped", "it is not reached through a server")
+    """Replace the server between host and device, if it is one that we started."""
     transport.close()
     if not transport.replace_server():
-        return Stepped("skipped", "the adb server is not one that stifarm started: it is left alone")
+        return Stepped("skipped", "there is no server that stifarm started: no other is touched")
     return _answers(transport, within_s=ANSWER_S)
 
 
@@ -72,10 +59,8 @@ def reboot(device: Device, transport: Transport, *, limit_s: float = BACK_LIMIT_
     try:
         if device.recovery.reboot_command:
             _run_here(device)
-        elif isinstance(transport, AdbTransport):
+        elif TRANSPORTS[device.transport].reboots:
             transport.reboot()
-        elif device.transport == "ssh":
-            _ask_to_reboot(transport)
         else:
             return Stepped("skipped", f"a device over {device.transport} is not rebooted")
     except StableError as error:
@@ -128,17 +113,6 @@ def _back(transport: Transport, before: str | None, limit_s: float) -> Stepped:
             return Stepped("recovered", "it has rebooted")
         time.sleep(_PAUSE_S)
     return Stepped("failed", f"it was not back within {limit_s:.0f} s")
-
-
-def _ask_to_reboot(transport: Transport) -> None:
-    """Raises: StableError when no way is permitted; LinkError when it is gone before it answers."""
-    said = transport.run(["sh", "-c", _REBOOT], timeout_s=ANSWER_S)
-    if not said.ok:
-        raise StableError(
-            f"its user may not reboot it: {said.error_text(200) or said.exit_code}.",
-            "Permit systemctl reboot to it (polkit or sudo), or name a reboot_command in the inventory.",
-            device=transport.device,
-        )
 
 
 def _run_here(device: Device) -> None:

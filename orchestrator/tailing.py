@@ -20,9 +20,7 @@ PollState = Literal["absent", "running", "stopped", "ended", "damaged"]
 
 _START_GRACE_S = 30.0
 _BOOT_LIMIT_S = 180.0
-_BOOT_ANSWER_S = 30.0
 _BOOT_PAUSE_S = 1.0
-_BOOTED = 'test ! -x /system/bin/getprop || test "$(getprop sys.boot_completed)" = 1'
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _PID_MOST = 1 << 30
@@ -120,22 +118,20 @@ def log_tail(transport: Transport, path: str) -> str:
     return done.stdout.decode(errors="replace").strip()
 
 
-def await_boot(transport: Transport, waits: Callable[[], None] = lambda: None) -> None:
-    """Wait until Android says that it has booted: its shell answers long before settings and sensors do.
-    ``waits`` is called while it has not.
-
-    After _BOOT_LIMIT_S the job starts all the same, and the log says so. Source: AOSP, sys.boot_completed.
-    """
+def await_boot(transport: Transport, waits: Callable[[str], None] = lambda _: None) -> None:
+    """Wait while the device answers but is not ready for a job (``Transport.not_yet``). ``waits`` is told
+    why while it is not. After _BOOT_LIMIT_S the job starts all the same, and the log says so."""
     deadline = time.monotonic() + _BOOT_LIMIT_S
-    while not transport.run(["sh", "-c", _BOOTED], timeout_s=_BOOT_ANSWER_S).ok:
+    while why := transport.not_yet():
         if time.monotonic() > deadline:
             structlog.get_logger(__name__).warning(
-                "it does not say that it has booted; its job starts all the same",
+                "it is not ready; its job starts all the same",
                 device=transport.device,
+                cause=why,
                 waited_s=_BOOT_LIMIT_S,
             )
             return
-        waits()
+        waits(why)
         time.sleep(_BOOT_PAUSE_S)
 
 

@@ -180,9 +180,8 @@ class HostWorker:
                 state = call_agent(transport, spool, "status", job.id, str(job.attempt)).get("state")
                 if state in ("running", "ended"):
                     return False
-            if device.transport == "adb":
-                with self._reach.waiting_for(name) as say:
-                    await_boot(transport, lambda: say("Android has not booted yet"))
+            with self._reach.waiting_for(name) as say:
+                await_boot(transport, say)
             argv = (*transport.agent_argv, "run", f"{folder}/{JOB_FILE}", "--spool", spool)
             prefix = self._emulated.enter(device, job.emulation)
             pid = transport.start_detached((*prefix, *argv), log=f"{folder}/{AGENT_LOG_FILE}")

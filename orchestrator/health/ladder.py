@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.transports import TRANSPORTS
+
 Step = Literal["reconnect", "fresh-server", "reboot", "quarantine"]
 LADDER: tuple[Step, ...] = ("reconnect", "fresh-server", "reboot")
 """In order; above the last is quarantine."""
@@ -76,10 +78,11 @@ def next_step(past: Sequence[Past], now_wall_ns: int, device: Reachable, budgets
 
 def _lacks(step: Step, device: Reachable) -> str:
     """Why there is no such rung for the device; empty: there is."""
-    if step == "fresh-server" and device.transport != "adb":
+    kind = TRANSPORTS[device.transport]
+    if step == "fresh-server" and not kind.server:
         return f"there is no server to a device over {device.transport}"
-    if step == "reboot" and device.transport == "local":
-        return "this machine is not rebooted"
+    if step == "reboot" and not kind.reboots:
+        return f"a device over {device.transport} is not rebooted"
     if step == "reboot" and not device.may_reboot:
         return "its inventory does not allow a reboot"
     return ""

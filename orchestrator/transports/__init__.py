@@ -20,11 +20,15 @@ class TransportKind:
     """A way to reach a device: ``module`` has a function ``connect(device)``, imported when first used.
 
     ``one_of``: inventory fields of which a device gives exactly one; ``options``: fields that it may give.
+    ``server``: whether it goes through one that may be started anew (``Transport.replace_server``);
+    ``reboots``: whether a device over it may be restarted.
     """
 
     module: str
     one_of: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    server: bool = False
+    reboots: bool = True
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -33,14 +37,14 @@ class TransportKind:
 
 
 TRANSPORTS: Mapping[str, TransportKind] = {
-    "local": TransportKind("orchestrator.transports.local"),
+    "local": TransportKind("orchestrator.transports.local", reboots=False),
     "adb": TransportKind(
-        "orchestrator.transports.adb", one_of=("serial", "address"), options=("adb_server",)
+        "orchestrator.transports.adb", one_of=("serial", "address"), options=("adb_server",), server=True
     ),
     "ssh": TransportKind(
         "orchestrator.transports.ssh", one_of=("address",), options=("key_file", "known_hosts")
     ),
-    "fake": TransportKind("orchestrator.transports.fake_device", options=("fake",)),
+    "fake": TransportKind("orchestrator.transports.fake_device", options=("fake",), reboots=False),
 }
 
 

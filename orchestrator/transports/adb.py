@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.inventory import Device
 
 _SHORT_S = 60.0
+_BOOT_ANSWER_S = 30.0
+_BOOTED = 'test ! -x /system/bin/getprop || test "$(getprop sys.boot_completed)" = 1'
 _LOG_END_BYTES = 2000
 _GONE, _UNREADABLE, _NOT_STARTED, _NO_LOG = 90, 92, 93, 94
 """Exit codes of the script below."""
@@ -151,8 +153,17 @@ class AdbTransport:
         """Below the folder that Android leaves to adb: writable, and mounted so that programs may run."""
         return "/data/local/tmp/stifarm"
 
+    def not_yet(self) -> str:
+        """Whether Android has booted: its shell answers long before settings and sensors do.
+
+        Source: AOSP, sys.boot_completed.
+        """
+        booted = self.run(["sh", "-c", _BOOTED], timeout_s=_BOOT_ANSWER_S).ok
+        return "" if booted else "Android has not booted yet"
+
     def reconnect(self) -> None:
         """Have the server drop its connection to the device and make it anew. Raises: DeviceError."""
+        self.close()
         self._link.reconnect()
 
     def replace_server(self) -> bool:

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.errors import StableError
+
 OUTPUT_CAP_BYTES = 8 << 20
 """Bytes kept of each output stream of a command: a device is not trusted to stop talking."""
 
@@ -131,3 +133,49 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Give the connection back; processes started detached go on."""
+
+    # What follows has a meaning for some transports only; ``Plain`` has it for the others.
+
+    def not_yet(self) -> str:
+        """Why a job must not be started on the device although it answers (it is booting, say); empty: it
+        may. Raises: TransientError, StableError.
+        """
+
+    def reconnect(self) -> None:
+        """Give every connection back; what stands between host and device (a server) connects anew, too.
+        Raises: DeviceError.
+        """
+
+    def replace_server(self) -> bool:
+        """Start what stands between host and device anew; False where nothing does, or where it is not ours
+        to touch. Other devices behind it are out of reach for a moment. Raises: DeviceError.
+        """
+
+    def reboot(self) -> None:
+        """Have the device restart; returns when it is asked. Raises: StableError where it cannot be asked or
+        does not permit it; LinkError when it is gone before it answers.
+        """
+
+
+class Plain:
+    """A device that takes jobs as soon as it answers, with nothing between it and the host, that nobody
+    restarts from here."""
+
+    def not_yet(self) -> str:
+        """Nothing."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def reconnect(self) -> None:
+        """Give the connection back: the next call makes a new one."""
+        self.close()
+
+    def replace_server(self) -> bool:
+        """There is none."""
+        return False
+
+    def reboot(self) -> None:
+        """Raises: StableError."""
+        raise StableError("it is not rebooted from here.", "Restart it by hand, or name a reboot_command.")

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Plain, Progress
 from orchestrator.transports.local import LocalTransport
 
 Handler = Callable[[tuple[str, ...], Mapping[str, str]], Completed]
 """Answers a command from its argv and its added environment; may raise a DeviceError."""
 
 
-class FakeTransport:
+class FakeTransport(Plain):
     """A device without a machine. Device path "/a/b" is the file ``root / "a/b"``.
 
     ``handler`` answers every ``run`` and is called for every ``start_detached``, whose process ids are
@@ -91,9 +91,6 @@ class FakeTransport:
     def default_workdir(self) -> str:
         """A folder below the root."""
         return "/data/local/tmp/stifarm"
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
     def path(self, device_path: str) -> Path:
         """The host file behind a device path."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import LinkError, MissingFileError, StableError
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Plain, Progress
 from orchestrator.transports.fake_agent import FakeAgent, FakeSpec, said
 from sti_runtime.errors import StifarmError
 
@@ -34,7 +34,7 @@ def connect(device: Device) -> FakeDevice:
     return FakeDevice(device.name, device.fake or FakeSpec())
 
 
-class FakeDevice:
+class FakeDevice(Plain):
     """A fake device. What it holds ends with this process; see ``base.Transport`` for the methods."""
 
     poll_pause_s = 0.5
@@ -110,9 +110,6 @@ class FakeDevice:
     def default_workdir(self) -> str:
         """A folder that nothing is written to."""
         return "/fake"
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
     def _file(self, path: str) -> bytes | None:
         found = _ATTEMPT_FILE.fullmatch(path)

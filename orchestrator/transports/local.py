@@ -22,7 +22,7 @@ from orchestrator.errors import (
     TransientError,
 )
 from orchestrator.transports import detach
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, Completed, Plain, Progress
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Device
@@ -44,7 +44,7 @@ def connect(device: Device) -> LocalTransport:
     return LocalTransport(device.name)
 
 
-class LocalTransport:
+class LocalTransport(Plain):
     """Commands and files of this machine, through the standard library."""
 
     poll_pause_s = 0.1
@@ -161,9 +161,6 @@ class LocalTransport:
     def default_workdir(self) -> str:
         """A folder of the user's home."""
         return str(Path.home() / ".stifarm-device")
-
-    def close(self) -> None:
-        """There is no connection to give back."""
 
     def _copy(self, source: Path, destination: Path, progress: Progress | None, missing: DeviceError) -> None:
         try:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from orchestrator.errors import DeviceError, StableError
-from orchestrator.transports.base import OUTPUT_CAP_BYTES, PROCESS_ID, Completed, Progress
+from orchestrator.transports.base import OUTPUT_CAP_BYTES, PROCESS_ID, Completed, Plain, Progress
 from orchestrator.transports.ssh_address import Endpoint, endpoint_of
 from orchestrator.transports.ssh_cat import CatFiles
 from orchestrator.transports.ssh_connect import SILENCE_S, Connection, open_connection
 from orchestrator.transports.ssh_exec import Sink, execute
 from orchestrator.transports.ssh_files import failure
-from orchestrator.transports.ssh_script import DETACH, not_started
+from orchestrator.transports.ssh_script import DETACH, REBOOT, not_started
 from orchestrator.transports.ssh_sessions import Sessions, Warden
 from orchestrator.transports.ssh_sftp import SftpFiles
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 _HOME_TIMEOUT_S = 60.0
+_REBOOT_ANSWER_S = 20.0
 _PATH_CAP = 1024
 
 # A work folder must take files and let them be executed; it is not left behind.
@@ -150,7 +151,7 @@ class _Board:
             return self._files
 
 
-class SshTransport:
+class SshTransport(Plain):
     """Commands and files of a board; connects at the first use, and again after the link was lost."""
 
     def __init__(
@@ -228,6 +229,16 @@ class SshTransport:
             "Give the device a workdir in the inventory, where its user may write and execute.",
             device=self._device,
         )
+
+    def reboot(self) -> None:
+        """Ask the board as its user, then by sudo without a password; see ``Transport.reboot``."""
+        said = self.run(["sh", "-c", REBOOT], timeout_s=_REBOOT_ANSWER_S)
+        if not said.ok:
+            raise StableError(
+                f"its user may not reboot it: {said.error_text(200) or said.exit_code}.",
+                "Permit systemctl reboot to it (polkit or sudo), or name a reboot_command in the inventory.",
+                device=self._device,
+            )
 
     def close(self) -> None:
         """End the connection; commands end with it, what was started detached goes on."""

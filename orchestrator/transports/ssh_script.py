@@ -52,6 +52,15 @@ the commands themselves. Reads "watch GROUP TOKEN" and "end GROUP TOKEN", answer
 
 WARDEN_READY = b"WARDEN-READY"
 
+REBOOT = (
+    'for by in "" "sudo -n"; do\n'
+    "  if command -v systemctl >/dev/null 2>&1; then $by systemctl reboot && exit 0; fi\n"
+    "  $by reboot && exit 0\n"
+    "done 2>&1\n"
+    "exit 1"
+)
+"""Restarts the board: as this user where polkit permits it, else by sudo without a password."""
+
 # Until it executes the command, a process's command line has the word in it, or is just being replaced.
 DETACH = """log=$1 folder=$2; shift 2
 unset STIFARM_RUN
