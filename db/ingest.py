@@ -8,6 +8,7 @@ no samples (``db.validate``).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from db.documents import now_wall_ns, storable
 from db.errors import StoreError
 from db.events import record_event
 from db.fan_out import fan_out
-from db.jobs import get_job, job_record, latest_attempt, set_job_state
+from db.jobs import get_job, job_record, newest_attempts, set_job_states
 from db.journal import (
     Incoming,
     Kept,
@@ -28,7 +29,7 @@ from db.journal import (
     advance,
     done_units,
     insert_records,
-    kept_records,
+    kept_around,
     lock_attempts,
 )
 from db.models import JobRow, JournalRecordRow, TaskDataRow
@@ -122,10 +123,17 @@ def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport 
         else:
             takings.append(_Taking(session, opened, batch, pending))
     known = [each for each in takings if isinstance(each, _Taking)]
+    kept = kept_around(session, [(each.opened, each.incoming) for each in known])
+    for each, before in zip(known, kept, strict=True):
+        each.tell_apart(before)
+    done = done_units(session, [(each.opened, each.new_units()) for each in known])
     ids = insert_records(session, [(each.opened, each.new) for each in known])
-    reports = [each if isinstance(each, StoreError) else each.take_in(ids) for each in takings]
+    reports = [
+        each if isinstance(each, StoreError) else each.take_in(ids, done[each.opened.key]) for each in takings
+    ]
     pending.write(session)
     session.flush()
+    _finish(session, [each.opened for each in known if each.ended])
     return reports
 
 
@@ -165,18 +173,36 @@ class _Taking:
             data_rows=None if self.data is None else self.data.rows,
             sequence_length=None if self.data is None else self.data.sequence_length,
         )
-        self.given = len(batch.records)
-        incoming = [Incoming.of(record) for record in sorted(batch.records, key=lambda record: record.seq)]
-        self.new, self.conflicts, self.kept = self._told_apart(incoming)
-        payloads = [each.record.payload for each in self.new]
-        units = {payload.unit for payload in payloads if isinstance(payload, ResultRecord)}
-        self.done = done_units(session, opened, units)
+        self.incoming = [Incoming.of(each) for each in sorted(batch.records, key=lambda each: each.seq)]
+        self.new: list[Incoming] = []
+        self.conflicts: list[int] = []
+        self.kept: dict[int, Kept] = {}
+        self.done: set[int] = set()
+        self.ended = False
 
-    def take_in(self, stored: Mapping[tuple[str, int, int], int]) -> IngestReport:
-        """Act on what is new of the records; ``stored``: their rows, by job, attempt and number."""
+    def tell_apart(self, kept: dict[int, Kept]) -> None:
+        """Find what is new, and the numbers that came before with other content; ``kept``: what is stored of
+        these numbers and those before them."""
+        self.kept = kept
+        for each in self.incoming:
+            before = kept.get(each.record.seq)
+            if before is None:
+                kept[each.record.seq] = each.kept
+                self.new.append(each)
+            elif before.digest != each.digest:
+                self.conflicts.append(each.record.seq)
+
+    def new_units(self) -> set[int]:
+        """The units of which results are new."""
+        payloads = (each.record.payload for each in self.new)
+        return {payload.unit for payload in payloads if isinstance(payload, ResultRecord)}
+
+    def take_in(self, stored: Mapping[tuple[str, int, int], int], done: set[int]) -> IngestReport:
+        """Act on what is new of the records. ``stored``: their rows, by job, attempt and number; ``done``:
+        units that have an accepted result."""
         session, opened, new, conflicts, kept = self.session, self.opened, self.new, self.conflicts, self.kept
-        key = (opened.attempt.job_id, opened.attempt.number)
-        ids = {each.record.seq: stored[*key, each.record.seq] for each in new}
+        self.done = done
+        ids = {each.record.seq: stored[*opened.key, each.record.seq] for each in new}
         rejected: list[Rejection] = []
         for each in new:
             record = each.record
@@ -191,33 +217,16 @@ class _Taking:
         gaps = opened.attempt.next_seq < opened.attempt.records
         complete = opened.attempt.ended and not gaps
         if complete and opened.attempt.state in ("running", "lost"):
-            _finish(session, opened)
+            self.ended = True
         return IngestReport(
             inserted=len(new),
-            duplicates=self.given - len(new),
+            duplicates=len(self.incoming) - len(new),
             rejected=tuple(rejected),
             conflicts=tuple(conflicts),
             next_seq=opened.attempt.next_seq,
             gaps=gaps,
             complete=complete,
         )
-
-    def _told_apart(self, incoming: Sequence[Incoming]) -> tuple[list[Incoming], list[int], dict[int, Kept]]:
-        """What is new, the numbers that came before with other content, and what is stored around them."""
-        if not incoming:
-            return [], [], {}
-        first, last = incoming[0].record.seq, incoming[-1].record.seq
-        kept = kept_records(self.session, self.opened, first - 1, last)
-        new: list[Incoming] = []
-        conflicts: list[int] = []
-        for each in incoming:
-            before = kept.get(each.record.seq)
-            if before is None:
-                kept[each.record.seq] = each.kept
-                new.append(each)
-            elif before.digest != each.digest:
-                conflicts.append(each.record.seq)
-        return new, conflicts, kept
 
     def _accept(self, record: JournalRecord, journal_id: int, before: Kept | None) -> str | None:
         """Check a new record and act on it; why it was not believed, else None."""
@@ -279,16 +288,23 @@ def _note_settings(session: Session, row: JobRow, reports: Sequence[SettingRepor
             record_event(session, "warning", f"setting-{state}", what, device_id=row.device_id, job_id=row.id)
 
 
-def _finish(session: Session, opened: Opened) -> None:
-    """Close an attempt whose whole journal is stored; by what was accepted, not by what it claims."""
-    attempt, job = opened.attempt, opened.job
-    state = "done" if attempt.results == job.units else "failed"
-    attempt.state = "refused" if attempt.refused is not None else state
-    attempt.ended_wall_ns = now_wall_ns()
+def _finish(session: Session, ended: Sequence[Opened]) -> None:
+    """Close attempts whose whole journals are stored; by what was accepted, not by what they claim."""
+    if not ended:
+        return
+    now = now_wall_ns()
+    newest = newest_attempts(session, [opened.job.id for opened in ended])
+    states: dict[str, list[str]] = defaultdict(list)
+    for opened in ended:
+        attempt, job = opened.attempt, opened.job
+        state = "done" if attempt.results == job.units else "failed"
+        attempt.state = "refused" if attempt.refused is not None else state
+        attempt.ended_wall_ns = now
+        if job.state != "cancelled" and newest[job.id] == attempt.number:
+            states[state].append(job.id)
     session.flush()
-    newest = latest_attempt(session, job.id)
-    if job.state != "cancelled" and newest is not None and newest.number == attempt.number:
-        set_job_state(session, job.id, state)
+    for state, jobs in states.items():
+        set_job_states(session, jobs, state)
 
 
 def _report_oddities(

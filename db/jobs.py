@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -142,6 +142,22 @@ def set_job_state(session: Session, job_id: str, state: str) -> None:
     session.execute(
         update(JobRow).where(JobRow.id == job_id).values(state=state, updated_wall_ns=now_wall_ns())
     )
+
+
+def set_job_states(session: Session, job_ids: Collection[str], state: str) -> None:
+    """``set_job_state`` for several."""
+    session.execute(
+        update(JobRow).where(JobRow.id.in_(job_ids)).values(state=state, updated_wall_ns=now_wall_ns())
+    )
+
+
+def newest_attempts(session: Session, job_ids: Collection[str]) -> dict[str, int]:
+    """The number of each job's newest attempt; none of a job without one."""
+    table = AttemptRow
+    query = (
+        select(table.job_id, func.max(table.number)).where(table.job_id.in_(job_ids)).group_by(table.job_id)
+    )
+    return {job_id: number for job_id, number in session.execute(query)}  # noqa: C416 - rows are no pairs
 
 
 def latest_attempt(session: Session, job_id: str) -> AttemptRow | None:

@@ -5,6 +5,7 @@ Who holds an attempt's lock (``lock_attempts``) is alone with its records until 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,9 @@ from db.models import AttemptRow, DeviceRow, JobRow, JournalRecordRow
 from sti_runtime.messages import FailureRecord, JournalRecord, ResultRecord
 from sti_runtime.records import sha256_hex
 
+_ASKED_TOGETHER = 2000
+"""Rows named in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -26,6 +30,11 @@ class Opened:
     attempt: AttemptRow
     job: JobRow
     device: DeviceRow
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(job, number) of the attempt."""
+        return self.attempt.job_id, self.attempt.number
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def lock_attempts(
     ``with_jobs`` the jobs' documents, which are long, are not read.
     """
     found = session.execute(_locked(with_jobs), {"wanted": sorted(wanted)})
-    return {(attempt.job_id, attempt.number): Opened(attempt, job, device) for attempt, job, device in found}
+    return {opened.key: opened for opened in (Opened(*row) for row in found)}
 
 
 @cache
@@ -84,43 +93,62 @@ def _locked(with_jobs: bool) -> Select[*tuple[Any, ...]]:
     return query if with_jobs else query.options(defer(JobRow.job_json))
 
 
-def kept_records(session: Session, opened: Opened, first: int, last: int) -> dict[int, Kept]:
-    """Stored records of an attempt from number ``first`` to ``last``."""
-    asked = {"device": opened.job.device_id, "first": first, "last": last, **_key(opened)}
-    found = session.execute(_kept(), asked)
-    return {seq: Kept(digest, wall_ns, boot) for seq, digest, wall_ns, boot in found}
+def kept_around(session: Session, come: Sequence[tuple[Opened, Sequence[Incoming]]]) -> list[dict[int, Kept]]:
+    """Of each attempt the stored records, by number, that lie between the first and the last of what has
+    come (sorted), and the one before."""
+    asked = [_numbers_around(opened.attempt, incoming) for opened, incoming in come]
+    wanted = [
+        (opened.job.device_id, *opened.key, seq)
+        for (opened, _), numbers in zip(come, asked, strict=True)
+        for seq in numbers
+    ]
+    found: dict[tuple[str, int], dict[int, Kept]] = defaultdict(dict)
+    for at in range(0, len(wanted), _ASKED_TOGETHER):
+        rows = session.execute(_kept(), {"wanted": wanted[at : at + _ASKED_TOGETHER]})
+        for job, attempt, seq, digest, wall_ns, boot in rows:
+            found[job, attempt][seq] = Kept(digest, wall_ns, boot)
+    return [found[opened.key] for opened, _ in come]
 
 
-def _key(opened: Opened) -> dict[str, Any]:
-    return {"job": opened.attempt.job_id, "attempt": opened.attempt.number}
+def _numbers_around(attempt: AttemptRow, incoming: Sequence[Incoming]) -> Sequence[int]:
+    """The numbers among which stored records may be; where the journal has no gaps, none beyond its end."""
+    if not incoming or attempt.records == 0:
+        return ()
+    first, last = incoming[0].record.seq - 1, incoming[-1].record.seq
+    if attempt.next_seq >= attempt.records:
+        return range(max(0, first), min(last + 1, attempt.next_seq))
+    numbers = {each.record.seq for each in incoming}
+    return sorted(numbers | {number - 1 for number in numbers})
 
 
 @cache
 def _kept() -> Select[*tuple[Any, ...]]:
     table = JournalRecordRow
-    return select(table.seq, table.digest, table.wall_ns, table.boot_id).where(
-        table.device_id == bindparam("device"),
-        table.job_id == bindparam("job"),
-        table.attempt == bindparam("attempt"),
-        table.seq.between(bindparam("first"), bindparam("last")),
+    key = tuple_(table.device_id, table.job_id, table.attempt, table.seq)
+    return select(table.job_id, table.attempt, table.seq, table.digest, table.wall_ns, table.boot_id).where(
+        key.in_(bindparam("wanted", expanding=True))
     )
 
 
-def done_units(session: Session, opened: Opened, units: Collection[int]) -> set[int]:
-    """Which of ``units`` have an accepted result in this attempt."""
-    if not units or opened.attempt.results == 0:
-        return set()
-    found = session.scalars(_done(), {"units": sorted(units), **_key(opened)})
-    return {unit for unit in found if unit is not None}
+def done_units(
+    session: Session, asked: Sequence[tuple[Opened, Collection[int]]]
+) -> dict[tuple[str, int], set[int]]:
+    """By attempt: which of these units have an accepted result in it."""
+    wanted = [
+        (*opened.key, unit) for opened, units in asked if opened.attempt.results for unit in sorted(units)
+    ]
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for at in range(0, len(wanted), _ASKED_TOGETHER):
+        for job, attempt, unit in session.execute(_done(), {"wanted": wanted[at : at + _ASKED_TOGETHER]}):
+            found[job, attempt].add(unit)
+    return found
 
 
 @cache
 def _done() -> Select[*tuple[Any, ...]]:
     table = JournalRecordRow
-    return select(table.unit).where(
-        table.job_id == bindparam("job"),
-        table.attempt == bindparam("attempt"),
-        table.unit.in_(bindparam("units", expanding=True)),
+    return select(table.job_id, table.attempt, table.unit).where(
+        tuple_(table.job_id, table.attempt, table.unit).in_(bindparam("wanted", expanding=True)),
         table.type == "result",
         table.rejected.is_(None),
     )

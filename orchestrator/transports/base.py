@@ -22,6 +22,7 @@ Rules every transport keeps (tests/contract/test_transport.py runs them over eac
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,15 +158,20 @@ class Transport(Protocol):
         """
 
 
-class Plain:
+class Plain(ABC):
     """A device that takes jobs as soon as it answers, with nothing between it and the host, that nobody
     restarts from here."""
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """The device's name, for messages."""
 
     def not_yet(self) -> str:
         """Nothing."""
         return ""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - whoever has a connection gives it back
         """Nothing to give back."""
 
     def reconnect(self) -> None:
@@ -178,4 +184,8 @@ class Plain:
 
     def reboot(self) -> None:
         """Raises: StableError."""
-        raise StableError("it is not rebooted from here.", "Restart it by hand, or name a reboot_command.")
+        raise StableError(
+            "it is not rebooted from here.",
+            "Restart it by hand, or name a reboot_command in the inventory.",
+            device=self.device,
+        )
