@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from db.bulk import Columns, Values
+from db.bulk import Columns, Values, insert_rows
 from db.documents import document
 from db.fan_out_runs import NOT_FROM_STORAGE, THROTTLED, mode_proven, write_evaluation, write_run
 from db.models import ComputeSampleRow, FixedSampleRow, IoSampleRow, ProbeRow
@@ -44,6 +43,23 @@ _READ = ("mode_asked", "mode_proven", "read_bytes", "storage_bytes")
 _IO = Columns(IoSampleRow, (*_SHARED, *_READ, "io_mode", "beside_compute", "versions", "duration_ns"))
 _COMPUTE = Columns(
     ComputeSampleRow, (*_SHARED, "width", "fidelity", "read_bytes", "decompress_ns", "compute_ns")
+)
+_PROBE = Columns(
+    ProbeRow,
+    (
+        "journal_id",
+        "device_id",
+        "emulated",
+        "wall_ns",
+        "temperature_milli_c",
+        "load_milli",
+        "battery_percent",
+        "free_bytes",
+        "available_memory_bytes",
+        "throttled",
+        "sensors_json",
+        "verified_json",
+    ),
 )
 _FIXED = Columns(FixedSampleRow, (*_SHARED, *_READ, "embed_io_ns", "embed_compute_ns", "head_ns"))
 
@@ -158,24 +174,26 @@ def _fixed(_: Session, source: Source, __: int, result: FixedProfileResult, pend
     return missing
 
 
-def _probe(session: Session, source: Source, _: int, result: ProbeResult, __: Pending) -> str | None:
-    # Written at once: the runs that follow look for what it verified.
+def _probe(session: Session, source: Source, _: int, result: ProbeResult, pending: Pending) -> str | None:
     sensors = result.sensors
-    row = {
-        "journal_id": source.journal_id,
-        "device_id": source.device_id,
-        "emulated": source.emulated,
-        "wall_ns": source.record.wall_ns,
-        "temperature_milli_c": sensors.temperature_milli_c,
-        "load_milli": sensors.load_milli,
-        "battery_percent": sensors.battery_percent,
-        "free_bytes": sensors.free_bytes,
-        "available_memory_bytes": sensors.available_memory_bytes,
-        "throttled": sensors.throttled,
-        "sensors_json": document(sensors),
-        "verified_json": None if result.verified is None else document(result.verified),
-    }
-    session.execute(insert(ProbeRow.__table__), [row])  # type: ignore[arg-type]
+    row = (
+        source.journal_id,
+        source.device_id,
+        source.emulated,
+        source.record.wall_ns,
+        sensors.temperature_milli_c,
+        sensors.load_milli,
+        sensors.battery_percent,
+        sensors.free_bytes,
+        sensors.available_memory_bytes,
+        sensors.throttled,
+        document(sensors),
+        None if result.verified is None else document(result.verified),
+    )
+    if result.verified is None:
+        pending.add(_PROBE, [row])
+    else:  # at once: the runs that follow look for it
+        insert_rows(session, _PROBE, [row])
     return None
 
 

@@ -128,9 +128,11 @@ def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport 
         each.tell_apart(before)
     done = done_units(session, [(each.opened, each.new_units()) for each in known])
     ids = insert_records(session, [(each.opened, each.new) for each in known])
-    reports = [
-        each if isinstance(each, StoreError) else each.take_in(ids, done[each.opened.key]) for each in takings
-    ]
+    with session.no_autoflush:  # else every look at the store would write the attempts' counts before
+        reports = [
+            each if isinstance(each, StoreError) else each.take_in(ids, done[each.opened.key])
+            for each in takings
+        ]
     pending.write(session)
     session.flush()
     _finish(session, [each.opened for each in known if each.ended])
