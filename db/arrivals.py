@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from db.errors import StoreError
@@ -53,10 +53,9 @@ def take_in(session: Session, arrived: Sequence[Arrived]) -> list[TakenIn | Stor
 def _finished(session: Session, jobs: Sequence[str]) -> dict[tuple[str, int], int]:
     """By attempt: how many units have ended."""
     table = AttemptRow
-    query = select(table.job_id, table.number, table.results, table.failures).where(table.job_id.in_(jobs))
-    return {
-        (job_id, number): results + failures for job_id, number, results, failures in session.execute(query)
-    }
+    query = select(table.job_id, table.number, table.results, table.failures)
+    rows = session.execute(query.where(table.job_id.in_(bindparam("jobs", expanding=True))), {"jobs": jobs})
+    return {(job_id, number): results + failures for job_id, number, results, failures in rows}
 
 
 def _taken(report: IngestReport | StoreError, finished: int) -> TakenIn | StoreError:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from sqlalchemy import Row, bindparam, insert, or_, select, update
+from sqlalchemy import BindParameter, Row, bindparam, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.clock import database_wall_ns
@@ -36,6 +36,9 @@ from sti_runtime.messages import (
     ResultRecord,
     UnitResult,
 )
+
+_MANY: BindParameter[Any] = bindparam("many", expanding=True)
+"""Given when a statement is executed: a list within it would be looked at element by element to make it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def open_plain(
     known = {
         row.id: row
         for row in session.execute(
-            select(JobRow.id, JobRow.key, JobRow.state).where(JobRow.id.in_([o.job.id for o in openings]))
+            select(JobRow.id, JobRow.key, JobRow.state).where(JobRow.id.in_(_MANY)),
+            {"many": [each.job.id for each in openings]},
         )
     }
     now = database_wall_ns(session)
@@ -86,8 +90,9 @@ def open_plain(
     quarantined = set(
         session.scalars(
             select(QuarantineRow.device_id).where(
-                QuarantineRow.device_id.in_(devices), QuarantineRow.released_wall_ns.is_(None)
-            )
+                QuarantineRow.device_id.in_(_MANY), QuarantineRow.released_wall_ns.is_(None)
+            ),
+            {"many": devices},
         )
     )
 
@@ -145,8 +150,8 @@ _Lease: TypeAlias = "Row[int, str | None, int, int | None]"
 def _leases(session: Session, devices: Sequence[int]) -> dict[int, _Lease]:
     """The leases of devices, which nobody else changes until the transaction ends."""
     query = select(LeaseRow.device_id, LeaseRow.owner, LeaseRow.counter, LeaseRow.expires_wall_ns)
-    query = query.where(LeaseRow.device_id.in_(devices)).order_by(LeaseRow.device_id)
-    return {row.device_id: row for row in session.execute(query.with_for_update())}
+    query = query.where(LeaseRow.device_id.in_(_MANY)).order_by(LeaseRow.device_id)
+    return {row.device_id: row for row in session.execute(query.with_for_update(), {"many": devices})}
 
 
 def _held_up(
@@ -154,12 +159,12 @@ def _held_up(
 ) -> Iterable[int]:
     """Of devices, those that a person holds, that have an attempt open, or a job that was begun before."""
     reserved = select(ReservationRow.device_id).where(
-        ReservationRow.device_id.in_(devices), ReservationRow.until_wall_ns > now_wall_ns
+        ReservationRow.device_id.in_(_MANY), ReservationRow.until_wall_ns > now_wall_ns
     )
     table = AttemptRow
-    running = select(table.device_id).where(table.device_id.in_(devices), table.state == "running")
-    begun = select(table.device_id).where(table.job_id.in_(jobs))
-    return session.scalars(reserved.union(running, begun))
+    running = select(table.device_id).where(table.device_id.in_(_MANY), table.state == "running")
+    begun = select(table.device_id).where(table.job_id.in_(bindparam("jobs", expanding=True)))
+    return session.scalars(reserved.union(running, begun), {"many": devices, "jobs": jobs})
 
 
 def _register(session: Session, new: Sequence[Opening], wall_ns: int) -> None:
@@ -190,8 +195,8 @@ def lost_leases(session: Session, grants: Sequence[LeaseGrant]) -> dict[int, Sto
     """By device: the error of a grant that is no longer the device's lease; the others stay as they are until
     the transaction ends."""
     query = select(LeaseRow.device_id, LeaseRow.owner, LeaseRow.counter)
-    query = query.where(LeaseRow.device_id.in_([grant.device_id for grant in grants]))
-    rows = session.execute(query.order_by(LeaseRow.device_id).with_for_update())
+    query = query.where(LeaseRow.device_id.in_(_MANY)).order_by(LeaseRow.device_id).with_for_update()
+    rows = session.execute(query, {"many": [grant.device_id for grant in grants]})
     holds = {device: (owner, counter) for device, owner, counter in rows}
     return {
         grant.device_id: lease_lost(grant)
@@ -254,7 +259,7 @@ def found_of(session: Session, job_ids: Collection[str]) -> dict[str, Found]:
     query = (
         select(table.job_id, table.type, table.rejected, table.record_json)
         .where(
-            table.job_id.in_(job_ids),
+            table.job_id.in_(_MANY),
             or_(table.type.in_(("result", "failure")), table.rejected.is_not(None)),
         )
         .order_by(table.attempt, table.seq)
@@ -262,7 +267,8 @@ def found_of(session: Session, job_ids: Collection[str]) -> dict[str, Found]:
     results: dict[str, dict[int, UnitResult]] = defaultdict(dict)
     failures: dict[str, dict[int, FailureRecord]] = defaultdict(dict)
     rejected: dict[str, list[str]] = defaultdict(list)
-    for job_id, _, why, text in session.execute(query):
+    asked = {"many": list(job_ids)}
+    for job_id, _, why, text in session.execute(query, asked):
         if why is not None:
             rejected[job_id].append(why)
             continue
@@ -271,8 +277,9 @@ def found_of(session: Session, job_ids: Collection[str]) -> dict[str, Found]:
             results[job_id][record.payload.unit] = record.payload.result
         elif isinstance(record.payload, FailureRecord):
             failures[job_id][record.payload.unit] = record.payload
-    attempts = select(AttemptRow.job_id, AttemptRow.refused).where(AttemptRow.job_id.in_(job_ids))
-    refused = {row.job_id: row.refused for row in session.execute(attempts.order_by(AttemptRow.number))}
+    attempts = select(AttemptRow.job_id, AttemptRow.refused).where(AttemptRow.job_id.in_(_MANY))
+    ordered = session.execute(attempts.order_by(AttemptRow.number), asked)
+    refused = {row.job_id: row.refused for row in ordered}
     return {
         job_id: Found(results[job_id], failures[job_id], tuple(rejected[job_id]), refused.get(job_id))
         for job_id in job_ids

@@ -8,7 +8,6 @@ no samples (``db.validate``).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from db.documents import now_wall_ns, storable
 from db.errors import StoreError
 from db.events import record_event
 from db.fan_out import fan_out
-from db.jobs import get_job, job_record, newest_attempts, set_job_states
+from db.jobs import get_job, job_record, newest_attempts
 from db.journal import (
     Incoming,
     Kept,
@@ -134,8 +133,8 @@ def ingest_all(session: Session, batches: Sequence[Batch]) -> list[IngestReport 
             for each in takings
         ]
     pending.write(session)
-    session.flush()
     _finish(session, [each.opened for each in known if each.ended])
+    session.flush()
     return reports
 
 
@@ -235,7 +234,7 @@ class _Taking:
         payload, attempt = record.payload, self.opened.attempt
         same_boot = before is not None and before.boot_id == storable(record.boot_id)
         context = self.context
-        if before is not None and same_boot:
+        if before is not None and same_boot and isinstance(payload, ResultRecord):
             context = replace(context, previous_wall_ns=before.wall_ns)
         reason = why_rejected(record, context)
         if reason is None and isinstance(payload, ResultRecord):
@@ -295,18 +294,15 @@ def _finish(session: Session, ended: Sequence[Opened]) -> None:
     if not ended:
         return
     now = now_wall_ns()
-    newest = newest_attempts(session, [opened.job.id for opened in ended])
-    states: dict[str, list[str]] = defaultdict(list)
+    with session.no_autoflush:  # everything is written together
+        newest = newest_attempts(session, [opened.job.id for opened in ended])
     for opened in ended:
         attempt, job = opened.attempt, opened.job
         state = "done" if attempt.results == job.units else "failed"
         attempt.state = "refused" if attempt.refused is not None else state
         attempt.ended_wall_ns = now
         if job.state != "cancelled" and newest[job.id] == attempt.number:
-            states[state].append(job.id)
-    session.flush()
-    for state, jobs in states.items():
-        set_job_states(session, jobs, state)
+            job.state, job.updated_wall_ns = state, now
 
 
 def _report_oddities(

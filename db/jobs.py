@@ -144,13 +144,6 @@ def set_job_state(session: Session, job_id: str, state: str) -> None:
     )
 
 
-def set_job_states(session: Session, job_ids: Collection[str], state: str) -> None:
-    """``set_job_state`` for several."""
-    session.execute(
-        update(JobRow).where(JobRow.id.in_(job_ids)).values(state=state, updated_wall_ns=now_wall_ns())
-    )
-
-
 def newest_attempts(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     """The number of each job's newest attempt; none of a job without one."""
     table = AttemptRow

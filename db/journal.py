@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, insert, select, tuple_
+from sqlalchemy import Select, and_, bindparam, insert, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from db.documents import now_wall_ns, storable, untrusted_document
 from db.models import AttemptRow, DeviceRow, JobRow, JournalRecordRow
 from sti_runtime.messages import FailureRecord, JournalRecord, ResultRecord
 from sti_runtime.records import sha256_hex
-
-_ASKED_TOGETHER = 2000
-"""Rows named in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535."""
 
 
 @dataclass(frozen=True)
@@ -94,61 +91,80 @@ def _locked(with_jobs: bool) -> Select[*tuple[Any, ...]]:
 
 
 def kept_around(session: Session, come: Sequence[tuple[Opened, Sequence[Incoming]]]) -> list[dict[int, Kept]]:
-    """Of each attempt the stored records, by number, that lie between the first and the last of what has
-    come (sorted), and the one before."""
-    asked = [_numbers_around(opened.attempt, incoming) for opened, incoming in come]
-    wanted = [
-        (opened.job.device_id, *opened.key, seq)
-        for (opened, _), numbers in zip(come, asked, strict=True)
-        for seq in numbers
-    ]
+    """Of each attempt the stored records, by number, that what has come (sorted) may repeat, and those just
+    before it. The attempts are as they were locked."""
+    plain = [opened.attempt.id for opened, incoming in come if _goes_on(opened.attempt, incoming)]
     found: dict[tuple[str, int], dict[int, Kept]] = defaultdict(dict)
-    for at in range(0, len(wanted), _ASKED_TOGETHER):
-        rows = session.execute(_kept(), {"wanted": wanted[at : at + _ASKED_TOGETHER]})
-        for job, attempt, seq, digest, wall_ns, boot in rows:
-            found[job, attempt][seq] = Kept(digest, wall_ns, boot)
+    if plain:
+        for job, number, *kept in session.execute(_last_kept(), {"attempts": plain}):
+            found[job, number][kept[0]] = Kept(*kept[1:])
+    for opened, incoming in come:
+        if opened.attempt.records and incoming and not _goes_on(opened.attempt, incoming):
+            first, last = incoming[0].record.seq - 1, incoming[-1].record.seq
+            asked = {"device": opened.job.device_id, "first": first, "last": last}
+            for job, number, *kept in session.execute(_kept(), {**asked, **_named(opened)}):
+                found[job, number][kept[0]] = Kept(*kept[1:])
     return [found[opened.key] for opened, _ in come]
 
 
-def _numbers_around(attempt: AttemptRow, incoming: Sequence[Incoming]) -> Sequence[int]:
-    """The numbers among which stored records may be; where the journal has no gaps, none beyond its end."""
-    if not incoming or attempt.records == 0:
-        return ()
-    first, last = incoming[0].record.seq - 1, incoming[-1].record.seq
-    if attempt.next_seq >= attempt.records:
-        return range(max(0, first), min(last + 1, attempt.next_seq))
-    numbers = {each.record.seq for each in incoming}
-    return sorted(numbers | {number - 1 for number in numbers})
+def _goes_on(attempt: AttemptRow, incoming: Sequence[Incoming]) -> bool:
+    """Whether records begin where the stored journal, which has no gaps, ends."""
+    begun = 0 < attempt.records == attempt.next_seq
+    return begun and bool(incoming) and incoming[0].record.seq == attempt.next_seq
+
+
+def _named(opened: Opened) -> dict[str, Any]:
+    return {"job": opened.attempt.job_id, "attempt": opened.attempt.number}
+
+
+@cache
+def _last_kept() -> Select[*tuple[Any, ...]]:
+    """The last record of each attempt whose journal has no gaps."""
+    table, attempt = JournalRecordRow.__table__.c, AttemptRow.__table__.c
+    return (
+        select(table.job_id, table.attempt, table.seq, table.digest, table.wall_ns, table.boot_id)
+        .join_from(
+            AttemptRow.__table__,
+            JournalRecordRow.__table__,
+            and_(
+                table.device_id == attempt.device_id,
+                table.job_id == attempt.job_id,
+                table.attempt == attempt.number,
+                table.seq == attempt.next_seq - 1,
+            ),
+        )
+        .where(attempt.id.in_(bindparam("attempts", expanding=True)))
+    )
 
 
 @cache
 def _kept() -> Select[*tuple[Any, ...]]:
-    table = JournalRecordRow
-    key = tuple_(table.device_id, table.job_id, table.attempt, table.seq)
+    table = JournalRecordRow.__table__.c
     return select(table.job_id, table.attempt, table.seq, table.digest, table.wall_ns, table.boot_id).where(
-        key.in_(bindparam("wanted", expanding=True))
+        table.device_id == bindparam("device"),
+        table.job_id == bindparam("job"),
+        table.attempt == bindparam("attempt"),
+        table.seq.between(bindparam("first"), bindparam("last")),
     )
 
 
 def done_units(
     session: Session, asked: Sequence[tuple[Opened, Collection[int]]]
 ) -> dict[tuple[str, int], set[int]]:
-    """By attempt: which of these units have an accepted result in it."""
-    wanted = [
-        (*opened.key, unit) for opened, units in asked if opened.attempt.results for unit in sorted(units)
-    ]
+    """By attempt: units that have an accepted result in it; those that are asked for are among them."""
+    jobs = sorted({opened.attempt.job_id for opened, units in asked if units and opened.attempt.results})
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for at in range(0, len(wanted), _ASKED_TOGETHER):
-        for job, attempt, unit in session.execute(_done(), {"wanted": wanted[at : at + _ASKED_TOGETHER]}):
+    if jobs:
+        for job, attempt, unit in session.execute(_done(), {"jobs": jobs}):
             found[job, attempt].add(unit)
     return found
 
 
 @cache
 def _done() -> Select[*tuple[Any, ...]]:
-    table = JournalRecordRow
+    table = JournalRecordRow.__table__.c
     return select(table.job_id, table.attempt, table.unit).where(
-        tuple_(table.job_id, table.attempt, table.unit).in_(bindparam("wanted", expanding=True)),
+        table.job_id.in_(bindparam("jobs", expanding=True)),
         table.type == "result",
         table.rejected.is_(None),
     )
