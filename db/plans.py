@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import Select, bindparam, func, select, update
@@ -259,4 +259,10 @@ def _profile_of(session: Session, device_id: int, digest: str) -> DeviceProfileR
 
 
 def _plan(row: PlanRow) -> Plan:
-    return Plan.from_json(row.plan_json.encode(), source=f"plan {row.digest[:12]}", cap_bytes=PLAN_CAP_BYTES)
+    return _parsed(row.plan_json, row.digest)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, digest: str) -> Plan:
+    # Devices alike have plans alike, and who asks once asks again.
+    return Plan.from_json(text.encode(), source=f"plan {digest[:12]}", cap_bytes=PLAN_CAP_BYTES)
