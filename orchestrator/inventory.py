@@ -222,8 +222,8 @@ def _addressing(reader: FieldReader, node: yaml.Node, values: Mapping[str, objec
     if isinstance(workdir, str) and transport != "local" and not workdir.startswith("/"):
         reader.wrong(node, f"workdir must be an absolute path on the device, not {workdir!r}.")
     recovery = values.get("recovery")
-    if transport == "local" and isinstance(recovery, RecoverySpec) and recovery.reboot:
-        reader.wrong(node, "recovery: this machine is not rebooted; reboot is for devices over adb or ssh.")
+    if not kind.reboots and isinstance(recovery, RecoverySpec) and recovery.reboot:
+        reader.wrong(node, f"recovery: a device over {transport} is not rebooted; take reboot out.")
     for other, fields in ((name, each.fields) for name, each in TRANSPORTS.items()):
         for name in fields:
             if name in values and name not in kind.fields:

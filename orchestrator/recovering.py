@@ -9,7 +9,7 @@ from typing import Literal
 
 import structlog
 
-from orchestrator.errors import DeviceError, LinkError, StableError
+from orchestrator.errors import DeviceError, StableError, TransientError
 from orchestrator.inventory import Device
 from orchestrator.tailing import await_boot
 from orchestrator.transports import TRANSPORTS
@@ -46,7 +46,11 @@ def reconnect(transport: Transport) -> Stepped:
 def fresh_server(transport: Transport) -> Stepped:
     """Replace the server between host and device, if it is one that we started."""
     transport.close()
-    if not transport.replace_server():
+    try:
+        replaced = transport.replace_server()
+    except DeviceError as error:
+        return _failed(error, transport.device)
+    if not replaced:
         return Stepped("skipped", "there is no server that stifarm started: no other is touched")
     return _answers(transport, within_s=ANSWER_S)
 
@@ -64,16 +68,20 @@ def reboot(device: Device, transport: Transport, *, limit_s: float = BACK_LIMIT_
         else:
             return Stepped("skipped", f"a device over {device.transport} is not rebooted")
     except StableError as error:
-        return Stepped("failed", error.what.removeprefix(f"{device.name}: "))
-    except LinkError as error:
+        return _failed(error, device.name)
+    except TransientError as error:
         # The link may go before the answer comes: whether it restarts shows below, if it was there before.
         if before is None:
-            return Stepped("failed", error.what.removeprefix(f"{device.name}: "))
+            return _failed(error, device.name)
     transport.close()
     return _back(transport, before, limit_s)
 
 
 # ------------------------------------------------------------------ inner
+
+
+def _failed(error: DeviceError, device: str) -> Stepped:
+    return Stepped("failed", error.what.removeprefix(f"{device}: "))
 
 
 def _answers(transport: Transport, within_s: float = 0.0) -> Stepped:

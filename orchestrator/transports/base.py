@@ -182,7 +182,7 @@ class Plain(ABC):
         """There is none."""
         return False
 
-    def reboot(self) -> None:
+    def reboot(self: Transport) -> None:
         """Raises: StableError."""
         raise StableError(
             "it is not rebooted from here.",

@@ -131,7 +131,8 @@ devices:
         ("transport: local, machine_lock: lock", "machine_lock must be an absolute path"),
         ("transport: local, emulate: {mechanism: lab, cpu_share: 1}", "must limit something"),
         ("transport: local, prepare: {governor: ../x}", "governor must be the kernel's name of one"),
-        ("transport: local, recovery: {reboot: true}", "this machine is not rebooted"),
+        ("transport: local, recovery: {reboot: true}", "a device over local is not rebooted"),
+        ("transport: fake, recovery: {reboot: true}", "a device over fake is not rebooted"),
         (
             "transport: ssh, address: h, recovery: {reboot_command: [x]}",
             "does not allow it: say reboot: true",
