@@ -20,7 +20,7 @@ class CutLink:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self.sent_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
         self.cut_at_bytes: int | None = None
         """Where ``sent_bytes`` ends the connection that brings it there; once."""
 
@@ -73,8 +73,11 @@ class CutLink:
                     self.cut_before, self._broken = b"", True
                     break
                 sink.sendall(data)
-                self.sent_bytes += counted * len(data)
-                if counted and self.cut_at_bytes is not None and self.sent_bytes >= self.cut_at_bytes:
+                if not counted:
+                    self.received_bytes += len(data)
+                    continue
+                self.sent_bytes += len(data)
+                if self.cut_at_bytes is not None and self.sent_bytes >= self.cut_at_bytes:
                     self.cut_at_bytes, self._broken = None, True
                     break
         _shut(source)

@@ -287,6 +287,29 @@ def test_cut_task_data_goes_on_where_it_broke_off(device: Far, tmp_path: Path) -
     assert device.leftovers() == []
 
 
+# ------------------------------------------------------------------ compression
+
+ZEROS_BYTES = 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("device", "compressed"),
+    [("new phone", True), ("old phone", False), ("aosp", False)],
+    indirect=["device"],
+)
+def test_files_are_compressed_on_the_link_where_the_phone_can(
+    device: Far, tmp_path: Path, compressed: bool
+) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(ZEROS_BYTES))
+    sent, received = device.link.sent_bytes, device.link.received_bytes
+    device.transport.push(tmp_path / "zeros", f"{device.spool}/zeros")
+    device.transport.pull(f"{device.spool}/zeros", tmp_path / "back")
+    assert (device.seen / "zeros").read_bytes() == (tmp_path / "back").read_bytes() == bytes(ZEROS_BYTES)
+    passed = (device.link.sent_bytes - sent, device.link.received_bytes - received)
+    assert [each < ZEROS_BYTES // 8 for each in passed] == [compressed] * 2
+    assert [each >= ZEROS_BYTES for each in passed] == [not compressed] * 2
+
+
 # ------------------------------------------------------------------ job files
 
 
