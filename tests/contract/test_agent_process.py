@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -172,6 +173,7 @@ def test_one_job_at_a_time_and_stop_reaches_the_agent(agent: Agent, spool: Spool
         wait_for(lambda: lines_in(journal_path(spool, job)) == 1, "the start record")
         status = agent.call("status", job.id, 1, "--spool", spool.root)[1]
         assert (status["state"], status["pid"]) == ("running", process.pid)
+        assert [name for name in open_files(process.pid) if name.startswith("socket:")] == []
         for verb in (("run", job_path(spool, other)), ("clean",), ("verify", "0" * 64)):
             code, report = agent.call(*verb, "--spool", spool.root)
             assert (code, report["error"]["type"]) == (5, "BusyError")
@@ -182,6 +184,16 @@ def test_one_job_at_a_time_and_stop_reaches_the_agent(agent: Agent, spool: Spool
     assert (process.returncode, json.loads(output)["state"]) == (143, "stopped")
     assert agent.call("status", job.id, 1, "--spool", spool.root)[1]["state"] == "stopped"
     assert agent.call("stop", job.id, 1, "--spool", spool.root)[1] == {"signalled": None}
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(descriptor.readlink()))
+    assert found
+    return found
 
 
 def test_another_process_under_the_pid_is_let_alone(agent: Agent, spool: Spool) -> None:

@@ -26,6 +26,7 @@ from orchestrator.transports.adb_server import AdbServer, server_address
 from orchestrator.transports.adb_socket import RefusalError, ServerAddress
 from orchestrator.transports.base import Transport
 from tests.adb_side import Daemon, Server, free_port, require_adb
+from tests.hostile_adb import hostile_adb
 
 
 def opened(fields: str) -> Transport:
@@ -158,6 +159,28 @@ def test_a_device_that_was_there_and_is_not_listed_any_more_may_come_back(
     server.start()
     with pytest.raises(LinkError, match=f"under-test: the device {daemon.address} is gone"):
         transport.run(["true"], timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("listed", "error", "said"),
+    [
+        (b"A offline usb:1-1\n", LinkError, r"the device is offline\. Wait"),
+        (b"A connecting\n", LinkError, "the device is connecting"),
+        (b"A unauthorized usb:1-1\n", StableError, "has not authorized this computer.*Allow USB debugging"),
+        (b"A no permissions (user in plugdev?); see [x] usb:1-1\n", StableError, "USB port.*udev"),
+        (b"???????????? no permissions; see [x]\n", StableError, "USB port.*udev"),
+        (b"A recovery usb:1-1\n", StableError, "in state 'recovery'.*Boot it into Android"),
+        (b"B device usb:1-1\n", StableError, "sees no device A.*USB debugging"),
+    ],
+)
+def test_what_a_server_lists_a_device_as_is_told_apart(
+    listed: bytes, error: type[DeviceError], said: str
+) -> None:
+    with hostile_adb({}, devices=listed) as address:
+        server = AdbServer(server_address(address), "under-test")
+        link = AdbLink("under-test", server, serial="A", address=None)
+        with pytest.raises(error, match=f"under-test: .*{said}"):
+            link.open(b"shell:true", 0.3)
 
 
 def test_an_address_where_no_daemon_is(shared_server: Server) -> None:
