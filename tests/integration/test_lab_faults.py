@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from db.quarantine import end_quarantine, quarantine_of
 from orchestrator import fleet, measure
+from orchestrator.dispatch import Outcome, Request, run_job
 from orchestrator.errors import AgentError, DeviceError, DeviceFullError, StableError
 from orchestrator.farm import Farm, open_farm
 from orchestrator.fleet import Deployed
@@ -23,17 +25,28 @@ from orchestrator.health.check import check_device
 from orchestrator.health.ladder import Budgets, Step
 from orchestrator.health.recovery import Recovered, recover
 from orchestrator.inventory import Device, RecoverySpec
+from orchestrator.lab import adb_server, machine
 from orchestrator.lab import fault as faults
-from orchestrator.lab import machine
+from orchestrator.lab.processes import alive, kill
 from orchestrator.lab.state import Lab
 from orchestrator.lab.up import down
 from orchestrator.lab.up import up as bring_up
 from orchestrator.measure import Work
 from orchestrator.settings import load_settings
+from orchestrator.transports import connect
 from orchestrator.worker import HostWorker
-from sti_runtime.messages import ResultRecord, StartRecord
+from sti_runtime.messages import JournalRecord, ProbeUnit, ResultRecord, StartRecord
 from tests.agent_data import REPO
-from tests.farm_world import attempts_of, fill, journal, make_ready, require_storage, stored_records, wait_for
+from tests.farm_world import (
+    attempts_of,
+    fill,
+    journal,
+    journal_lines,
+    make_ready,
+    require_storage,
+    stored_records,
+    wait_for,
+)
 from tests.lab_world import PROGRAM
 from tests.machine import Machine
 
@@ -127,14 +140,15 @@ def test_a_damaged_bundle_is_noticed_and_mended(world: World, name: str) -> None
     assert world.deploy(name, verify=True).error is None
 
 
-def test_a_liar_is_rejected_with_the_reason_and_nobody_else(world: World) -> None:
+@pytest.mark.parametrize(("liar", "other"), [(BOARD, PHONE), (PHONE, BOARD)])
+def test_a_liar_is_rejected_with_the_reason_and_nobody_else(world: World, liar: str, other: str) -> None:
     for name in (BOARD, PHONE):
         assert world.deploy(name).error is None
-    with faults.injected(world.lab, BOARD, "lie"):
-        with pytest.raises(DeviceError, match=rf"(?s){BOARD}: .*memory_bytes"):
-            fleet.ready_device(world.farm, world.worker, world.device(BOARD), world.work.bundle.digest)
-        fleet.ready_device(world.farm, world.worker, world.device(PHONE), world.work.bundle.digest)
-    fleet.probe_device(world.farm, world.worker, world.device(BOARD))
+    with faults.injected(world.lab, liar, "lie"):
+        with pytest.raises(DeviceError, match=rf"(?s){liar}: .*memory_bytes"):
+            fleet.ready_device(world.farm, world.worker, world.device(liar), world.work.bundle.digest)
+        fleet.ready_device(world.farm, world.worker, world.device(other), world.work.bundle.digest)
+    fleet.probe_device(world.farm, world.worker, world.device(liar))
 
 
 @pytest.mark.parametrize("name", [BOARD, PHONE])
@@ -187,6 +201,97 @@ def test_a_phone_that_reboots_in_the_middle_of_its_profile_goes_on_with_it(world
     units = [record.payload.unit for record in records if isinstance(record.payload, ResultRecord)]
     assert units == list(range(len(units)))
     assert attempts_of(world.farm, folder.parent.name) == [(1, "done")]
+
+
+def test_jobs_go_on_while_the_adb_server_ends_and_while_another_device_reboots(world: World) -> None:
+    turns = {name: Machine(world.root / f"{name}.lock", mode=0o666) for name in (BOARD, PHONE)}
+    done: dict[str, list[int]] = {name: [] for name in turns}
+
+    def drive(request: Request) -> Outcome:
+        return run_job(
+            world.farm.store,
+            world.worker,
+            world.farm.owner,
+            request,
+            advance=lambda finished, *_: done[request.device].append(finished),
+        )
+
+    def lines(name: str) -> int:
+        return journal_lines(world.content(name) / f"jobs/{requests[name].job_id}/1")
+
+    def goes_on(name: str) -> None:
+        """Until the device has measured one unit more."""
+        before = max(1, lines(name))
+        turns[name].let_through(lambda: lines(name) > before, f"a unit of {name}")
+
+    def starts(name: str) -> list[JournalRecord]:
+        records = journal(world.content(name) / f"jobs/{requests[name].job_id}/1")
+        return [record for record in records if isinstance(record.payload, StartRecord)]
+
+    units = {BOARD: 8, PHONE: 6}
+    requests = {name: probes_of(world, name, turn, units=units[name]) for name, turn in turns.items()}
+    with ThreadPoolExecutor(2) as pool:
+        with turns[BOARD], turns[PHONE]:
+            jobs = {name: pool.submit(drive, request) for name, request in requests.items()}
+            for name in turns:
+                goes_on(name)
+            server = world.lab.state().adb
+            assert server is not None
+            assert server.process is not None
+            kill(server.process, signal.SIGKILL)
+            wait_for(lambda: not alive(server.process), "the end of the adb server")
+            for name in turns:
+                goes_on(name)
+            measured = lines(PHONE) - 1
+            with world.lab.changing():
+                adb_server.start(world.lab, world.lab.state())
+            wait_for(lambda: max(done[PHONE], default=0) >= measured, "the host to hear of the phone again")
+            assert len(starts(PHONE)) == 1
+            faults.hold(world.lab, PHONE, "reboot", 0.1)
+            goes_on(BOARD)
+            assert not any(job.done() for job in jobs.values())
+        for name, job in jobs.items():
+            assert job.result(timeout=300).complete
+            assert attempts_of(world.farm, requests[name].job_id) == [(1, "done")]
+    assert [len(starts(name)) for name in (BOARD, PHONE)] == [1, 2]
+    for name, request in requests.items():
+        folder = world.content(name) / f"jobs/{request.job_id}/1"
+        assert stored_records(world.farm, request.job_id, 1) == journal(folder)
+
+
+def probes_of(world: World, name: str, turn: Machine, *, units: int) -> Request:
+    """A job of so many readings of the sensors, each of which waits for its turn."""
+    ready = make_ready(world.farm, world.worker, world.work, name)
+    return Request(
+        device=name,
+        device_id=ready.device_id,
+        agent_digest=ready.facts.agent_digest,
+        target=replace(ready.target, machine_lock=str(turn.path)),
+        kind="probe",
+        bundle=None,
+        task_data=None,
+        units=tuple(ProbeUnit(number=number, kind="probe") for number in range(units)),
+    )
+
+
+def test_a_job_waits_until_android_has_booted(world: World) -> None:
+    turn = Machine(world.root / "booting.lock", mode=0o666)
+    request = probes_of(world, PHONE, turn, units=1)
+    with closing(connect(world.device(PHONE))) as phone, ThreadPoolExecutor(1) as pool:
+        assert phone.not_yet() == ""
+        assert phone.run(["setprop", "sys.boot_completed", "0"], timeout_s=60).ok
+        try:
+            assert phone.not_yet() == "Android has not booted yet"
+            job = pool.submit(run_job, world.farm.store, world.worker, world.farm.owner, request)
+            wait_for(
+                lambda: job.done() or world.worker.progress(PHONE).waits == "Android has not booted yet",
+                "the job to wait",
+            )
+            assert not job.done()
+            assert not (world.content(PHONE) / f"jobs/{request.job_id}/1/journal.log").exists()
+        finally:
+            assert phone.run(["setprop", "sys.boot_completed", "1"], timeout_s=60).ok
+        assert job.result(timeout=300).complete
 
 
 def test_a_board_that_reboots_while_it_is_verified_keeps_nothing_of_that(world: World) -> None:
@@ -304,7 +409,7 @@ def test_a_phone_is_rebooted_and_a_server_of_others_left_alone(world: World) -> 
         ("fresh-server", "skipped"),
         ("reboot", "recovered"),
     ], found
-    assert "not one that stifarm started" in found.steps[0][1].detail
+    assert "no server that stifarm started" in found.steps[0][1].detail
     assert boot_of(world, PHONE) != before
 
 
