@@ -40,6 +40,14 @@ class Adbd:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.server_port = int(probe.getsockname()[1])
+        try:
+            self._begin(program, adb)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _begin(self, program: str, adb: str) -> None:
         properties = self.folder / "properties"
         properties.write_text("ro.adb.secure=0\n")
         home = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
@@ -59,7 +67,6 @@ class Adbd:
                 raise TimeoutError("adbd does not answer")
             time.sleep(0.1)
         self._adb("-s", self.serial, "wait-for-device")
-        return self
 
     def _start(self, argv: list[str], environment: dict[str, str]) -> None:
         started = subprocess.Popen(
@@ -80,6 +87,9 @@ class Adbd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self.processes:
             process.kill()
             process.wait()

@@ -96,7 +96,11 @@ class Sshd:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._await_answer()
+        try:
+            self._await_answer()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def _await_answer(self) -> None:
@@ -109,6 +113,9 @@ class Sshd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
