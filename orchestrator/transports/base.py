@@ -154,7 +154,7 @@ class Transport(Protocol):
 
     def reboot(self) -> None:
         """Have the device restart; returns when it is asked. Raises: StableError where it cannot be asked or
-        does not permit it; LinkError when it is gone before it answers.
+        does not permit it; TransientError when it is gone before it answers.
         """
 
 
