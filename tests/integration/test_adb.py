@@ -399,6 +399,16 @@ def test_no_server_can_be_started(own_port: int, monkeypatch: pytest.MonkeyPatch
         opened("serial: A").run(["true"], timeout_s=60)
 
 
+def test_no_server_is_started_that_could_not_be_noted(
+    own_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(StableError, match=r"under-test: no adb server can be started: .*XDG_STATE_HOME"):
+        opened("serial: A").run(["true"], timeout_s=60)
+    assert servers_at(own_port) == []
+
+
 def test_none_is_started_where_the_inventory_names_one(own_port: int, tmp_path: Path) -> None:
     named = f"127.0.0.1:{own_port}"
     with pytest.raises(LinkError, match=rf"the adb server at {named} cannot be reached.* -P {own_port} "):
