@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cgroups import system_hierarchies
-from orchestrator.errors import StableError
+from orchestrator.errors import DeviceError, StableError
 from orchestrator.farm import open_farm
 from orchestrator.inventory import load_inventory
 from orchestrator.lab import adb_server, machine, phones
@@ -26,6 +26,7 @@ from orchestrator.lab.up import up as bring_up
 from orchestrator.settings import load_settings
 from orchestrator.transports import connect
 from orchestrator.transports.adb_server import AdbServer, server_address
+from orchestrator.transports.base import Transport
 from sti_runtime.errors import StifarmError
 from tests.farm_world import fill, require_storage, score
 from tests.lab_world import NOBODY, LabCli, as_nobody, traces, wait_for_no_traces
@@ -316,6 +317,14 @@ def test_down_of_a_lab_whose_machine_was_restarted(tmp_path: Path) -> None:
     wait_for_no_traces(cli.lab)
 
 
+def refusal(device: Transport) -> str:
+    """Why a device cannot be used now; empty: it can."""
+    try:
+        return "" if device.run(["true"], timeout_s=60).ok else "its shell fails"
+    except DeviceError as error:
+        return str(error)
+
+
 def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     with tempfile.TemporaryDirectory(prefix="stifarm-lab-") as name:
         home, prefix = Path(name), tuple[str, ...]()
@@ -331,6 +340,13 @@ def test_a_plain_user_has_a_lab_too(tmp_path_factory: pytest.TempPathFactory) ->
             assert cli.says("board-1", "echo up") == "up"
             with closing(connect(load_inventory(cli.lab.inventory).devices[-1])) as phone:
                 assert phone.run(["echo", "phone"], timeout_s=60).stdout == b"phone\n"
+                cli.json("fault", "phone-1", "unauthorized")
+                wait_for(
+                    lambda: "has not authorized this computer" in refusal(phone), "the phone to refuse us"
+                )
+                cli.json("fault", "phone-1", "restore")
+                wait_for(lambda: refusal(phone) == "", "the phone to take us again")
+            assert "control group" in cli.run("fault", "phone-1", "throttle")[2]
             assert "disk of its own" in cli.run("fault", "board-1", "full-disk")[2]
             faults.inject(cli.lab, "board-1", "cut")
             with pytest.raises(subprocess.TimeoutExpired):
