@@ -21,7 +21,7 @@ from sti_runtime.model import HeadConfig, ModelConfig
 from sti_runtime.rows import LabelledRows
 from sti_runtime.shard import F32
 from sti_runtime.tasks import PRESETS, build_task_data, read_tsv, split_profile
-from sti_runtime.training import TrainSettings, evaluate, fine_tune, full_model, with_head
+from sti_runtime.training import PhaseStatus, TrainSettings, evaluate, fine_tune, full_model, with_head
 
 STEPS = 400
 TRAIN_ROWS = 20_000
@@ -79,12 +79,12 @@ def minilm(threads: int) -> Subject | None:
     )
     tuned = fine_tune(
         tensors, config, train, settings, workspace=cache_folder() / "importance", progress=_report
-    )
+    ).tensors
     score = evaluate(tuned, config, full_model(config), dev, threads=threads)
     print(f"MiniLM on SST-2: {STEPS} steps of {settings.batch}, dev accuracy {score.accuracy:.1%}")
     return Subject("MiniLM on SST-2", config, tuned, prepare_rows(profile, config))
 
 
-def _report(phase: str, done: int, total: int, loss: float) -> None:
-    if done % 50 == 0:
-        sys.stderr.write(f"{phase}: step {done} of {total}, loss {loss:.3f}\n")
+def _report(status: PhaseStatus) -> None:
+    if status.done % 50 == 0:
+        sys.stderr.write(f"{status.phase}: step {status.done} of {status.total}, loss {status.loss:.3f}\n")

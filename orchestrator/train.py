@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from orchestrator.farm import Farm
 from orchestrator.library import (
@@ -16,6 +19,7 @@ from orchestrator.library import (
     tokenize_splits,
     tokenizer_of,
 )
+from sti_runtime.early_stop import provenance_of
 from sti_runtime.elastic import make_elastic
 from sti_runtime.model import HeadConfig, Submodel, elastic_submodels
 from sti_runtime.model_store import TRUNCATED, Model, SubmodelScore, make_model
@@ -53,18 +57,22 @@ def train_model(
     *,
     name: str,
     pooling: str,
+    train_rows: int | None = None,
     progress: Progress | None,
 ) -> Model:
     """Put a head on a model, fine-tune it, make it elastic, score every submodel, register it all.
 
     Each submodel is scored before elastic training too, cut from the fine-tuned model (``TRUNCATED``).
+    ``train_rows``: train on so many rows only, drawn by the seed. Early stopping goes by the profile split,
+    never by dev, which reports results. The model's provenance says how each phase ended.
 
     Interrupted training goes on where it was when called again with the same arguments.
     Raises: InputError, DatasetError, ResourceError.
     """
     _, base = find_model(farm, base_name)
     tokenizer_of(base, base_name)
-    examples = read_task(files)
+    train, profile, dev = read_task(files)
+    examples = (subset(train, train_rows, files.seed), profile, dev)
     splits = tokenize_splits(files.spec, examples, base)
     head = HeadConfig.model_validate(
         {
@@ -77,17 +85,31 @@ def train_model(
     workspace = (
         farm.settings.home / "training" / _training_key(base.digest, files, settings, pooling, examples)
     )
-    tuned = fine_tune(
-        tensors, config, splits.train, settings.fine_tune, workspace=workspace, progress=progress
+    done = fine_tune(
+        tensors,
+        config,
+        splits.train,
+        settings.fine_tune,
+        held_out=splits.profile,
+        workspace=workspace,
+        progress=progress,
     )
-    threads = settings.fine_tune.threads
+    tuned, ends = done.tensors, done.ends
+    threads, device = settings.fine_tune.threads, settings.fine_tune.device
     truncated: dict[Submodel, Evaluation] = {}
     if settings.widths is not None and settings.depths is not None:
         submodels = elastic_submodels(config.layers, config.heads)
         truncated = evaluate_submodels(
-            tuned, config, submodels, splits.dev, threads=threads, progress=progress, phase="truncated"
+            tuned,
+            config,
+            submodels,
+            splits.dev,
+            threads=threads,
+            device=device,
+            progress=progress,
+            phase="truncated",
         )
-        tuned = make_elastic(
+        elastic = make_elastic(
             tuned,
             config,
             splits.train,
@@ -97,9 +119,12 @@ def train_model(
             workspace=workspace,
             progress=progress,
         )
+        tuned, ends = elastic.tensors, ends + elastic.ends
     else:
         submodels = (full_model(config),)
-    scores = evaluate_submodels(tuned, config, submodels, splits.dev, threads=threads, progress=progress)
+    scores = evaluate_submodels(
+        tuned, config, submodels, splits.dev, threads=threads, device=device, progress=progress
+    )
     model = make_model(
         config,
         tuned,
@@ -112,8 +137,14 @@ def train_model(
             "task": files.spec.name,
             "train_split": split_digest(examples[0]),
             "train_rows": len(examples[0]),
+            "train_rows_of": len(train),
+            "profile_rows": len(profile),
             "seed": files.seed,
             "settings": repr(settings),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "precision": settings.fine_tune.precision,
+            **{key: value for end in ends for key, value in provenance_of(end).items()},
         },
         scores=tuple(
             SubmodelScore(submodel=s, split=split, correct=e.correct, rows=e.rows)
@@ -124,6 +155,13 @@ def train_model(
     register_model(farm, model, name)
     register_task(farm, files.spec, splits)
     return model
+
+
+def subset(examples: Sequence[Example], rows: int | None, seed: int) -> list[Example]:
+    """``rows`` of the examples, drawn by ``seed``, in their order; None, or as many as there are: all."""
+    if rows is None or rows >= len(examples):
+        return list(examples)
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), rows))]
 
 
 def _training_key(

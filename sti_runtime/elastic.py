@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sti_runtime.arithmetic import Arithmetic
 from sti_runtime.encoder import attention_mask, embed_tokens, head_forward, layer_forward, layer_weights
 from sti_runtime.errors import InputError
 from sti_runtime.model import ModelConfig, Submodel, elastic_submodels
@@ -27,7 +28,10 @@ from sti_runtime.rows import Batch, RowArrays, check_rows, in_order, labelled
 from sti_runtime.shard import F32
 from sti_runtime.torch_tensors import as_torch, torch_threads
 from sti_runtime.training import (
+    HeldOut,
+    PhaseStatus,
     Progress,
+    Trained,
     TrainSettings,
     full_model,
     run_phase,
@@ -57,6 +61,7 @@ def unit_importance(
     *,
     batch: int = 32,
     threads: int = 0,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> UnitImportance:
     """First-order importance of every head and neuron over held-out, labelled rows.
@@ -69,13 +74,15 @@ def unit_importance(
         raise InputError("This model has no classification head.", "Train one first: stifarm model train.")
     rows = labelled(rows)
     check_rows(rows, config)
-    parameters = {n: t.requires_grad_() for n, t in as_torch(tensors, copy=True).items()}
-    masks = torch.ones(config.layers, config.heads, requires_grad=True)
+    copies = as_torch(tensors, copy=True, device=device)
+    parameters = {n: t.requires_grad_() for n, t in copies.items()}
+    masks = torch.ones(config.layers, config.heads, requires_grad=True, device=device)
     heads = torch.zeros(config.layers, config.heads, dtype=torch.float64)
     neurons = torch.zeros(config.layers, config.ffn, dtype=torch.float64)
     total = -(-len(rows.labels) // batch)
     with torch_threads(threads):
-        for done, part in enumerate(in_order(rows, batch), start=1):
+        for done, host_part in enumerate(in_order(rows, batch), start=1):
+            part = host_part.to(masks.device)
             x = embed_tokens(parameters, config, part.input_ids, part.token_types)
             mask = attention_mask(part.lengths, part.input_ids.shape[1])
             for layer in range(config.layers):
@@ -83,13 +90,13 @@ def unit_importance(
                 x = layer_forward(x, mask, weights, config, head_mask=masks[layer])
             loss = F.cross_entropy(head_forward(x, part.lengths, parameters, config.head), part.labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            heads += _gradient(masks).abs().double()
+            heads += _gradient(masks).abs().double().cpu()
             for layer in range(config.layers):
-                neurons[layer] += _neuron_importance(parameters, f"layers.{layer}.ffn.")
+                neurons[layer] += _neuron_importance(parameters, f"layers.{layer}.ffn.").cpu()
             for tensor in (masks, *parameters.values()):
                 tensor.grad = None
             if progress is not None:
-                progress("head importance", done, total, float(loss.detach()))
+                progress(PhaseStatus("head importance", done, total, float(loss.detach())))
     return UnitImportance(heads.numpy(), neurons.numpy())
 
 
@@ -135,25 +142,29 @@ def train_widths(
     rows: RowArrays,
     settings: TrainSettings,
     *,
+    held_out: RowArrays | None = None,
     workspace: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, F32]:
+) -> Trained:
     """Width phase: loss = soft cross-entropy + 0.1 · MSE of hidden states, against the input model.
 
-    Gradients of all widths are accumulated per batch. Raises: as ``training.run_phase``.
+    Gradients of all widths are accumulated per batch; early stopping goes by the mean of all widths on
+    ``held_out``. Raises: as ``training.run_phase``.
     """
-    widths = [s for s in elastic_submodels(config.layers, config.heads) if s.depth == config.layers]
-    teacher, whole = as_torch(tensors, copy=True), full_model(config)
+    widths = tuple(s for s in elastic_submodels(config.layers, config.heads) if s.depth == config.layers)
+    teacher, whole = as_torch(tensors, copy=True, device=settings.device), full_model(config)
 
-    def step(parameters: dict[str, Tensor], batch: Batch) -> float:
-        with torch.no_grad():
+    def step(parameters: dict[str, Tensor], batch: Batch, arithmetic: Arithmetic) -> float:
+        with torch.no_grad(), arithmetic.forward():
             lesson = _forward(teacher, config, whole, batch)
         return sum(
-            _learn(parameters, config, student, batch, lesson, WIDTH_HIDDEN_WEIGHT) for student in widths
+            _learn(parameters, config, student, batch, lesson, WIDTH_HIDDEN_WEIGHT, arithmetic)
+            for student in widths
         )
 
     return run_phase(
         "widths", tensors, config, rows, settings, step,
+        held_out=None if held_out is None else HeldOut(held_out, widths),
         identity=str([s.width for s in widths]), workspace=workspace, progress=progress,
     )  # fmt: skip
 
@@ -164,25 +175,28 @@ def train_depths(
     rows: RowArrays,
     settings: TrainSettings,
     *,
+    held_out: RowArrays | None = None,
     workspace: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, F32]:
+) -> Trained:
     """Width and depth phase: soft cross-entropy + MSE of hidden states, 1 : 1, all submodels.
 
     Each submodel's teacher is the input model at the same width and full depth; the hidden state at the
     input of a kept layer is compared with the teacher's at the input of the same layer.
-    Gradients of all submodels are accumulated per batch. Raises: as ``training.run_phase``.
+    Gradients of all submodels are accumulated per batch; early stopping goes by the mean of all submodels on
+    ``held_out``. Raises: as ``training.run_phase``.
     """
     students = elastic_submodels(config.layers, config.heads)
-    teacher, layers = as_torch(tensors, copy=True), tuple(range(config.layers))
+    teacher = as_torch(tensors, copy=True, device=settings.device)
+    layers = tuple(range(config.layers))
 
-    def step(parameters: dict[str, Tensor], batch: Batch) -> float:
+    def step(parameters: dict[str, Tensor], batch: Batch, arithmetic: Arithmetic) -> float:
         loss = 0.0
         for width in sorted({s.width for s in students}, reverse=True):
-            with torch.no_grad():
+            with torch.no_grad(), arithmetic.forward():
                 lesson = _forward(teacher, config, Submodel(kept=layers, width=width), batch)
             loss += sum(
-                _learn(parameters, config, student, batch, lesson, DEPTH_HIDDEN_WEIGHT)
+                _learn(parameters, config, student, batch, lesson, DEPTH_HIDDEN_WEIGHT, arithmetic)
                 for student in students
                 if student.width == width
             )
@@ -190,6 +204,7 @@ def train_depths(
 
     return run_phase(
         "depths", tensors, config, rows, settings, step,
+        held_out=None if held_out is None else HeldOut(held_out, students),
         identity=str([(s.kept, s.width) for s in students]), workspace=workspace, progress=progress,
     )  # fmt: skip
 
@@ -204,17 +219,24 @@ def make_elastic(
     *,
     workspace: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, F32]:
+) -> Trained:
     """Reorder a fine-tuned model by importance over ``held_out``, then both phases on ``rows``.
 
+    Early stopping, where the settings ask for it, goes by ``held_out`` too.
     The result's trained submodels are ``model.elastic_submodels``. Raises: as the steps.
     """
     importance = unit_importance(
-        tensors, config, held_out, batch=widths.batch, threads=widths.threads, progress=progress
-    )
+        tensors, config, held_out, batch=widths.batch, threads=widths.threads, device=widths.device,
+        progress=progress,
+    )  # fmt: skip
     ordered = reorder(tensors, config, importance)
-    wide = train_widths(ordered, config, rows, widths, workspace=workspace, progress=progress)
-    return train_depths(wide, config, rows, depths, workspace=workspace, progress=progress)
+    wide = train_widths(
+        ordered, config, rows, widths, held_out=held_out, workspace=workspace, progress=progress
+    )
+    deep = train_depths(
+        wide.tensors, config, rows, depths, held_out=held_out, workspace=workspace, progress=progress
+    )
+    return Trained(deep.tensors, wide.ends + deep.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,15 +269,21 @@ def _learn(
     batch: Batch,
     teacher: _Lesson,
     hidden_weight: float,
+    arithmetic: Arithmetic,
 ) -> float:
     """Add one submodel's gradients; its graph is freed before the next one's is built."""
-    own = _forward(parameters, config, student, batch)
-    soft = -(F.softmax(teacher.logits, 1) * F.log_softmax(own.logits, 1)).sum(1).mean()
+    with arithmetic.forward():
+        own = _forward(parameters, config, student, batch)
+    wanted = F.softmax(teacher.logits.float(), 1)
+    soft = -(wanted * F.log_softmax(own.logits.float(), 1)).sum(1).mean()
     real = attention_mask(batch.lengths, batch.input_ids.shape[1])[:, 0, 0]
     targets = [teacher.states[layer] for layer in (*student.kept, config.layers)]
     hidden = torch.stack(
-        [F.mse_loss(mine[real], theirs[real]) for mine, theirs in zip(own.states, targets, strict=True)]
+        [
+            F.mse_loss(mine[real].float(), theirs[real].float())
+            for mine, theirs in zip(own.states, targets, strict=True)
+        ]
     ).sum()
     loss = soft + hidden_weight * hidden
-    loss.backward()  # type: ignore[no-untyped-call]
+    arithmetic.backward(loss)
     return float(loss.detach())

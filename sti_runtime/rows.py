@@ -64,6 +64,15 @@ class Batch:
     lengths: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``; on the CPU itself."""
+        return Batch(
+            self.input_ids.to(device),
+            self.token_types.to(device),
+            self.lengths.to(device),
+            self.labels.to(device),
+        )
+
 
 def labelled(rows: RowArrays, limit: int | None = None) -> LabelledRows:
     """The rows whose label is known, the first ``limit`` of them. Raises: DatasetError if there is none."""

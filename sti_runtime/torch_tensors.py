@@ -12,17 +12,22 @@ from torch import Tensor
 from sti_runtime.shard import F32
 
 
-def as_torch(tensors: Mapping[str, F32], *, copy: bool = False) -> dict[str, Tensor]:
-    """Canonical tensors for the encoder, sharing memory unless ``copy`` or read-only."""
+def as_torch(
+    tensors: Mapping[str, F32], *, copy: bool = False, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Canonical tensors for the encoder on ``device``; on the CPU sharing memory unless ``copy`` or
+    read-only."""
     return {
-        name: torch.from_numpy(np.array(t, np.float32, order="C") if copy or not t.flags.writeable else t)
+        name: torch.from_numpy(np.array(t, np.float32, order="C") if copy or not t.flags.writeable else t).to(
+            device
+        )
         for name, t in tensors.items()
     }
 
 
 def as_numpy(tensors: Mapping[str, Tensor]) -> dict[str, F32]:
     """The opposite of ``as_torch``; copies."""
-    return {name: np.array(t.detach().numpy(), np.float32, order="C") for name, t in tensors.items()}
+    return {name: np.array(t.detach().cpu().numpy(), np.float32, order="C") for name, t in tensors.items()}
 
 
 @contextlib.contextmanager

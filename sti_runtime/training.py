@@ -2,7 +2,7 @@
 
 A phase is deterministic (no dropout; batches depend on seed and epoch only) and writes its whole state
 now and then, atomically. The same call after an interruption continues at the last state and ends
-with the same bits as an uninterrupted run with as many threads.
+with the same bits as an uninterrupted run with as many threads (on CUDA: the same but for rounding).
 """
 
 from __future__ import annotations
@@ -14,34 +14,47 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sti_runtime.encoder import model_forward
-from sti_runtime.metrics import count_correct, mean_cross_entropy
+from sti_runtime.arithmetic import Arithmetic
+from sti_runtime.early_stop import EarlyStop, PhaseEnd
+from sti_runtime.evaluation import (
+    Evaluation,
+    Progress,
+    check_on,
+    classify,
+    evaluate,
+    evaluate_submodels,
+    full_model,
+)
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, tensor_shapes
 from sti_runtime.records import canonical_json
 from sti_runtime.rows import (
     I64,
     Batch,
+    LabelledRows,
     RowArrays,
     check_rows,
     epoch_order,
-    in_order,
     labelled,
     rows_digest,
     to_batch,
 )
 from sti_runtime.shard import F32
-from sti_runtime.torch_tensors import as_numpy, as_torch, torch_threads
-from sti_runtime.train_state import Trainer, TrainSettings
+from sti_runtime.torch_tensors import as_numpy, torch_threads
+from sti_runtime.train_state import PhaseStatus, Trainer, TrainSettings
 
 __all__ = [
+    "EarlyStop",
     "Evaluation",
+    "HeldOut",
+    "PhaseEnd",
+    "PhaseStatus",
     "Progress",
     "Step",
     "TrainSettings",
+    "Trained",
     "classify",
     "evaluate",
     "evaluate_submodels",
@@ -54,24 +67,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int, float], None]
-"""Called as (phase, steps done, steps in all, loss of the last step)."""
-
 _INITIAL_STD = 0.02  # BERT's initializer_range
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A submodel's score on some rows: mean loss in nano-nats."""
-
-    rows: int
-    correct: int
-    loss_nano: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct rows, 0…1."""
-        return self.correct / self.rows
 
 
 # ------------------------------------------------------------------------------------- tensors
@@ -104,8 +100,24 @@ def _initial(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> F32
 
 # -------------------------------------------------------------------------------------- phases
 
-Step = Callable[[dict[str, Tensor], Batch], float]
+Step = Callable[[dict[str, Tensor], Batch, Arithmetic], float]
 """Adds one batch's gradients to the parameters' ``.grad`` and returns the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What early stopping scores: submodels on rows that are not trained on."""
+
+    rows: RowArrays
+    submodels: tuple[Submodel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The result of phases: tensors, and how each phase ended."""
+
+    tensors: dict[str, F32]
+    ends: tuple[PhaseEnd, ...]
 
 
 def run_phase(
@@ -116,24 +128,36 @@ def run_phase(
     settings: TrainSettings,
     step: Step,
     *,
+    held_out: HeldOut | None = None,
     identity: str = "",
     workspace: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, F32]:
+) -> Trained:
     """Train ``tensors`` by ``step`` over ``rows`` and return the result; the input is not changed.
 
-    ``workspace``: a folder for the phase's state file; a finished phase found there is not trained again.
-    ``identity``: whatever else the result depends on (a teacher, a list of submodels).
+    ``held_out``: what ``settings.early_stop`` goes by. ``workspace``: a folder for the phase's state file; a
+    finished phase found there is not trained again. ``identity``: whatever else the result depends on (a
+    teacher, a list of submodels).
     Raises: DatasetError for rows that the model cannot take; FormatError for a damaged state file;
     ResourceError when the state cannot be written or the loss is no longer finite.
     """
     check_rows(rows, config)
+    watched = _watched(settings.early_stop, held_out, config)
     batches_per_epoch = -(-len(rows.labels) // settings.batch)
     total = batches_per_epoch * settings.epochs
     total = total if settings.max_steps is None else min(total, settings.max_steps)
     # Phases of other inputs, settings or code paths have other names, so they never mix.
     facts = asdict(settings) | {"threads": 0, "checkpoint_every": 0}
-    key = canonical_json([phase, identity, config.to_json().decode(), facts, rows_digest(rows)])
+    key = canonical_json(
+        [
+            phase,
+            identity,
+            config.to_json().decode(),
+            facts,
+            rows_digest(rows),
+            None if watched is None else rows_digest(watched[1]),
+        ]
+    )
     name = hashlib.sha256(key + _digest_of(tensors).encode()).hexdigest()[:16]
     state_file = None if workspace is None else workspace / f"{phase}-{name}.safetensors"
 
@@ -142,20 +166,46 @@ def run_phase(
         trainer.restore(state_file)
         log.info("phase %s: continues at step %d of %d (%s)", phase, trainer.done, total, state_file)
         if progress is not None:
-            progress(phase, trainer.done, total, trainer.loss)
+            progress(trainer.status(phase))
     order: tuple[int, list[I64]] = (-1, [])
     with torch_threads(settings.threads):
-        while trainer.done < total:
+        while trainer.why is None:
             epoch, position = divmod(trainer.done, batches_per_epoch)
             if order[0] != epoch:
                 order = (epoch, epoch_order(rows, settings.batch, settings.seed, epoch))
-            trainer.update(step(trainer.parameters, to_batch(rows, order[1][position])), phase)
-            last = trainer.done == total
-            if state_file is not None and (last or trainer.done % settings.checkpoint_every == 0):
+            batch = to_batch(rows, order[1][position]).to(trainer.arithmetic.device)
+            trainer.update(step(trainer.parameters, batch, trainer.arithmetic), phase)
+            if watched is not None and watched[0].is_due(trainer.done, total):
+                _check(trainer, watched, config, phase)
+            trainer.end_if_due()
+            saves = trainer.why is not None or trainer.done % settings.checkpoint_every == 0
+            if state_file is not None and saves:
                 trainer.save(state_file)
             if progress is not None:
-                progress(phase, trainer.done, total, trainer.loss)
-    return as_numpy(trainer.parameters)
+                progress(trainer.status(phase))
+    return Trained(as_numpy(trainer.parameters), (trainer.end(phase, batches_per_epoch),))
+
+
+_Watched = tuple[EarlyStop, LabelledRows, tuple[Submodel, ...]]
+
+
+def _watched(rule: EarlyStop | None, held_out: HeldOut | None, config: ModelConfig) -> _Watched | None:
+    """What is scored now and then, if anything is. Raises: DatasetError, ValueError."""
+    if rule is None:
+        return None
+    if held_out is None:
+        raise ValueError("early stopping needs held-out rows")
+    rows = labelled(held_out.rows)
+    check_rows(rows, config)
+    return rule, rows, held_out.submodels
+
+
+def _check(trainer: Trainer, watched: _Watched, config: ModelConfig, phase: str) -> None:
+    rule, rows, submodels = watched
+    assert trainer.best is not None
+    found = check_on(trainer.parameters, config, submodels, rows, rule)
+    trainer.require_finite(found, f"the held-out loss after step {trainer.done}", phase)
+    trainer.best.check(round(found), trainer.done, trainer.parameters)
 
 
 def _digest_of(tensors: Mapping[str, F32]) -> str:
@@ -166,12 +216,7 @@ def _digest_of(tensors: Mapping[str, F32]) -> str:
     return state.hexdigest()
 
 
-# -------------------------------------------------------------------------- fine-tuning, scoring
-
-
-def full_model(config: ModelConfig) -> Submodel:
-    """All layers, all slices."""
-    return Submodel(kept=tuple(range(config.layers)), width=config.heads)
+# --------------------------------------------------------------------------------- fine-tuning
 
 
 def fine_tune(
@@ -180,70 +225,26 @@ def fine_tune(
     rows: RowArrays,
     settings: TrainSettings,
     *,
+    held_out: RowArrays | None = None,
     workspace: Path | None = None,
     progress: Progress | None = None,
     phase: str = "fine-tune",
-) -> dict[str, F32]:
+) -> Trained:
     """Train encoder and head on labelled rows by cross-entropy. ``config`` has a head (``with_head``).
 
-    Raises: as ``run_phase``.
+    ``held_out``: rows for early stopping. Raises: as ``run_phase``.
     """
     submodel = full_model(config)
 
-    def step(parameters: dict[str, Tensor], batch: Batch) -> float:
-        loss = F.cross_entropy(classify(parameters, config, submodel, batch), batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def step(parameters: dict[str, Tensor], batch: Batch, arithmetic: Arithmetic) -> float:
+        with arithmetic.forward():
+            logits = classify(parameters, config, submodel, batch)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        arithmetic.backward(loss)
         return float(loss.detach())
 
-    rows = labelled(rows)
-    return run_phase(phase, tensors, config, rows, settings, step, workspace=workspace, progress=progress)
-
-
-def classify(tensors: Mapping[str, Tensor], config: ModelConfig, submodel: Submodel, batch: Batch) -> Tensor:
-    """Logits [B, labels] of one batch. Raises: ValueError if the model has no head."""
-    logits, _ = model_forward(tensors, config, submodel, batch.input_ids, batch.token_types, batch.lengths)
-    if logits is None:
-        raise ValueError("the model has no classification head; put one on with with_head")
-    return logits
-
-
-def evaluate(
-    tensors: Mapping[str, F32],
-    config: ModelConfig,
-    submodel: Submodel,
-    rows: RowArrays,
-    *,
-    batch: int = 64,
-    threads: int = 0,
-) -> Evaluation:
-    """Accuracy and mean loss of one submodel at 32 bits over the labelled rows.
-
-    Raises: DatasetError for rows that the model cannot take, or when none is labelled.
-    """
-    rows = labelled(rows)
-    check_rows(rows, config)
-    parameters = as_torch(tensors)
-    with torch_threads(threads), torch.inference_mode():
-        logits = torch.cat([classify(parameters, config, submodel, b) for b in in_order(rows, batch)])
-    correct, count = count_correct(logits.argmax(1).numpy(), rows.labels)
-    return Evaluation(count, correct, round(mean_cross_entropy(logits.numpy(), rows.labels) * 1e9))
-
-
-def evaluate_submodels(
-    tensors: Mapping[str, F32],
-    config: ModelConfig,
-    submodels: tuple[Submodel, ...],
-    rows: RowArrays,
-    *,
-    batch: int = 64,
-    threads: int = 0,
-    progress: Progress | None = None,
-    phase: str = "evaluate",
-) -> dict[Submodel, Evaluation]:
-    """``evaluate`` for every submodel, in order; ``phase`` is what ``progress`` is told."""
-    results: dict[Submodel, Evaluation] = {}
-    for submodel in submodels:
-        results[submodel] = evaluate(tensors, config, submodel, rows, batch=batch, threads=threads)
-        if progress is not None:
-            progress(phase, len(results), len(submodels), results[submodel].loss_nano / 1e9)
-    return results
+    return run_phase(
+        phase, tensors, config, labelled(rows), settings, step,
+        held_out=None if held_out is None else HeldOut(held_out, (submodel,)),
+        workspace=workspace, progress=progress,
+    )  # fmt: skip

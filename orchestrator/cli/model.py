@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from db import artifacts
 from orchestrator.cli.context import LARGEST_SEED, JsonOption, farm_of
-from orchestrator.cli.output import Steps, emit_json, note, steps, success, table, warn
+from orchestrator.cli.output import Steps, emit_json, lines, note, steps, success, table, warn
 from orchestrator.library import (
     PROFILE_ROWS,
     TaskFiles,
@@ -20,12 +22,14 @@ from orchestrator.library import (
     tokenize_splits,
 )
 from orchestrator.submodel_report import submodel_table
+from orchestrator.training_report import measured, training_lines
+from sti_runtime.early_stop import NANO, EarlyStop
 from sti_runtime.errors import InputError
 from sti_runtime.model_store import Model
 from sti_runtime.tasks import PRESETS, TaskSpec, user_task
 
 if TYPE_CHECKING:
-    from sti_runtime.training import Progress
+    from sti_runtime.training import PhaseStatus, Progress
 
 model_app = typer.Typer(no_args_is_help=True, help="Import, train and list models.")
 task_app = typer.Typer(no_args_is_help=True, help="Tasks: rows to score and to time on.")
@@ -88,21 +92,40 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Peak learning rate.")] = 2e-5,
     elastic: Annotated[bool, typer.Option("--elastic/--no-elastic", help="Train submodels too.")] = True,
+    train_rows: Annotated[
+        int | None, typer.Option("--train-rows", min=1, help="Train on so many rows, drawn by the seed.")
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option(min=0, help="End a phase after so many checks without a gain (10 a phase); 0: never."),
+    ] = 0,
+    stop_by: Annotated[
+        str, typer.Option("--stop-by", help="What is checked on the profile rows: loss or accuracy.")
+    ] = "loss",
+    least_gain: Annotated[
+        float, typer.Option("--least-gain", min=0, max=1, help="A gain is more than this (nats, or share).")
+    ] = 0.0,
+    on: Annotated[str, typer.Option("--on", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or mixed (CUDA only).")] = "fp32",
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Put a classification head on a model, fine-tune it and make it elastic (DynaBERT).
 
+    With --patience each phase ends early when the profile rows gain no more, and keeps its best weights.
     Interrupt it at any time: the same command goes on where it was.
     Example: stifarm model train minilm --task sst-2 --train train.tsv --dev dev.tsv
     """
     # Training loads PyTorch, which no other verb of this module needs.
     from orchestrator.train import train_model, training_settings
+    from sti_runtime.arithmetic import choose_device, choose_precision
     from sti_runtime.training import TrainSettings
 
     if pooling not in ("cls", "mean"):
         raise InputError(f"--pooling {pooling!r} is unknown.", "Choose cls or mean.")
+    device = choose_device(on)
+    rule = _rule(patience, stop_by, least_gain)
     spec = _spec(task, train_file, text, label, max_tokens)
     phase = TrainSettings(
         epochs=epochs,
@@ -112,6 +135,9 @@ def train(
         max_tokens=spec.max_tokens,
         seed=seed,
         threads=threads,
+        early_stop=rule,
+        device=device,
+        precision=choose_precision(precision, device),
     )
     settings = training_settings(phase, elastic_steps)
     if not elastic:
@@ -119,7 +145,16 @@ def train(
     chosen = name or f"{base}-{spec.name}"
     files = TaskFiles(spec, train_file, dev, profile_rows, seed)
     with farm_of(context) as farm, steps(quiet=json) as bars:
-        model = train_model(farm, base, files, settings, name=chosen, pooling=pooling, progress=_phases(bars))
+        model = train_model(
+            farm,
+            base,
+            files,
+            settings,
+            name=chosen,
+            pooling=pooling,
+            train_rows=train_rows,
+            progress=_phases(bars, rule),
+        )
     _show(chosen, model, json)
 
 
@@ -200,8 +235,17 @@ def _spec(
     )
 
 
-def _phases(bars: Steps) -> Progress:
-    """A progress callback that gives each training phase a bar of its own."""
+def _rule(patience: int, stop_by: str, least_gain: float) -> EarlyStop | None:
+    """The rule of early stopping that the options ask for. Raises: InputError."""
+    if stop_by not in ("loss", "accuracy"):
+        raise InputError(f"--stop-by {stop_by!r} is unknown.", "Choose loss or accuracy.")
+    if not patience:
+        return None
+    return EarlyStop(patience, "accuracy" if stop_by == "accuracy" else "loss", round(least_gain * NANO))
+
+
+def _phases(bars: Steps, rule: EarlyStop | None) -> Progress:
+    """A progress callback that gives each training phase a bar of its own, and a line on how it goes."""
     labels = {
         "fine-tune": "fine-tune the whole model",
         "head importance": "importance of heads and neurons",
@@ -210,11 +254,38 @@ def _phases(bars: Steps) -> Progress:
         "truncated": "accuracy of submodels as they are",
         "evaluate": "accuracy of every submodel",
     }
+    begun: dict[str, tuple[float, int]] = {}
+    """When each phase was first told of, and at which step."""
 
-    def progress(phase: str, step: int, total: int, loss: float) -> None:
-        bars.show(phase, f"{labels.get(phase, phase)} (loss {loss:.3f})", step, total)
+    def progress(status: PhaseStatus) -> None:
+        began, first = begun.setdefault(status.phase, (time.monotonic(), status.done))
+        left_s = None
+        if status.done > first:
+            left_s = (time.monotonic() - began) / (status.done - first) * (status.total - status.done)
+        label = labels.get(status.phase, status.phase)
+        over = status.ended or status.done == status.total
+        early = ", ended early" if over and status.done < status.total else ""
+        bars.show(
+            status.phase,
+            f"{label} (loss {status.loss:.3f}{early})",
+            status.done,
+            status.total,
+            "" if over else f"{label}: {detail(status, rule, left_s)}",
+        )
 
     return progress
+
+
+def detail(status: PhaseStatus, rule: EarlyStop | None, left_s: float | None) -> str:
+    """A phase's step, loss, best check, patience and time left, as far as they are known."""
+    parts = [f"step {status.done} of {status.total}", f"loss {status.loss:.3f}"]
+    if rule is not None and status.patience_left is not None:
+        if status.best_nano is not None:
+            parts.append(f"best {measured(status.best_nano, rule.measure)} on held-out rows")
+        parts.append(f"patience {status.patience_left} of {rule.patience}")
+    if left_s is not None:
+        parts.append(f"about {timedelta(seconds=round(left_s))} left")
+    return ", ".join(parts)
 
 
 def _show(name: str, model: Model, json: bool) -> None:
@@ -230,6 +301,7 @@ def _show(name: str, model: Model, json: bool) -> None:
     if info.scores:
         columns, rows, caption = submodel_table(info.scores)
         table("Trained submodels at 32 bits", columns, rows, caption=caption)
+    lines(training_lines(info.provenance))
     if info.untrained:
         warn("its submodels were never trained as such; plans from it are flagged untrained-submodels")
         note(f"  next: stifarm model train {name} --task TASK --train TSV --dev TSV")

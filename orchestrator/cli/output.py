@@ -325,6 +325,9 @@ class _Bars(Progress):
         yield from (
             Text(f"  {task.fields['waits']}", "yellow") for task in self.tasks if task.fields["waits"]
         )
+        yield from (
+            Text(f"  {task.fields['detail']}", "dim") for task in self.tasks if task.fields.get("detail")
+        )
 
 
 class Steps:
@@ -334,8 +337,9 @@ class Steps:
         self._progress = progress
         self._named: dict[str, TaskID] = {}
 
-    def show(self, key: str, label: str, done: int, total: int) -> None:
-        """Set the bar called ``key``, making it when it is new."""
+    def show(self, key: str, label: str, done: int, total: int, detail: str = "") -> None:
+        """Set the bar called ``key``, making it when it is new; ``detail`` stands in a line below the bars
+        until it is empty."""
         if self._progress is None:
             if key not in self._named:
                 self._named[key] = TaskID(0)
@@ -343,7 +347,9 @@ class Steps:
             return
         if key not in self._named:
             self._named[key] = self._progress.add_task(plain(label), total=total, waits="")
-        self._progress.update(self._named[key], description=plain(label), completed=done, total=total)
+        self._progress.update(
+            self._named[key], description=plain(label), completed=done, total=total, detail=plain(detail)
+        )
 
     def refresh(self) -> None:
         """Draw the bars as they are now."""

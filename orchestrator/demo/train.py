@@ -30,7 +30,13 @@ from sti_runtime.model import elastic_submodels
 from sti_runtime.model_store import SubmodelScore
 from sti_runtime.rows import select_rows
 from sti_runtime.tasks import build_task_data, split_digest
-from sti_runtime.training import TrainSettings, evaluate_submodels, fine_tune, initial_tensors
+from sti_runtime.training import (
+    PhaseStatus,
+    TrainSettings,
+    evaluate_submodels,
+    fine_tune,
+    initial_tensors,
+)
 
 COMMAND = "python -m orchestrator.demo.train --out FILE"
 SEED = 1
@@ -63,13 +69,13 @@ def train(out: Path, workspace: Path | None) -> None:
     tensors = initial_tensors(config, SEED)
     tensors = fine_tune(
         tensors, config, short, SHORT, workspace=workspace, progress=_report, phase="short-sentences"
-    )
+    ).tensors
     tensors = fine_tune(
         tensors, config, rest, WHOLE, workspace=workspace, progress=_report, phase="all-sentences"
-    )
+    ).tensors
     tensors = make_elastic(
         tensors, config, rest, ordering, WIDTHS, DEPTHS, workspace=workspace, progress=_report
-    )
+    ).tensors
     tensors = to_half(tensors)
     submodels = elastic_submodels(config.layers, config.heads)
     results = evaluate_submodels(tensors, config, submodels, dev, threads=1)
@@ -106,9 +112,9 @@ def train(out: Path, workspace: Path | None) -> None:
         _say(f"{submodel}: {100 * result.accuracy:.1f} % of {result.rows} dev rows")
 
 
-def _report(phase: str, done: int, total: int, loss: float) -> None:
-    if done % 50 == 0 or done == total:
-        _say(f"{phase}: step {done} of {total}, loss {loss:.3f}")
+def _report(status: PhaseStatus) -> None:
+    if status.done % 50 == 0 or status.done == status.total:
+        _say(f"{status.phase}: step {status.done} of {status.total}, loss {status.loss:.3f}")
 
 
 def _say(line: str) -> None:

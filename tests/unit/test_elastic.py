@@ -26,6 +26,9 @@ from sti_runtime.rows import LabelledRows, epoch_order, in_order, to_batch
 from sti_runtime.shard import F32
 from sti_runtime.torch_tensors import as_torch, torch_threads
 from sti_runtime.training import (
+    EarlyStop,
+    Progress,
+    Trained,
     TrainSettings,
     classify,
     evaluate,
@@ -142,13 +145,13 @@ def test_slices_after_reordering_hold_the_chosen_units() -> None:
 def test_training_learns_and_elastic_phases_help_the_small_submodels() -> None:
     train, held_out = make_rows(2000, 1), make_rows(256, 2)
     settings = TrainSettings(epochs=20, batch=32, learning_rate=1e-3, max_steps=300, seed=0, threads=1)
-    tuned = fine_tune(initial_tensors(CONFIG, 0), CONFIG, train, settings)
+    tuned = fine_tune(initial_tensors(CONFIG, 0), CONFIG, train, settings).tensors
     whole, smallest = full_model(CONFIG), elastic_submodels(CONFIG.layers, CONFIG.heads)[-1]
     assert evaluate(tuned, CONFIG, whole, held_out).accuracy > 0.95
 
     ordered = reorder(tuned, CONFIG, unit_importance(tuned, CONFIG, held_out))
     short = TrainSettings(epochs=20, batch=32, learning_rate=1e-3, max_steps=60, threads=1)
-    elastic = make_elastic(tuned, CONFIG, train, held_out, short, short)
+    elastic = make_elastic(tuned, CONFIG, train, held_out, short, short).tensors
     before = evaluate(ordered, CONFIG, smallest, held_out)
     scores = evaluate_submodels(elastic, CONFIG, elastic_submodels(3, 4), held_out)
     assert scores[smallest].loss_nano < before.loss_nano / 2
@@ -162,7 +165,7 @@ def test_width_phase_alone_leaves_the_input_untouched() -> None:
     copies = {name: tensor.copy() for name, tensor in tensors.items()}
     settings = TrainSettings(epochs=1, batch=16, learning_rate=1e-3, max_steps=2, threads=1)
     for phase in (train_widths, train_depths):
-        result = phase(tensors, CONFIG, make_rows(64, 6), settings)
+        result = phase(tensors, CONFIG, make_rows(64, 6), settings).tensors
         assert not np.array_equal(result["layers.0.ffn.in.weight"], tensors["layers.0.ffn.in.weight"])
         for name, copy in copies.items():
             np.testing.assert_array_equal(tensors[name], copy)
@@ -171,10 +174,10 @@ def test_width_phase_alone_leaves_the_input_untouched() -> None:
 def test_the_same_call_gives_the_same_bits_and_another_seed_does_not() -> None:
     rows, tensors = make_rows(128, 7), initial_tensors(CONFIG, 7)
     settings = TrainSettings(epochs=1, batch=16, learning_rate=1e-3, threads=1)
-    first, second = (fine_tune(tensors, CONFIG, rows, settings) for _ in range(2))
+    first, second = (fine_tune(tensors, CONFIG, rows, settings).tensors for _ in range(2))
     other = fine_tune(
         tensors, CONFIG, rows, TrainSettings(epochs=1, batch=16, learning_rate=1e-3, seed=1, threads=1)
-    )
+    ).tensors
     for name, tensor in first.items():
         np.testing.assert_array_equal(tensor, second[name])
     assert any(not np.array_equal(tensor, other[name]) for name, tensor in first.items())
@@ -188,7 +191,7 @@ def test_progress_reports_every_step_and_the_schedule_ends() -> None:
         CONFIG,
         make_rows(64, 0),
         settings,
-        progress=lambda phase, done, total, loss: calls.append((phase, done, total)),
+        progress=lambda status: calls.append((status.phase, status.done, status.total)),
     )
     assert calls == [("fine-tune", step, 7) for step in range(1, 8)]
 
@@ -275,9 +278,9 @@ from pathlib import Path
 from orchestrator.interrupts import lost_interrupts_return
 from tests.unit.test_elastic import resumable
 
-def on_step(phase, done, total, loss):
-    print(phase, done, flush=True)
-    if (phase, done) == (sys.argv[2], total - 1):
+def on_step(status):
+    print(status.phase, status.done, flush=True)
+    if (status.phase, status.done) == (sys.argv[2], status.total - 1):
         time.sleep(600)  # so that the signal comes before the last step, on any machine
 
 with lost_interrupts_return():
@@ -285,15 +288,15 @@ with lost_interrupts_return():
 """
 
 
-def resumable(workspace: Path | None, on_step: object = None) -> dict[str, F32]:
+def resumable(workspace: Path | None, on_step: Progress | None = None) -> Trained:
     """A whole elastic training, run by a test and by the process it kills."""
     settings = TrainSettings(
-        epochs=9, batch=16, learning_rate=1e-3, max_steps=20, threads=1, checkpoint_every=3
-    )
-    progress = on_step if callable(on_step) else None
+        epochs=9, batch=16, learning_rate=1e-3, max_steps=20, threads=1, checkpoint_every=3,
+        early_stop=EarlyStop(patience=9),
+    )  # fmt: skip
     return make_elastic(
         initial_tensors(CONFIG, 0), CONFIG, make_rows(256, 1), make_rows(64, 2), settings, settings,
-        workspace=workspace, progress=progress,
+        workspace=workspace, progress=on_step,
     )  # fmt: skip
 
 
@@ -317,19 +320,21 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path, phase: str, 
     process.stdout.close()
 
     steps: list[tuple[str, int]] = []
-    resumed = resumable(tmp_path, on_step=lambda p, done, total, loss: steps.append((p, done)))
+    resumed = resumable(tmp_path, on_step=lambda status: steps.append((status.phase, status.done)))
     first = next(done for name, done in steps if name == phase)
     assert 6 <= first < 20
     if phase == "depths":
         assert [done for name, done in steps if name == "widths"] == [20]
-    for name, tensor in resumable(None).items():
-        np.testing.assert_array_equal(tensor, resumed[name])
+    whole = resumable(None)
+    assert whole.ends == resumed.ends
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(tensor, resumed.tensors[name])
 
 
 def test_a_finished_phase_is_not_trained_again(tmp_path: Path) -> None:
     resumable(tmp_path)
     steps: list[tuple[str, int]] = []
-    resumable(tmp_path, on_step=lambda p, done, total, loss: steps.append((p, done)))
+    resumable(tmp_path, on_step=lambda status: steps.append((status.phase, status.done)))
     assert [step for step in steps if step[0] != "head importance"] == [("widths", 20), ("depths", 20)]
     assert not list(tmp_path.glob("*.partial"))
 
