@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns
@@ -32,13 +32,14 @@ class ScoreKey:
 @dataclass(frozen=True)
 class StoredScore:
     """One score; the halves are the even and the odd rows, for split-half reliability. ``half_a_correct``
-    None: of an earlier schema, to be scored again."""
+    None: of an earlier schema, to be scored again. ``device``: where it was measured; None: on the host."""
 
     score: Score
     rows: int
     half_a_loss_nano: int | None = None
     half_b_loss_nano: int | None = None
     half_a_correct: int | None = None
+    device: str | None = None
 
 
 def record_score(session: Session, key: ScoreKey, shard: ShardId, stored: StoredScore) -> None:
@@ -60,6 +61,7 @@ def record_score(session: Session, key: ScoreKey, shard: ShardId, stored: Stored
         "half_a_loss_nano": stored.half_a_loss_nano,
         "half_b_loss_nano": stored.half_b_loss_nano,
         "half_a_correct": stored.half_a_correct,
+        "device": stored.device,
         "created_wall_ns": now_wall_ns(),
     }
     save_new(session, ImportanceScoreRow, configuration | figures)
@@ -86,9 +88,33 @@ def scores_done(session: Session, key: ScoreKey) -> dict[ShardId, StoredScore]:
             row.half_a_loss_nano,
             row.half_b_loss_nano,
             row.half_a_correct,
+            row.device,
         )
         for row in session.scalars(query)
     }
+
+
+def scored_by(session: Session, profile: ImportanceProfile) -> dict[str | None, int]:
+    """How many of a profile's shards each device scored, None: the host; empty for an estimate.
+
+    Of more than one quantizer's scores, all count.
+    """
+    table = ImportanceScoreRow
+    if profile.method == "gradient":
+        return {}
+    query = (
+        select(table.device, func.count())
+        .where(
+            table.model_digest == profile.model_digest,
+            table.task == profile.task,
+            table.split_digest == profile.split_digest,
+            table.base_fidelity == profile.base_fidelity,
+            table.layer >= 0,
+        )
+        .group_by(table.device)
+        .order_by(func.count().desc(), table.device)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def save_importance_profile(session: Session, profile: ImportanceProfile) -> str:

@@ -12,11 +12,11 @@ from sqlalchemy import ColumnElement, Select, String, bindparam, cast, func, sel
 from sqlalchemy.orm import Session
 
 from db.documents import parse
-from db.models import EvaluationRow, PlanRow, RequestRow, RunRow, TaskDataRow
+from db.models import DeviceRow, EvaluationRow, PlanRow, RequestRow, RunRow, TaskDataRow
 from db.statistics import Proportion, Summary, median, summarise, wilson
 from sti_runtime.messages import computes_alike
 
-SEEN_SPLITS = ("train", "profile")
+SEEN_SPLITS = ("train", "profile", "profile-even", "profile-odd")
 """Splits that training or planning has seen: no accuracy is reported from them unless asked."""
 
 
@@ -71,6 +71,34 @@ class Accuracy:
     task_data_digest: str
     split: str
     wall_ns: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation: mean cross-entropy in nano-nats over ``rows`` labelled rows; ``device`` by name."""
+
+    rows: int
+    correct: int
+    loss_nano: int
+    device: str
+
+
+def evaluations_on(
+    session: Session, content_digests: Collection[str], task_data_digest: str, *, engine: str
+) -> dict[str, Evaluated]:
+    """By content, the first evaluation on a task data with an engine that computes like ``engine``."""
+    row = EvaluationRow
+    query = (
+        select(row.content_digest, row.engine, row.rows, row.correct, row.loss_nano, DeviceRow.name)
+        .join(DeviceRow, DeviceRow.id == row.device_id)
+        .where(row.task_data_digest == task_data_digest, row.content_digest.in_(sorted(content_digests)))
+        .order_by(row.id)
+    )
+    found: dict[str, Evaluated] = {}
+    for content, by, rows, correct, loss_nano, device in session.execute(query):
+        if computes_alike(by, engine):
+            found.setdefault(content, Evaluated(rows, correct, loss_nano, device))
+    return found
 
 
 def runs_of(session: Session, plan_id: int, *, request_kind: str | None = None) -> Sequence[RunRow]:

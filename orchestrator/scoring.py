@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from db import importance as queries
 from orchestrator.farm import Farm
@@ -32,7 +32,7 @@ from sti_runtime.rows import LabelledRows, rows_digest
 from sti_runtime.shard import ShardId
 from sti_runtime.task_data import load_task_data
 
-HIGH_FIDELITY = 32
+HIGH_FIDELITY: Literal[32] = 32
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -141,7 +141,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What is scored: a bundle's model on labelled rows of a task's profile split."""
 
     farm: Farm
@@ -152,7 +152,8 @@ class _Subject:
     rows: LabelledRows
 
     @classmethod
-    def of(cls, farm: Farm, bundle: KnownBundle, task: str, rows: int) -> _Subject:
+    def of(cls, farm: Farm, bundle: KnownBundle, task: str, rows: int) -> Subject:
+        """The first ``rows`` labelled rows. Raises: InputError, DatasetError."""
         model = model_of(farm, bundle)
         digest, data = task_rows(farm, task, PROFILE_SPLIT, model)
         file = farm.settings.tasks / f"{digest}.safetensors"
@@ -160,9 +161,11 @@ class _Subject:
 
     @property
     def count(self) -> int:
+        """How many rows are scored on."""
         return len(self.rows.labels)
 
     def key(self, base_fidelity: int) -> queries.ScoreKey:
+        """What its scores share in the store."""
         return queries.ScoreKey(
             model_digest=self.model.digest,
             task=self.task,
@@ -171,16 +174,25 @@ class _Subject:
             quantizer=self.bundle.manifest.quantizer.label,
         )
 
-    def keep(self, base_fidelity: int, scores: Iterable[tuple[ShardId, SplitScore]]) -> None:
+    def keep(
+        self, base_fidelity: int, scores: Iterable[tuple[ShardId, SplitScore]], *, device: str | None = None
+    ) -> None:
+        """Keep scores; ``device``: where they were measured, None: on this host."""
         key = self.key(base_fidelity)
         with self.farm.store.session() as session:
             for shard, found in scores:
                 stored = queries.StoredScore(
-                    found.score, self.count, found.even_loss_nano, found.odd_loss_nano, found.even_correct
+                    found.score,
+                    self.count,
+                    found.even_loss_nano,
+                    found.odd_loss_nano,
+                    found.even_correct,
+                    device,
                 )
                 queries.record_score(session, key, shard, stored)
 
     def kept(self, base_fidelity: int) -> dict[ShardId, SplitScore]:
+        """The scores that the store holds."""
         with self.farm.store.reader() as session:
             stored = queries.scores_done(session, self.key(base_fidelity))
         return {
@@ -226,7 +238,7 @@ def score_importance(
     Kept are two profiles of the same scores, ranked by loss (returned) and by accuracy.
     Resumable: scores are rows in the store, only missing ones are computed. Raises: InputError, PoolError.
     """
-    subject = _Subject.of(farm, bundle, task, rows)
+    subject = Subject.of(farm, bundle, task, rows)
     known = {k: subject.kept(k) for k in bundle.manifest.fidelities}
     base_fidelity = next((k for k in sorted(known) if queries.BASE in known[k]), None)
     if base_fidelity is None:
@@ -260,7 +272,7 @@ def estimate_importance(farm: Farm, mapper: Mapper, bundle: KnownBundle, task: s
 
     Raises: InputError, PoolError.
     """
-    subject = _Subject.of(farm, bundle, task, rows)
+    subject = Subject.of(farm, bundle, task, rows)
     unit = EstimateUnit(bundle.bundle.path, subject.file, subject.count)
     _, estimate = next(iter(mapper.map_tasks(estimate_unit, [unit])))
     profile = subject.profile("gradient", estimate.base_fidelity, estimate.base, estimate.scores)

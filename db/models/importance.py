@@ -14,7 +14,7 @@ class ImportanceScoreRow(Base):
     The base itself (nothing raised) is layer −1, slice −1. ``quantizer``: what made the versions below
     32 bits. The half losses are over the even and the odd rows of the split, ``half_a_correct`` counts the
     correct even rows, for the split-half reliability of the rankings by loss and by accuracy. A row of an
-    earlier schema lacks it and is scored again.
+    earlier schema lacks it and is scored again. ``device``: the one that measured it; NULL: the host.
     """
 
     __tablename__ = "importance_scores"
@@ -45,6 +45,7 @@ class ImportanceScoreRow(Base):
     half_a_loss_nano: Mapped[int | None]
     half_b_loss_nano: Mapped[int | None]
     half_a_correct: Mapped[int | None]
+    device: Mapped[str | None]
     created_wall_ns: Mapped[int]
 
 

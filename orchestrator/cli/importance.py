@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from db.importance import importance_profiles
-from orchestrator.cli.context import BundleOption, JsonOption, TaskOption, farm_of, method_of, since
+from db.importance import importance_profiles, scored_by
+from orchestrator.cli.context import (
+    OK,
+    SOME_FAILED,
+    BundleOption,
+    JsonOption,
+    TaskOption,
+    driving,
+    farm_of,
+    method_of,
+    since,
+)
 from orchestrator.cli.heat import heat_map, milli, whole
-from orchestrator.cli.output import emit_json, heading, lines, note, steps, styled, success, table, warn
+from orchestrator.cli.output import emit_json, fail, heading, lines, note, steps, styled, success, table, warn
 from orchestrator.farm import Farm, controlling
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
 from orchestrator.measure import importance_of
@@ -43,23 +54,35 @@ def importance(
             help=f"Labelled rows of the profile split; {EXHAUSTIVE_ROWS}, of gradient {GRADIENT_ROWS}.",
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", "-d", help="Let these devices score, not this host (exhaustive only)."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Score every shard's importance to a task, on this host's CPUs through Ray.
+    """Score every shard's importance to a task, on this host's CPUs through Ray or on devices of the farm.
 
-    Interrupt it at any time: scores already taken are kept.
+    Interrupt it at any time: scores already taken are kept, whoever took them.
     Example: stifarm importance --bundle minilm-sst-2 --task sst-2
+    Example: stifarm importance --devices all,!desk
     """
     if context.invoked_subcommand is not None:
         return
     if method not in ("exhaustive", "gradient"):
         raise InputError(f"--method {method!r} is unknown.", "Choose exhaustive or gradient.")
+    if devices is not None and method == "gradient":
+        raise InputError(
+            "The gradient method takes a backward pass, which agents do not have.",
+            "Leave out --devices, or choose --method exhaustive.",
+        )
     from orchestrator.ray.pool import RayPool
 
     with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         name = only_task(farm, task, known)
         task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
+        if devices is not None:
+            _on_devices(farm, devices, known, name, rows=rows or EXHAUSTIVE_ROWS, json=json)
         with controlling(farm), RayPool(farm.settings) as pool:
             note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
             if method == "gradient":
@@ -94,6 +117,8 @@ def show(
         with farm.store.reader() as session:
             found = importance_profiles(session, known.model_digest, name)
         profile = importance_of(farm, known, name, method_of(method))
+        with farm.store.reader() as session:
+            by = scored_by(session, profile)
     if png is not None:
         from orchestrator.figures.importance import draw_importance  # loads Matplotlib
 
@@ -104,6 +129,7 @@ def show(
             {
                 "profile": profile.model_dump(mode="json"),
                 "ranking": profile.ranking(),
+                "scored_by": [{"device": device, "shards": count} for device, count in by.items()],
                 "methods": [
                     {
                         "method": other.method,
@@ -118,6 +144,8 @@ def show(
         )
         return
     show_importance(profile)
+    if by:
+        lines([f"Its shards were {_by(by)}.", ""])
     if len(found) > 1:
         table(
             f"How far the methods rank as {profile.method} does",
@@ -154,6 +182,41 @@ def importance_step(
         f" {profile.layers * profile.slices - scored.scored} were in the store; {_facts(profile)}"
     )
     return profile
+
+
+def _on_devices(
+    farm: Farm, selector: str, bundle: KnownBundle, task: str, *, rows: int, json: bool
+) -> NoReturn:
+    """Have the chosen devices score what is missing; exits 3 when some of them left off."""
+    from orchestrator.scoring_on_devices import score_on_devices  # loads PyTorch
+
+    began = time.monotonic()
+    with driving(farm, selector) as session:
+        with steps(quiet=json) as bars, bars.step("importance of shards") as bar:
+            scored, failed = score_on_devices(
+                farm, session.worker, session.devices, bundle, task, rows=rows, advance=bar
+            )
+        left_out = session.left_out
+    for each in failed:
+        fail(each.error)
+    profile = scored.profile
+    _warn_at_chance(profile, scored.above_chance)
+    with farm.store.reader() as store:
+        by = scored_by(store, profile)
+    success(
+        f"importance of {bundle.name} on {task}: {scored.scored} shards scored in {since(began)};"
+        f" {_facts(profile)}; {_by(by)}"
+    )
+    if json:
+        emit_json(profile.model_dump(mode="json"))
+    else:
+        show_importance(profile)
+    raise typer.Exit(SOME_FAILED if failed or left_out else OK)
+
+
+def _by(scored: Mapping[str | None, int]) -> str:
+    """Who scored how many shards: "scored by desk 3, this host 1"."""
+    return "scored by " + ", ".join(f"{device or 'this host'} {count}" for device, count in scored.items())
 
 
 def estimate_step(
