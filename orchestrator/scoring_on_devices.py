@@ -195,7 +195,7 @@ class _Scoring:
         if len(found) < len(shards):  # else the same would be asked for ever
             raise StableError(
                 f"it has done its jobs, and {len(shards) - len(found)} evaluations are not in the store.",
-                "See stifarm store check.",
+                "See what the store misses: stifarm db audit.",
                 device=ready.name,
             )
         return found

@@ -21,7 +21,7 @@ def configuration_plan(
     It rests on no device profile and predicts nothing. Raises: KeyError for a fidelity the bundle lacks.
     """
     config = manifest.model
-    shards = []
+    shards: list[PlannedShard] = []
     for layer in range(config.layers):
         for index in range(config.heads):
             bits = high if (layer, index) in raised else base

@@ -12,8 +12,8 @@ from sti_runtime.arithmetic import Arithmetic, Precision, choose_device, choose_
 from sti_runtime.early_stop import EarlyStop
 from sti_runtime.elastic import make_elastic
 from sti_runtime.errors import FormatError, InputError
-from sti_runtime.evaluation import PhaseStatus, evaluate, full_model
-from sti_runtime.training import Trained, TrainSettings, initial_tensors
+from sti_runtime.evaluation import evaluate, full_model
+from sti_runtime.training import PhaseStatus, Trained, TrainSettings, initial_tensors
 from tests.unit.test_elastic import CONFIG, make_rows
 
 TRAIN, HELD_OUT = make_rows(256, 1), make_rows(64, 2)

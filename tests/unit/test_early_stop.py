@@ -8,14 +8,14 @@ import pytest
 from orchestrator.cli.model import detail
 from orchestrator.train import subset
 from orchestrator.training_report import training_lines
-from sti_runtime.early_stop import EarlyStop, PhaseEnd, provenance_of
+from sti_runtime.early_stop import Best, EarlyStop, PhaseEnd, provenance_of
 from sti_runtime.elastic import train_depths, train_widths
 from sti_runtime.errors import FormatError, ResourceError
-from sti_runtime.evaluation import PhaseStatus, evaluate, evaluate_submodels, full_model
+from sti_runtime.evaluation import evaluate, evaluate_submodels, full_model
 from sti_runtime.model import elastic_submodels
 from sti_runtime.rows import LabelledRows
 from sti_runtime.tasks import Example
-from sti_runtime.training import Trained, TrainSettings, fine_tune, initial_tensors
+from sti_runtime.training import PhaseStatus, Trained, TrainSettings, fine_tune, initial_tensors
 from tests.unit.test_elastic import CONFIG, make_rows
 
 TRAIN = make_rows(256, 1)
@@ -118,8 +118,6 @@ def test_other_held_out_rows_do_not_pick_up_a_state(tmp_path: Path) -> None:
 
 
 def test_a_state_of_early_stopping_that_is_damaged_is_named() -> None:
-    from sti_runtime.early_stop import Best
-
     with pytest.raises(FormatError, match="early stopping is damaged"):
         Best(EarlyStop()).restore("{}", {})
 
