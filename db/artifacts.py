@@ -208,28 +208,30 @@ def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[st
     Data made by another tokenizer than the bundle's model has are passed over; where either is not
     known, the data count.
     """
-    info = session.scalars(_info(), {"bundle": bundle_digest}).one_or_none()
-    tokenizer = None if info is None else parse(info).get("tokenizer_digest")
     newest: dict[str, str] = {}
-    for row in session.execute(_data(), {"task": task}):
+    for row in session.execute(_data(), {"task": task, "bundle": bundle_digest}):
+        tokenizer = None if row.info is None else _tokenizer(row.info)
         if None in (tokenizer, row.tokenizer_digest) or tokenizer == row.tokenizer_digest:
             newest.setdefault(row.split, row.digest)
     return newest
 
 
 @cache
-def _info() -> Select[str]:
-    """The model's own words of a bundle's model. (Statements that plan queries wait for are made once.)"""
-    of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
-    return of_model.where(BundleRow.digest == bindparam("bundle"))
-
-
-@cache
 def _data() -> Select[*tuple[Any, ...]]:
-    """A task's data, the newest first."""
+    """A task's data, the newest first, each with the model's own words of a bundle's model. (Statements that
+    plan queries wait for are few, and made once.)"""
     row = TaskDataRow
-    query = select(row.split, row.digest, row.tokenizer_digest).where(row.task == bindparam("task"))
+    of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
+    info = of_model.where(BundleRow.digest == bindparam("bundle")).scalar_subquery().label("info")
+    query = select(row.split, row.digest, row.tokenizer_digest, info).where(row.task == bindparam("task"))
     return query.order_by(row.created_wall_ns.desc())
+
+
+@lru_cache(maxsize=64)
+def _tokenizer(info: str) -> str | None:
+    """The digest of a model's tokenizer, from its own words."""
+    digest = parse(info).get("tokenizer_digest")
+    return digest if isinstance(digest, str) else None
 
 
 def _find(session: Session, table: type[Named], wanted: str, what: str, verb: str) -> Named:

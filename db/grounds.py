@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
-from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.documents import now_wall_ns
-from db.models import DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
+from db.models import DeviceProfileRow, DeviceRow, PlanRow
 from db.statistics import Interval
 from sti_runtime.profile import PPM, DeviceProfile
 
@@ -45,6 +44,14 @@ class ProfileRef:
     rows: int | None = None
 
 
+@dataclass(frozen=True)
+class ImportanceFacts:
+    """Of a stored importance profile: when it was made, and on how many labelled rows."""
+
+    created_wall_ns: int
+    rows: int
+
+
 def profile_record(row: DeviceProfileRow) -> DeviceProfile:
     """The profile of a row."""
     return _profile(row.profile_json, f"device profile {row.digest[:12]}")
@@ -62,6 +69,7 @@ def references(
     device: DeviceRow,
     stored: DeviceProfileRow | None,
     profile: DeviceProfile | None,
+    importance: ImportanceFacts | None,
 ) -> tuple[ProfileRef, ...]:
     """The profiles of a plan, whose device profile is given as stored (None: not in this store)."""
     now = now_wall_ns()
@@ -82,17 +90,10 @@ def references(
             )
         ]
     if row.importance_digest is not None:
-        importance = session.execute(_importance(), {"digest": row.importance_digest}).one_or_none()
         age = None if importance is None else max(0, now - importance.created_wall_ns)
         rows = None if importance is None else importance.rows
         found.append(ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows))
     return tuple(found)
-
-
-@cache
-def _importance() -> Select[int, int]:
-    table = ImportanceProfileRow
-    return select(table.created_wall_ns, table.rows).where(table.digest == bindparam("digest"))
 
 
 def predicted_interval(row: PlanRow, profile: DeviceProfile | None) -> Interval | None:

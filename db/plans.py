@@ -14,8 +14,8 @@ from db.artifacts import newest_task_data
 from db.devices import device_labels
 from db.documents import document, now_wall_ns
 from db.errors import StoreError
-from db.grounds import ProfileRef, predicted_interval, profile_record, references
-from db.models import BundleRow, DeviceProfileRow, DeviceRow, PlanRow
+from db.grounds import ImportanceFacts, ProfileRef, predicted_interval, profile_record, references
+from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
 from db.runs import SEEN_SPLITS, Accuracy, Measured, accuracy_on, measured_of
 from db.staleness import stale_reasons
 from db.statistics import Interval
@@ -159,7 +159,7 @@ def latest_plans(
     found = _latest(frozenset(given), real_only=device is None and not include_emulated)
     current: dict[tuple[str, str], Mapping[str, str]] = {}
     answers = []
-    for row, owner, stored in session.execute(found, given):
+    for row, owner, stored, *scored in session.execute(found, given):
         if label and device_labels(owner).get(label[0]) != label[1]:
             continue
         rows_of = (row.task, row.bundle_digest)
@@ -170,7 +170,8 @@ def latest_plans(
             for name, digest in current[rows_of].items()
             if (name not in SEEN_SPLITS if split is None else name == split)
         ]
-        answers.append(_answer(session, row, owner, stored, request_kind, data))
+        importance = None if scored[0] is None else ImportanceFacts(*scored)
+        answers.append(_answer(session, row, owner, stored, importance, request_kind, data))
     return answers
 
 
@@ -207,10 +208,17 @@ def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
         query = query.where(table.emulated.is_(False), DeviceRow.emulated.is_(False))
     placed = query.subquery()
     return (
-        select(table, DeviceRow, DeviceProfileRow)
+        select(
+            table,
+            DeviceRow,
+            DeviceProfileRow,
+            ImportanceProfileRow.created_wall_ns,
+            ImportanceProfileRow.rows,
+        )
         .join(placed, placed.c.id == table.id)
         .join(DeviceRow, DeviceRow.id == table.device_id)
         .outerjoin(DeviceProfileRow, DeviceProfileRow.id == table.device_profile_id)
+        .outerjoin(ImportanceProfileRow, ImportanceProfileRow.digest == table.importance_digest)
         .where(placed.c.place == 1)
         .order_by(DeviceRow.name, table.task, table.policy, table.target_ns, table.preload_bytes)
         .order_by(table.working_bytes)
@@ -222,6 +230,7 @@ def _answer(
     row: PlanRow,
     device: DeviceRow,
     stored: DeviceProfileRow | None,
+    importance: ImportanceFacts | None,
     request_kind: str,
     data: Collection[str],
 ) -> PlanAnswer:
@@ -241,7 +250,7 @@ def _answer(
         predicted_interval=predicted_interval(row, profile),
         measured=measured,
         accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
-        profiles=references(session, row, device, stored, profile),
+        profiles=references(session, row, device, stored, profile, importance),
         stale=stale_reasons(session, row, device, stored),
         borrowed=row.borrowed,
         emulated=emulated,
