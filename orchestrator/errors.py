@@ -9,6 +9,7 @@ StifarmError
 ├── DeviceError             something went wrong with one device
 │   ├── TransientError      worth another try: timeout, busy, an interrupted call
 │   │   ├── LinkError           the device cannot be reached now: cable, reboot, server gone
+│   │   │   └── HostAwayError           its lab host is away: that says nothing of the device
 │   │   └── CommandTimeoutError
 │   ├── HaltedError         a person stopped it
 │   └── StableError         will fail again until somebody changes something: never retried
@@ -19,7 +20,7 @@ StifarmError
 ├── LabError                the virtual lab cannot be brought up, changed or taken down
 ├── HostError               a lab host cannot join, is refused, or is not known
 └── PoolError               Ray could not start, or a worker of it died
-    └── HostLostError           the lab host that was asked is gone: its devices raise LinkError
+    └── HostLostError           the lab host that was asked is gone: its devices raise HostAwayError
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ class LinkError(TransientError):
     """The device cannot be reached now: a cable, a reboot, a network, a server. What runs there goes on."""
 
 
+class HostAwayError(LinkError):
+    """The lab host that the device hangs on is away. No fault of the device: nobody could ask it."""
+
+
 class CommandTimeoutError(TransientError):
     """A command on the device did not end in time and was killed."""
 
@@ -135,7 +140,7 @@ class PoolError(StifarmError):
 
 
 class HostLostError(PoolError):
-    """A lab host's node or worker is gone; its devices are out of reach until it joins again."""
+    """A lab host's node or worker is gone; its devices raise HostAwayError until it joins again."""
 
 
 def new_agent_remedy(device: str) -> str:

@@ -1,7 +1,7 @@
 """All lab hosts as one worker: each call goes to the host that its device hangs on.
 
 The controller's own devices are driven by its own worker, those of a host that joined by that host's. A host
-that is gone makes its devices unreachable (LinkError), which whoever drives a job waits out; when it joins
+that is gone makes its devices unreachable (HostAwayError), which whoever drives a job waits out; when it joins
 again the calls go to it again. Knows nothing of Ray.
 """
 
@@ -20,7 +20,7 @@ import structlog
 from orchestrator.content_cache import Content
 from orchestrator.deploy import DeployReport, Underway
 from orchestrator.dispatch import Worker
-from orchestrator.errors import DeviceError, HostLostError, LinkError, PoolError, StableError
+from orchestrator.errors import DeviceError, HostAwayError, HostLostError, PoolError, StableError
 from orchestrator.hosts import OWN, FarmDevices, HostOffer, SeenHost, gather
 from orchestrator.inventory import Device
 from orchestrator.shipping import ShippedWorker, ship
@@ -116,7 +116,7 @@ class LabHosts:
         return host == OWN or host in known.present
 
     def host_worker(self, device: str) -> HostWorker:
-        """The worker of a device's host. Raises: LinkError while that is away; StableError when no host, or
+        """The worker of a device's host. Raises: HostAwayError while that is away; StableError when no host, or
         more than one, has a device of that name."""
         known = self._fresh()
         if device in known.farm.refused:
@@ -139,7 +139,7 @@ class LabHosts:
             return self._workers[offer.node]
 
     def call(self, device: str, act: Callable[[HostWorker], Any]) -> Any:
-        """Have a device's host do something. Raises: LinkError when the host is gone, what ``act`` raises."""
+        """Have a device's host do something. Raises: HostAwayError when the host is gone, what ``act`` raises."""
         worker = self.host_worker(device)
         try:
             return act(worker)
@@ -268,8 +268,8 @@ class _Routed:
         return call
 
 
-def _out_of_reach(host: str, device: str) -> LinkError:
-    return LinkError(
+def _out_of_reach(host: str, device: str) -> HostAwayError:
+    return HostAwayError(
         f"host {host} is out of reach.",
         f"See that it runs and is connected; stifarm host join on {host} brings its devices back.",
         device=device,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import DeviceError, LinkError, StableError, TransientError
+from orchestrator.errors import DeviceError, HostAwayError, LinkError, StableError, TransientError
 from orchestrator.tailing import PollResult
 
 RESTARTS = 3
@@ -102,7 +102,8 @@ def _unheard(drive: Drive, event: Unheard) -> tuple[Drive, Look | Over]:
     )
     if event.at_s - since <= LINK_LIMIT_S:
         return after, Look(after_s=drive.pause_s)
-    given_up = LinkError(
+    kind = HostAwayError if isinstance(error, HostAwayError) else LinkError
+    given_up = kind(
         f"it could not be reached for {LINK_LIMIT_S} s ({error.what})",
         f"{error.remedy} Nothing measured is lost: run the same command again when it can be reached,"
         " and its job goes on.",

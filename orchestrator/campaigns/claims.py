@@ -14,7 +14,7 @@ from db.events import record_event
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.steps import Batch, Ends, Means
-from orchestrator.errors import LinkError, PoolError, TransientError
+from orchestrator.errors import HostAwayError, LinkError, PoolError, TransientError
 from orchestrator.farm import Farm
 from sti_runtime.errors import StifarmError
 
@@ -22,7 +22,10 @@ TRIES = 3
 _RETRY_NS = 30 * 10**9
 _RETRY_FACTOR = 4
 _HELD_WAIT_NS = 15 * 10**9
-"""A device that another owner uses is asked for again after so long, as is one when the store was away."""
+"""A device that another owner uses is asked for again after so long, as is one when its host or the store was
+away."""
+_PATIENT = (LeaseHeldError, StoreUnreachableError, HostAwayError)
+"""What is no failure of the batch that met it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +70,7 @@ def settle(means: Means, batch: Batch, ends: Ends, error: BaseException | None) 
             end_abandoned(means, row.id)
     elif isinstance(error, ClaimLostError):
         _log.warning("a claim was lost", batch=row.id, campaign=batch.of)
-    elif isinstance(error, (LeaseHeldError, StoreUnreachableError)):  # no failure of the batch
+    elif isinstance(error, _PATIENT) and not _failed_here(means, error):
         with farm.store.session() as session:
             work.put_back(session, row.id, farm.owner, cause=error.what, wait_ns=_HELD_WAIT_NS)
     elif isinstance(error, QuarantinedError):
@@ -79,6 +82,11 @@ def settle(means: Means, batch: Batch, ends: Ends, error: BaseException | None) 
             work.put_back(session, row.id, farm.owner, cause=str(error), wait_ns=wait_ns, failed=True)
     else:
         _fail(farm, batch, error)
+
+
+def _failed_here(means: Means, error: BaseException) -> bool:
+    """Whether it was a host's worker that failed, on a host that is there: that is tried only so often."""
+    return isinstance(error, HostAwayError) and means.in_reach(error.device)
 
 
 def _fail(farm: Farm, batch: Batch, error: BaseException) -> None:

@@ -243,7 +243,9 @@ class Controller:
         if device is None:
             return error
         last = batch.row.tries + 1 >= claims.TRIES
-        return climb(self._farm, self._means.worker, device, error, quarantine=last)
+        return climb(
+            self._farm, self._means.worker, device, error, quarantine=last, in_reach=self._means.in_reach
+        )
 
     def _take(self, limit_s: float) -> None:
         """Wait up to ``limit_s`` for a batch to end."""

@@ -19,7 +19,7 @@ from db.quarantine import refuse_quarantined
 from orchestrator import fleet, jobs, measure
 from orchestrator.campaigns.spec import PPM, CampaignSpec, parse_target
 from orchestrator.dispatch import Outcome, Request, Runner, Worker, register_job, run_job
-from orchestrator.errors import LinkError, StableError
+from orchestrator.errors import HostAwayError, LinkError, StableError
 from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
 from orchestrator.health.check import check_device
@@ -140,7 +140,10 @@ def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:
     checked = check_device(means.farm, means.worker, device, run=run)
     if checked.known and not checked.reached:
         error = LinkError("a health check did not reach it.", device=device.name)
-        if climb(means.farm, means.worker, device, error, quarantine=True) is error:
+        climbed = climb(means.farm, means.worker, device, error, quarantine=True, in_reach=means.in_reach)
+        if isinstance(climbed, HostAwayError):
+            raise climbed
+        if climbed is error:
             checked = check_device(means.farm, means.worker, device, run=run)
     failed = "; ".join(f"{item.item}: {item.detail}" for item in checked.items if item.verdict == "fail")
     if checked.passed:

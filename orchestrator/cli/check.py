@@ -37,7 +37,13 @@ def check(
         def one(device: Device) -> Checked:
             checked = check_device(farm, session.worker, device)
             if recover_ and not checked.passed and checked.known:
-                recover(farm, session.worker, device, _cause(checked))
+                recover(
+                    farm,
+                    session.worker,
+                    device,
+                    _cause(checked),
+                    in_reach=lambda name: session.hosts is None or session.hosts.in_reach(name),
+                )
                 checked = check_device(farm, session.worker, device)
             return checked
 

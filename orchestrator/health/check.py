@@ -14,7 +14,7 @@ from db.events import record_event
 from db.quarantine import Item, count_checks, record_check
 from orchestrator import fleet
 from orchestrator.dispatch import Outcome, Request, Worker, next_repetition, run_job
-from orchestrator.errors import DeviceError
+from orchestrator.errors import DeviceError, HostAwayError
 from orchestrator.farm import Farm
 from orchestrator.following import Advance
 from orchestrator.health.judge import Gathered, judge, passed
@@ -67,7 +67,7 @@ def check_device(
     """Check a device's health and keep the result; what the device fails at is a finding, not an error.
 
     ``run``: runs the probe's job, instead of a new one for each check.
-    Raises: LeaseHeldError (somebody else uses or has reserved it), StoreError.
+    Raises: LeaseHeldError (somebody else uses or has reserved it), HostAwayError, StoreError.
     """
     with farm.store.reader() as session:
         row = next((row for row in list_devices(session) if row.name == device.name), None)
@@ -85,6 +85,8 @@ def check_device(
             outcome = run(request) if run is not None else _run(farm, worker, request, advance)
             job_id, probe = outcome.job_id, _probe_of(outcome)
             gathered = Gathered(device, seen, facts, probe.sensors, identity=identity)
+    except HostAwayError:
+        raise  # nothing was found out of the device
     except DeviceError as error:
         what = error.what.removeprefix(f"{device.name}: ")
         gathered = Gathered(device, gathered.seen, gathered.facts, None, what, identity)

@@ -12,7 +12,7 @@ from db.models import DeviceFailureRow
 from db.quarantine import begin_quarantine, failures_since, record_failure
 from db.session import Store
 from orchestrator.agent_verbs import take_over_remedy
-from orchestrator.errors import DeviceError
+from orchestrator.errors import DeviceError, HostAwayError
 from sti_runtime.errors import StifarmError
 
 
@@ -45,10 +45,10 @@ def note_failure(
 ) -> str | None:
     """Keep a failure of a device; the cause of the quarantine that it leads to, if it does.
 
-    One that refuses because it is another farm's has not failed. The failure itself is what its caller tells
-    of: a store that fails here is logged.
+    One that refuses because it is another farm's has not failed, nor one whose host is away. The failure
+    itself is what its caller tells of: a store that fails here is logged.
     """
-    if take_over_remedy(error.device, error.what) is not None:
+    if isinstance(error, HostAwayError) or take_over_remedy(error.device, error.what) is not None:
         return None
     try:
         with store.session() as session:

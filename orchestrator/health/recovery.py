@@ -6,7 +6,7 @@ steps are for devices that nobody can use, and a job under way there goes on or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -17,7 +17,7 @@ from db.errors import QuarantinedError
 from db.quarantine import begin_quarantine, record_step, refuse_quarantined, steps_since
 from db.reservations import refuse_reserved
 from orchestrator.dispatch import Worker
-from orchestrator.errors import TransientError
+from orchestrator.errors import HostAwayError, TransientError
 from orchestrator.farm import Farm
 from orchestrator.health.ladder import Budgets, Next, Past, Reachable, next_step
 from orchestrator.inventory import Device
@@ -25,6 +25,13 @@ from orchestrator.recovering import Stepped
 from sti_runtime.errors import StifarmError
 
 _log = structlog.get_logger(__name__)
+
+InReach = Callable[[str], bool]
+"""Whether the host of a device is there."""
+
+
+def _always(_device: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,12 @@ def recover(
     *,
     budgets: Budgets | None = None,
     quarantine: bool = True,
+    in_reach: InReach = _always,
 ) -> Recovered:
     """Climb the ladder until the device answers or is in quarantine. ``cause``: what is wrong with it;
-    ``quarantine`` False: the last rung is left out.
+    ``quarantine`` False: the last rung is left out; ``in_reach``: asked before every step, the last too.
 
-    Raises: DeviceReservedError (a person has it, who is not disturbed); DeviceError when its host cannot be
-    asked; StoreError.
+    Raises: DeviceReservedError (a person has it, who is not disturbed); HostAwayError; StoreError.
     """
     limits = budgets or Budgets()
     with farm.store.reader() as session:
@@ -62,6 +69,8 @@ def recover(
         refuse_reserved(session, device_id, database_wall_ns(session))
     taken: list[tuple[str, Stepped]] = []
     while True:
+        if not in_reach(device.name):
+            raise HostAwayError("its host went away before it was recovered.", device=device.name)
         step = _next(farm, device, device_id, limits)
         _log.info("recovery", device=device.name, step=step.step, why=step.why)
         if step.step == "quarantine":
@@ -79,20 +88,28 @@ def recover(
 
 
 def climb(
-    farm: Farm, worker: Worker, device: Device, error: TransientError, *, quarantine: bool
+    farm: Farm,
+    worker: Worker,
+    device: Device,
+    error: TransientError,
+    *,
+    quarantine: bool,
+    in_reach: InReach = _always,
 ) -> StifarmError:
     """Climb the ladder for a device that did not answer while it was worked with.
 
-    Returns the error that its work ends with: the same, or a QuarantinedError. What hinders the ladder is
-    logged.
+    Returns the error that its work ends with: the same, a QuarantinedError, or a HostAwayError when it was
+    the host that did not answer. What else hinders the ladder is logged.
     """
+    if isinstance(error, HostAwayError):
+        return error
     try:
-        recovered = recover(farm, worker, device, error.what, quarantine=quarantine)
+        recovered = recover(farm, worker, device, error.what, quarantine=quarantine, in_reach=in_reach)
         if not recovered.back:
             with farm.store.reader() as session:
                 refuse_quarantined(session, device_by_name(session, device.name).id)
-    except QuarantinedError as quarantined:
-        return quarantined
+    except (QuarantinedError, HostAwayError) as instead:
+        return instead
     except StifarmError as hindered:
         _log.warning("its recovery is hindered", device=device.name, cause=hindered.what)
     return error

@@ -259,7 +259,7 @@ class Pump:
                 self._end_by(run, error)
                 continue
             what = error.what.removeprefix(f"{error.device}: ")
-            unheard = LinkError(what, error.remedy, device=run.request.device)
+            unheard = type(error)(what, error.remedy, device=run.request.device)
             assert run.drive is not None
             run.drive, then = step(run.drive, Unheard(unheard, time.monotonic(), started=False))
             run.shown.stands(run.drive, news=False)

@@ -8,16 +8,22 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from db import campaign_work as work
 from db.errors import StoreUnreachableError
 from db.leases import database_wall_ns
-from db.models import CampaignBatchRow, CampaignRunRow
+from db.models import CampaignBatchRow, CampaignRunRow, DeviceFailureRow, HealthCheckRow, RecoveryStepRow
+from db.quarantine import quarantine_of
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.controller import Controller
+from orchestrator.device_facts.seen import Seen
+from orchestrator.errors import HostAwayError, LinkError
 from orchestrator.farm import Farm
+from orchestrator.fleet import probe_device
+from orchestrator.health.failing import BUDGET, note_failure
+from orchestrator.recovering import Stepped
 from orchestrator.worker import HostWorker
 from tests.campaign_world import (
     begin,
@@ -116,3 +122,77 @@ def test_a_store_that_was_away_is_no_failed_try(farm: Farm, worker: HostWorker) 
     claims.settle(means_of(farm, worker), batch, {}, StoreUnreachableError("The store is away.", "Start it."))
     ((after, cell),) = cells(farm, run_id)
     assert (after.state, after.tries, cell.state) == ("queued", 0, "queued")
+
+
+class DyingHost(HostWorker):
+    """A lab host that dies when its device is asked something: at the first look, or on the ladder."""
+
+    def __init__(self, farm: Farm, dies_at: str) -> None:
+        super().__init__(farm.settings, farm.inventory.devices)
+        self.dies_at, self.there = dies_at, True
+
+    def look(self, name: str) -> Seen:
+        """The device is silent, as of a host that goes down, or the host is gone already."""
+        if self.there and self.dies_at == "look":
+            self.there = False
+        if not self.there:
+            raise HostAwayError("host bench1 is out of reach.", device=name)
+        if self.dies_at == "quarantine":
+            self.there = False
+        raise LinkError("no route to it.", device=name)
+
+    def recover(self, name: str, step: str) -> Stepped:
+        """The host is gone in the middle of it."""
+        self.there = False
+        raise HostAwayError("host bench1 is out of reach.", device=name)
+
+
+@pytest.mark.parametrize("dies_at", ["look", "ladder", "quarantine"])
+def test_a_host_that_dies_under_a_health_check_is_no_fault_of_the_device(
+    farm: Farm, worker: HostWorker, dies_at: str
+) -> None:
+    device_id, _ = probe_device(farm, worker, farm.inventory.devices[0])
+    run_id = begin(farm, campaign(HEALTH.format("desk")))
+    dying = DyingHost(farm, dies_at)
+
+    def given_back() -> bool:
+        ((batch, _),) = cells(farm, run_id)
+        return batch.started_wall_ns is not None and batch.state == "queued"
+
+    means = replace(means_of(farm, dying), in_reach=lambda device: dying.there)
+    Controller(means).run(lambda idle: given_back())
+    dying.close()
+    ((batch, cell),) = cells(farm, run_id)
+    assert (batch.tries, cell.state, dying.there) == (0, "queued", False)
+    with farm.store.session() as session:
+        assert quarantine_of(session, device_id) is None
+        for counted in (RecoveryStepRow, DeviceFailureRow, HealthCheckRow):
+            found = session.scalar(select(func.count()).select_from(counted))
+            assert found == (dies_at != "look" and counted is HealthCheckRow), counted
+        session.execute(update(CampaignBatchRow).values(not_before_wall_ns=0))
+    work_off(farm, worker)  # it is back
+    assert run_state(farm, run_id) == "done"
+
+
+def test_a_worker_that_fails_on_a_host_that_is_there_is_tried_only_so_often(
+    farm: Farm, worker: HostWorker
+) -> None:
+    run_id = begin(farm, campaign(HEALTH.format("desk")))
+    away = HostAwayError("host bench1 is out of reach.", device="desk")
+    for tries in range(claims.TRIES):
+        ((row, cell),) = cells(farm, run_id)
+        assert (row.tries, cell.state) == (tries, "queued")
+        batch = claims.claimed(farm, row.id)
+        assert batch is not None
+        claims.settle(means_of(farm, worker), batch, {}, away)
+    ((_, cell),) = cells(farm, run_id)
+    assert cell.state == "failed"
+
+
+def test_a_device_whose_host_was_away_let_no_job_down(farm: Farm, worker: HostWorker) -> None:
+    device_id, _ = probe_device(farm, worker, farm.inventory.devices[0])
+    for _ in range(BUDGET.failures + 1):
+        note_failure(farm.store, device_id, HostAwayError("it is away.", device="desk"), job_id=None)
+    with farm.store.reader() as session:
+        assert quarantine_of(session, device_id) is None
+        assert session.scalar(select(func.count()).select_from(DeviceFailureRow)) == 0

@@ -19,7 +19,7 @@ from orchestrator import fleet
 from orchestrator.audit import audit_device
 from orchestrator.content_cache import CACHE_BYTES
 from orchestrator.dispatch import Outcome, run_job
-from orchestrator.errors import HostError, LinkError, PoolError, StableError
+from orchestrator.errors import HostAwayError, HostError, PoolError, StableError
 from orchestrator.farm import Farm
 from orchestrator.hosts import OWN
 from orchestrator.lab_hosts import LabHosts
@@ -190,7 +190,7 @@ def test_jobs_outlive_hosts_that_are_killed(world: HostWorld, farm: Farm) -> Non
                 world.node_processes(VICTIM)[victim].kill()
                 if victim == "join":
                     world.running.pop(VICTIM).wait(60)
-                    with pytest.raises(LinkError, match="one: host bench1 is out of reach"):
+                    with pytest.raises(HostAwayError, match="one: host bench1 is out of reach"):
                         wait_for(lambda: not hosts.worker.facts("one"), "the host to be missed", 30)
             # The machine is free: agents go on by themselves, and the other host's job ends.
             drivers[1].join(120)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator.errors import HostLostError, LinkError, PoolError
+from orchestrator.errors import HostAwayError, HostLostError, PoolError
 from orchestrator.hosts import HostOffer, SeenHost, Versions, gather, read_offer
 from orchestrator.inventory import Device, parse_inventory
 from orchestrator.lab_hosts import LabHosts
@@ -104,7 +104,7 @@ def test_calls_go_to_the_host_that_has_the_device() -> None:
 def test_a_host_that_is_away_has_devices_out_of_reach() -> None:
     hosts = lab_hosts(SomeCluster(seen(offer("bench1", "one"), "away")), offer("bench3", "three"))
     for host, device in (("bench1", "one"), ("bench3", "three")):
-        with pytest.raises(LinkError, match=f"{device}: host {host} is out of reach") as caught:
+        with pytest.raises(HostAwayError, match=f"{device}: host {host} is out of reach") as caught:
             hosts.worker.architecture(device)
         assert caught.value.device == device
         assert hosts.worker.progress(device).waits == f"{device}: host {host} is out of reach."
@@ -118,7 +118,7 @@ def test_a_host_that_joins_again_gets_the_calls_again() -> None:
     hosts = lab_hosts(cluster)
     assert hosts.worker.architecture("one") == "bench1-aa/one"
     cluster.workers["aa"].lost = True
-    with pytest.raises(LinkError, match="host bench1 is out of reach"):
+    with pytest.raises(HostAwayError, match="host bench1 is out of reach"):
         hosts.worker.architecture("one")
     cluster.seen = (seen(offer("bench1", "one", node="cc")),)
     assert hosts.worker.architecture("one") == "bench1-cc/one"
@@ -129,7 +129,7 @@ def test_without_a_head_node_only_the_own_devices_are_in_reach() -> None:
     cluster.reachable = False
     hosts = lab_hosts(cluster, offer("bench1", "one"))
     assert hosts.worker.architecture("desk") == "own/desk"
-    with pytest.raises(LinkError):
+    with pytest.raises(HostAwayError):
         hosts.worker.architecture("one")
 
 

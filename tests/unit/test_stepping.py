@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.errors import LinkError, StableError
+from orchestrator.errors import HostAwayError, LinkError, StableError
 from orchestrator.stepping import LINK_LIMIT_S, RESTARTS, Drive, Heard, Look, Over, Taken, Unheard, step
 from orchestrator.tailing import PollResult, PollState
 from sti_runtime.messages import EndRecord, JournalRecord
@@ -121,3 +121,11 @@ def test_what_it_waits_for_is_shown_until_it_gets_on() -> None:
     assert drive.waits == "temperature: 50 C"
     drive, _ = step(drive, news(Taken(1, complete=False)))
     assert drive.waits == ""
+
+
+def test_what_is_given_up_says_whether_its_host_was_away() -> None:
+    for kind in (LinkError, HostAwayError):
+        error = kind("host bench1 is out of reach.", device="desk")
+        drive, _ = step(DRIVE, Unheard(error, 1.0, started=False))
+        _, then = step(drive, Unheard(error, 2.0 + LINK_LIMIT_S, started=False))
+        assert type(failure(then)) is kind
