@@ -1,8 +1,8 @@
 """All lab hosts as one worker: each call goes to the host that its device hangs on.
 
 The controller's own devices are driven by its own worker, those of a host that joined by that host's. A host
-that is gone makes its devices unreachable (HostAwayError), which whoever drives a job waits out; when it joins
-again the calls go to it again. Knows nothing of Ray.
+that is gone makes its devices unreachable (HostAwayError), which whoever drives a job waits out; when it
+joins again the calls go to it again. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -51,6 +51,10 @@ Changed = Callable[[FarmDevices], None]
 """Called when the devices of the farm are others than before."""
 
 
+Ended = Callable[[HostWorker], None]
+"""Ends a worker that nobody calls any more."""
+
+
 @dataclass
 class _Known:
     """What was last seen of the hosts. ``workers`` by host and node."""
@@ -59,6 +63,16 @@ class _Known:
     present: frozenset[str]
     farm: FarmDevices
     at: float
+
+
+@dataclass
+class _Own:
+    """A worker of the controller's own devices. ``calls`` of it are under way; ``replaced``: what ends it
+    with the last of them, once another is in its place."""
+
+    worker: HostWorker
+    calls: int = 0
+    replaced: Ended | None = None
 
 
 class LabHosts:
@@ -77,7 +91,7 @@ class LabHosts:
         note: Note | None = None,
         changed: Changed | None = None,
     ) -> None:
-        self._own, self._own_worker, self._cluster = tuple(own), own_worker, cluster
+        self._own, self._own_worker, self._cluster = tuple(own), _Own(own_worker), cluster
         self._note, self._changed = note, changed
         offers = {offer.name: offer for offer in before}
         self._known = _Known(offers, frozenset(), gather(own, before), 0.0)
@@ -97,13 +111,23 @@ class LabHosts:
         """Every device of controller and hosts, those of hosts that are away too."""
         return self._fresh().farm
 
-    def own_changed(self, own: Sequence[Device], own_worker: HostWorker) -> None:
+    def own_changed(self, own: Sequence[Device], own_worker: HostWorker, ended: Ended) -> None:
         """The controller's own devices are these from now on, driven by another worker; calls under way end
-        with the one they began with."""
+        with the one they began with, which is then handed to ``ended``, in a thread of its own."""
         with self._looking:
-            self._own, self._own_worker = tuple(own), own_worker
+            with self._lock:
+                before, self._own_worker = self._own_worker, _Own(own_worker)
+                before.replaced = ended
+                before.calls += 1
+            self._own = tuple(own)
             self._known.at = 0.0
         self._fresh()
+        self._left(before)
+
+    @property
+    def own_calls(self) -> int:
+        """How many calls of the worker of the controller's own devices are under way."""
+        return self._own_worker.calls
 
     def is_own(self, device: str) -> bool:
         """Whether a device hangs on the controller itself."""
@@ -115,9 +139,10 @@ class LabHosts:
         host = known.farm.hosts.get(device)
         return host == OWN or host in known.present
 
-    def host_worker(self, device: str) -> HostWorker:
-        """The worker of a device's host. Raises: HostAwayError while that is away; StableError when no host, or
-        more than one, has a device of that name."""
+    @contextlib.contextmanager
+    def _worker_of(self, device: str) -> Iterator[tuple[HostWorker, bool]]:
+        """(the worker of a device's host, whether that is the controller itself), for one call. Raises:
+        HostAwayError while it is away; StableError when no host, or more than one, has such a device."""
         known = self._fresh()
         if device in known.farm.refused:
             raise StableError(
@@ -129,24 +154,39 @@ class LabHosts:
         if host is None:
             raise StableError("no host offers it.", "See stifarm host list.", device=device)
         if host == OWN:
-            return self._own_worker
+            with self._lock:
+                own = self._own_worker
+                own.calls += 1
+            try:
+                yield own.worker, True
+            finally:
+                self._left(own)
+            return
         if host not in known.present:
             raise _out_of_reach(host, device)
         offer = known.offers[host]
         with self._lock:
             if offer.node not in self._workers:
                 self._workers[offer.node] = self._cluster.worker_of(offer)
-            return self._workers[offer.node]
-
-    def call(self, device: str, act: Callable[[HostWorker], Any]) -> Any:
-        """Have a device's host do something. Raises: HostAwayError when the host is gone, what ``act`` raises."""
-        worker = self.host_worker(device)
+            worker = self._workers[offer.node]
         try:
-            return act(worker)
+            yield worker, False
         except HostLostError as error:
-            host = self._known.farm.hosts.get(device, "")
             self._known.at = 0.0
             raise _out_of_reach(host, device) from error
+
+    def _left(self, own: _Own) -> None:
+        """A call of a worker of the controller's own has ended: the last one of a replaced worker ends it."""
+        with self._lock:
+            own.calls -= 1
+            ended = own.replaced if own.calls == 0 else None
+        if ended is not None:
+            threading.Thread(target=ended, args=(own.worker,), name="ending", daemon=True).start()
+
+    def call(self, device: str, act: Callable[[HostWorker], Any]) -> Any:
+        """Have a device's host do something. Raises: HostAwayError when it is gone, what ``act`` raises."""
+        with self._worker_of(device) as (worker, _):
+            return act(worker)
 
     def deploy(
         self,
@@ -157,22 +197,18 @@ class LabHosts:
         identity: str | None = None,
     ) -> tuple[DeployReport, ...]:
         """As ``HostWorker.deploy``, of files of the controller, which the device's host is sent first."""
-        if self.host_worker(device) is self._own_worker:
-            return self._own_worker.deploy(device, bundle, tasks, lease, identity)
-        contents = (Content.of_bundle(bundle), *(Content.of_task(path) for path in tasks))
-
-        def act(worker: HostWorker) -> tuple[DeployReport, ...]:
-            host = cast(ShippedWorker, worker)
-            for content in contents:
-                self._ship(device, content, host)
-            return host.deploy_shipped(device, contents, lease, identity)
-
-        try:
-            done: tuple[DeployReport, ...] = self.call(device, act)
-        except (ResourceError, FormatError) as error:
-            host = self._known.farm.hosts.get(device, "")
-            raise StableError(f"its host {host}: {error.what}", error.remedy, device=device) from error
-        return done
+        with self._worker_of(device) as (worker, own):
+            if own:
+                return worker.deploy(device, bundle, tasks, lease, identity)
+            contents = (Content.of_bundle(bundle), *(Content.of_task(path) for path in tasks))
+            shipped = cast(ShippedWorker, worker)
+            try:
+                for content in contents:
+                    self._ship(device, content, shipped)
+                return shipped.deploy_shipped(device, contents, lease, identity)
+            except (ResourceError, FormatError) as error:
+                host = self._known.farm.hosts.get(device, "")
+                raise StableError(f"its host {host}: {error.what}", error.remedy, device=device) from error
 
     def _ship(self, device: str, content: Content, host: ShippedWorker) -> None:
         """One sender at a time for each host and content; the next finds it there."""

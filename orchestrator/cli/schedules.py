@@ -188,13 +188,20 @@ def terminated(stop: threading.Event) -> Iterator[None]:
 def _tick(session: Session, watch: InventoryWatch) -> None:
     if session.hosts is not None:
         if watch.changed():
-            reread(session.farm, session.hosts, session.pool.host_worker)
+            pool = session.pool
+            reread(session.farm, session.hosts, pool.host_worker, pool.end_worker)
         session.hosts.farm_devices()  # the farm's inventory gets those of hosts that joined meanwhile
     _fire(session.farm)
 
 
-def reread(farm: Farm, hosts: LabHosts, host_worker: Callable[[Sequence[Device]], HostWorker]) -> None:
-    """Go on with the inventory file as it is now; one that is not valid changes nothing and is told of."""
+def reread(
+    farm: Farm,
+    hosts: LabHosts,
+    host_worker: Callable[[Sequence[Device]], HostWorker],
+    end_worker: Callable[[HostWorker], None],
+) -> None:
+    """Go on with the inventory file as it is now; one that is not valid changes nothing and is told of. The
+    worker of before ends with the last call of it."""
     try:
         changed = farm.read_inventory()
     except InputError as error:
@@ -204,7 +211,7 @@ def reread(farm: Farm, hosts: LabHosts, host_worker: Callable[[Sequence[Device]]
         return
     if not changed:
         return
-    hosts.own_changed(farm.own_devices, host_worker(farm.own_devices))
+    hosts.own_changed(farm.own_devices, host_worker(farm.own_devices), end_worker)
     names = ", ".join(device.name for device in farm.own_devices) or "none"
     note(f"{farm.settings.inventory} was read anew; its devices: {names}")
     with farm.store.session() as session:

@@ -46,14 +46,14 @@ class ActorLink:
     """Turns method calls into calls of an actor. ``alive``: whether its node still is, None: not asked."""
 
     def __init__(self, actor: Any, alive: Callable[[], bool] | None = None) -> None:
-        self._actor, self._alive = actor, alive
+        self.actor, self._alive = actor, alive
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_") or not hasattr(ShippedWorker, method):
             raise AttributeError(method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            reference = self._actor.call.remote(method, args, kwargs)
+            reference = self.actor.call.remote(method, args, kwargs)
             return fetch(reference) if self._alive is None else self._fetch_while_alive(reference)
 
         return call
@@ -87,6 +87,18 @@ def own_actor(settings: Settings, devices: Sequence[Device]) -> HostWorker:
 
     node = ray.get_runtime_context().get_node_id()
     return cast(HostWorker, ActorLink(_pinned(node).remote(settings, tuple(devices))))
+
+
+def end_actor(worker: HostWorker) -> None:
+    """End the process of a worker made here, once what it has in the background is done; its devices' agents
+    go on. Raises: PoolError."""
+    import ray
+
+    worker.close()
+    try:
+        ray.kill(cast(ActorLink, worker).actor)
+    except (ValueError, ray.exceptions.RayError) as error:  # RaySystemError, or Ray has been shut down
+        raise PoolError(f"A replaced worker could not be ended: {error}") from error
 
 
 def host_actor(offer: HostOffer, alive: Callable[[], bool]) -> ShippedWorker:

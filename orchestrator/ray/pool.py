@@ -23,7 +23,7 @@ from orchestrator.hosts import HostOffer, SeenHost
 from orchestrator.interrupts import held_interrupts
 from orchestrator.inventory import Device
 from orchestrator.ray.access import authenticated
-from orchestrator.ray.actors import host_actor, own_actor
+from orchestrator.ray.actors import end_actor, host_actor, own_actor
 from orchestrator.ray.board import Board, Endpoint
 from orchestrator.ray.calls import fetch, guarded
 from orchestrator.ray.folders import OBJECT_STORE_BYTES, objects_folder, session_folder
@@ -32,6 +32,7 @@ from orchestrator.ray.nodes import Ports
 from orchestrator.settings import Settings
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
+from sti_runtime.errors import StifarmError
 
 _NODES_AGE_S = 1.0
 
@@ -81,7 +82,7 @@ class RayPool:
     ) -> None:
         try:
             if kind is None:
-                for worker in self._workers:
+                for worker in tuple(self._workers):
                     worker.close()
         finally:
             self._stop()
@@ -110,6 +111,16 @@ class RayPool:
         worker = own_actor(self._settings, devices)
         self._workers.append(worker)
         return worker
+
+    def end_worker(self, worker: HostWorker) -> None:
+        """End a worker that ``host_worker`` gave and that is called no more: its process goes. What fails is
+        logged: the end of the pool ends it."""
+        try:
+            end_actor(worker)
+        except StifarmError as error:
+            _log.warning("a replaced worker stays until the end", cause=error.what)
+            return
+        self._workers.remove(worker)
 
     def hosts(self) -> tuple[SeenHost, ...]:
         """The hosts that joined, or did; none in a cluster of this process alone. Raises: PoolError."""

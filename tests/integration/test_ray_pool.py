@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import ray
 
 from orchestrator.errors import PoolError, SelectorError, TransientError
 from orchestrator.inventory import parse_inventory
+from orchestrator.lab_hosts import LabHosts
 from orchestrator.ray.folders import session_folder
 from orchestrator.ray.pool import RayPool
 from orchestrator.settings import Settings, load_settings
@@ -163,6 +165,22 @@ def test_errors_of_a_device_come_through_the_actor(pool: RayPool, settings: Sett
     assert caught.value.device == "broken"  # type: ignore[attr-defined]
 
 
+def pid_of(worker: HostWorker) -> int:
+    """The process of a host's worker."""
+    actor: Any = worker.actor  # type: ignore[attr-defined]
+    return int(cast(Any, ray).get(actor.__ray_call__.remote(lambda _: os.getpid())))
+
+
+def test_a_replaced_host_worker_goes_with_its_process(pool: RayPool) -> None:
+    before, after = pool.host_worker(DEVICES), pool.host_worker(DEVICES)
+    hosts = LabHosts(DEVICES, before, pool)
+    facts, pid = hosts.worker.facts("desk"), pid_of(before)
+    hosts.own_changed(DEVICES, after, pool.end_worker)
+    wait_for(lambda: not psutil.pid_exists(pid), "the replaced worker to end")
+    assert hosts.worker.facts("desk").identity == facts.identity
+    assert psutil.pid_exists(pid_of(after))
+
+
 def test_a_job_goes_on_when_its_actor_is_killed(pool: RayPool, settings: Settings, tmp_path: Path) -> None:
     worker = pool.host_worker(DEVICES)
     local = HostWorker(settings, DEVICES)
@@ -170,7 +188,7 @@ def test_a_job_goes_on_when_its_actor_is_killed(pool: RayPool, settings: Setting
         job = probe_job(local.facts("desk").identity, units=20, machine_lock=str(machine.path))
         assert worker.start_job("desk", job)
         pid = agent_pid(Path(local.spool("desk")) / f"jobs/{job.id}/1")
-        ray.kill(worker._actor, no_restart=False)  # type: ignore[attr-defined]
+        ray.kill(worker.actor, no_restart=False)  # type: ignore[attr-defined]
         assert worker.poll("desk", job.id, 1, 0, 0.0).state == "running"
     records, offset, state = 0, 0, "running"
     while state == "running":

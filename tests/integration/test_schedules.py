@@ -30,7 +30,7 @@ from orchestrator.lab_hosts import LabHosts
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
 from tests.campaign_world import begin, campaign, write_devices
-from tests.farm_world import fill, open_world
+from tests.farm_world import fill, open_world, wait_for
 
 HEALTH = "name: health\nkinds: [health]\n"
 HOUR_NS = 3600 * 10**9
@@ -226,19 +226,21 @@ def test_the_inventory_is_read_anew(farm: Farm, tmp_path: Path) -> None:
         asked.append(tuple(device.name for device in devices))
         return cast(HostWorker, None)
 
+    ended: list[HostWorker] = []
     assert not look()
     path.write_text("version: 1\ndevices: [{name: new, transport: local}, {name: desk, transport: local}]\n")
     assert not watch.changed()  # it may still be written to
     assert look()
     assert not look()
-    reread(farm, hosts, worker_of)
+    reread(farm, hosts, worker_of, ended.append)
+    wait_for(lambda: len(ended) == 1, "the worker of before to be ended")
     assert asked == [("new", "desk")]
     assert [device.name for device in farm.inventory.devices] == ["new", "desk"]
     path.write_text("version: 1\ndevices: [{name: new, transport: smoke}]\n")
     assert look()
-    reread(farm, hosts, worker_of)
+    reread(farm, hosts, worker_of, ended.append)
     assert [device.name for device in farm.inventory.devices] == ["new", "desk"]
-    assert len(asked) == 1
+    assert len(asked) == len(ended) == 1
     assert events(farm)[:2] == [("error", "inventory-invalid"), ("info", "inventory-read")]
 
 

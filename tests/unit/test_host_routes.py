@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +16,7 @@ from orchestrator.inventory import Device, parse_inventory
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
+from tests.farm_world import wait_for
 
 
 def inventory(*names: str) -> str:
@@ -50,9 +54,12 @@ class SomeWorker:
 
     def __init__(self, where: str) -> None:
         self.where, self.lost = where, False
+        self.free = threading.Event()
+        self.free.set()
 
     def architecture(self, name: str) -> str:
-        """The host's and the device's name, in place of one."""
+        """The host's and the device's name, in place of one; once it is ``free``."""
+        assert self.free.wait(60)
         if self.lost:
             raise HostLostError("Its worker is gone.")
         return f"{self.where}/{name}"
@@ -122,6 +129,23 @@ def test_a_host_that_joins_again_gets_the_calls_again() -> None:
         hosts.worker.architecture("one")
     cluster.seen = (seen(offer("bench1", "one", node="cc")),)
     assert hosts.worker.architecture("one") == "bench1-cc/one"
+
+
+def test_a_replaced_worker_is_ended_with_the_last_call_of_it() -> None:
+    before, after, ended = SomeWorker("before"), SomeWorker("after"), queue.Queue[HostWorker]()
+    hosts = LabHosts(devices("desk"), cast(HostWorker, before), SomeCluster())
+    before.free.clear()
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(hosts.worker.architecture, "desk") for _ in range(2)]
+        wait_for(lambda: hosts.own_calls == 2, "both calls")
+        hosts.own_changed(devices("desk", "new"), cast(HostWorker, after), ended.put)
+        assert [hosts.worker.architecture(name) for name in ("desk", "new")] == ["after/desk", "after/new"]
+        assert ended.empty()
+        before.free.set()
+        assert [call.result(60) for call in calls] == ["before/desk"] * 2
+    assert ended.get(timeout=60) is cast(HostWorker, before)
+    assert hosts.worker.architecture("desk") == "after/desk"
+    assert ended.empty()
 
 
 def test_without_a_head_node_only_the_own_devices_are_in_reach() -> None:
