@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from db.documents import now_wall_ns, storable
+from db.clock import database_wall_ns
+from db.documents import storable
 from db.errors import StoreError
 from db.models import HostRow
 from db.upsert import save_new
+
+SEEN_TTL_NS = 60 * 10**9
+"""So long is a host taken for present that its cluster's controller has written down as such: it does so
+every 10 s while it lives."""
 
 
 def note_host(
@@ -24,7 +29,11 @@ def note_host(
     joined_wall_ns: int | None,
     refused: str = "",
 ) -> None:
-    """Insert or update what is known of a host; one that is present was seen now."""
+    """Insert or update what a cluster's board says of a host; one that is present was seen now.
+
+    A host that has joined another cluster since is left as it is: only where it joined last, it is judged.
+    """
+    now = database_wall_ns(session)
     values = {
         "state": state,
         "stifarm": storable(stifarm)[:64],
@@ -34,15 +43,21 @@ def note_host(
         "joined_wall_ns": joined_wall_ns,
     }
     if state == "present":
-        values["last_seen_wall_ns"] = now_wall_ns()
+        values["last_seen_wall_ns"] = now
     save_new(session, HostRow, {"name": name, "last_seen_wall_ns": None, **values})
-    session.execute(update(HostRow).where(HostRow.name == name).values(**values))
+    known = update(HostRow).where(HostRow.name == name)
+    if joined_wall_ns is None:  # refused: nobody knows when it joined
+        seen = func.coalesce(HostRow.last_seen_wall_ns, 0)
+        known = known.where(or_(HostRow.state != "present", seen <= now - SEEN_TTL_NS))
+    elif state != "present":
+        known = known.where(func.coalesce(HostRow.joined_wall_ns, 0) <= joined_wall_ns)
+    session.execute(known.values(**values))
 
 
-def hosts_are_away(session: Session, *, but: Sequence[str]) -> None:
-    """Hosts that were present, or refused, and are none of ``but`` are away."""
-    gone = update(HostRow).where(HostRow.state.in_(("present", "refused")), HostRow.name.not_in(list(but)))
-    session.execute(gone.values(state="away"))
+def state_now(host: HostRow, now_wall_ns: int) -> str:
+    """A host's state: one that nobody has seen for SEEN_TTL_NS of the database's clock is not present."""
+    silent_ns = now_wall_ns - (host.last_seen_wall_ns or 0)
+    return "away" if host.state == "present" and silent_ns > SEEN_TTL_NS else host.state
 
 
 def list_hosts(session: Session) -> Sequence[HostRow]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import structlog
 
 from db.documents import document
-from db.hosts import hosts_are_away, list_hosts, note_host
+from db.hosts import list_hosts, note_host
 from db.session import Store
 from orchestrator.errors import InventoryError
 from orchestrator.farm import Farm
@@ -53,7 +53,8 @@ def know_hosts(farm: Farm) -> None:
 
 
 def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:
-    """Write down what the board says of the hosts; those it does not name are away. Raises: StoreError."""
+    """Write down what a board says of its hosts. Those it does not name may be another cluster's: of them
+    nothing is said. Raises: StoreError."""
     with store.session() as session:
         for host in seen:
             note_host(
@@ -66,7 +67,6 @@ def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:
                 joined_wall_ns=None if host.offer is None else host.offer.joined_wall_ns,
                 refused=host.refused,
             )
-        hosts_are_away(session, but=[host.name for host in seen])
 
 
 def known_offers(store: Store) -> list[HostOffer]:

@@ -14,7 +14,8 @@ class HostRow(Base):
     """One row for each name a host ever joined with.
 
     ``offer_json``: its last announcement; NULL for one that was refused. ``last_seen_wall_ns``: when it was
-    last present. ``refused``: why it is.
+    last present, by the database's clock; ``state`` "present" holds for a while from then
+    (``hosts.state_now``). ``refused``: why it is.
     """
 
     __tablename__ = "hosts"

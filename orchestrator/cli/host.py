@@ -18,8 +18,7 @@ import typer
 
 from db.clock import database_wall_ns, utc_text
 from db.controllers import HEARTBEAT_TTL_NS, list_controllers
-from db.documents import now_wall_ns
-from db.hosts import forget_host, list_hosts
+from db.hosts import forget_host, list_hosts, state_now
 from db.models import ControllerRow, HostRow
 from orchestrator.cli.context import JsonOption, Options, PortsOption, farm_of, parse_size, tell_how_to_join
 from orchestrator.cli.output import emit_json, note, success, table, warn
@@ -154,7 +153,8 @@ def _controller_json(row: ControllerRow, now_wall_ns: int) -> dict[str, Any]:
 
 @host_app.command("list")
 def list_(context: typer.Context, json: JsonOption = False) -> None:
-    """Show the hosts that joined: state, since when, devices, version, when last seen.
+    """Show the hosts that joined: state, since when, devices, version, when last seen. Hosts of another head
+    node on the same store are there too, as its controller last saw them.
 
     Example: stifarm host list
     """
@@ -164,20 +164,18 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     with farm_of(context) as farm:
         head = running_head(farm.settings)
-        if head is None:
-            note_hosts(farm.store, ())
-        else:
+        if head is not None:
             with authenticated(farm.settings.ray_token):
                 note_hosts(farm.store, Board(head.endpoint).hosts())
         with farm.store.reader() as session:
-            rows = list(list_hosts(session))
+            rows, now = list(list_hosts(session)), database_wall_ns(session)
         refused = gather(farm.own_devices, _offers(rows)).refused
         if json:
-            hosts = [_as_json(row) for row in rows]
+            hosts = [_as_json(row, now) for row in rows]
             address = None if head is None else head.address
             emit_json({"controller": address, "hosts": hosts, "refused_devices": dict(refused)})
             return
-        _show(farm, rows)
+        _show(farm, rows, now)
         for device, why in refused.items():
             warn(f"{device}: {why}")
         if head is None:
@@ -221,7 +219,9 @@ def leave(
 def _forget(context: typer.Context, name: str) -> None:
     with farm_of(context) as farm:
         with farm.store.reader() as session:
-            present = any(row.name == name and row.state == "present" for row in list_hosts(session))
+            now = database_wall_ns(session)
+            states = {row.name: state_now(row, now) for row in list_hosts(session)}
+        present = states.get(name) == "present"
         if present:
             raise HostError(f"Host {name} is present.", f"Run stifarm host leave on {name}.")
         with farm.store.session() as session:
@@ -229,8 +229,7 @@ def _forget(context: typer.Context, name: str) -> None:
     success(f"{name} is forgotten; what was measured on its devices is kept")
 
 
-def _show(farm: Farm, rows: Sequence[HostRow]) -> None:
-    now = now_wall_ns()
+def _show(farm: Farm, rows: Sequence[HostRow], now: int) -> None:
     own = ", ".join(device.name for device in farm.own_devices) or "none"
     table(
         "Lab hosts",
@@ -238,7 +237,7 @@ def _show(farm: Farm, rows: Sequence[HostRow]) -> None:
         [
             [
                 row.name,
-                row.state if not row.refused else f"refused: {row.refused}",
+                state_now(row, now) if not row.refused else f"refused: {row.refused}",
                 _ago(row.joined_wall_ns, now),
                 ", ".join(
                     f"{device.name} ({device.transport})"
@@ -247,7 +246,7 @@ def _show(farm: Farm, rows: Sequence[HostRow]) -> None:
                 ),
                 row.stifarm,
                 str(row.protocol),
-                "now" if row.state == "present" else _ago(row.last_seen_wall_ns, now),
+                "now" if state_now(row, now) == "present" else _ago(row.last_seen_wall_ns, now),
             ]
             for row in rows
         ],
@@ -259,10 +258,10 @@ def _ago(wall_ns: int | None, now: int) -> str:
     return "never" if wall_ns is None else f"{format_ns(max(0, now - wall_ns))} ago"
 
 
-def _as_json(row: HostRow) -> dict[str, Any]:
+def _as_json(row: HostRow, now: int) -> dict[str, Any]:
     return {
         "name": row.name,
-        "state": row.state,
+        "state": state_now(row, now),
         "refused": row.refused,
         "stifarm": row.stifarm,
         "protocol": row.protocol,
