@@ -2,7 +2,8 @@
 reference's callback, and a KeyboardInterrupt with it.
 
 ``held_interrupts`` keeps Ctrl-C out of a block that forks; ``lost_interrupts_return`` sends one that Python
-dropped anyway once more.
+dropped anyway once more. ``terminations_interrupt`` makes SIGTERM the same as Ctrl-C, which all of it then
+holds for, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _AGAIN_S = 0.05
@@ -21,29 +22,52 @@ _AGAIN_S = 0.05
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Deliver a Ctrl-C that comes within the block at its end; a second one goes through at once.
+    """Deliver a Ctrl-C or SIGTERM that comes within the block at its end; a second one goes through at once.
 
-    Does nothing outside the main thread, or where SIGINT has no Python handler. Raises: what the handler
+    Does nothing outside the main thread, or for a signal that has no Python handler. Raises: what the handler
     raises (KeyboardInterrupt), also in place of an error of the block.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        held = {}
     caught: list[int] = []
 
     def keep(number: int, frame: FrameType | None) -> None:
         caught.append(number)
         if len(caught) > 1:
-            handler(number, frame)
+            held[signal.Signals(number)](number, frame)
 
-    signal.signal(signal.SIGINT, keep)
+    for number in held:
+        signal.signal(number, keep)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in held.items():
+            signal.signal(number, handler)
         if caught:
-            handler(caught[0], None)
+            held[signal.Signals(caught[0])](caught[0], None)
+
+
+@contextlib.contextmanager
+def terminations_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM does what Ctrl-C does; whether one has come. In the main thread only, and
+    where nobody else has a handler for it."""
+    came = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield came.is_set
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

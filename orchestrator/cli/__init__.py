@@ -31,7 +31,7 @@ from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import profile
 from orchestrator.cli.schedules import schedules_app, serve
 from orchestrator.cli.store import db_app
-from orchestrator.interrupts import lost_interrupts_return
+from orchestrator.interrupts import lost_interrupts_return, terminations_interrupt
 from sti_runtime.errors import StifarmError
 
 app = typer.Typer(
@@ -97,20 +97,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     ``argv``: arguments without the program's name; None: the process's.
     """
     asked = Options()
-    try:
-        with lost_interrupts_return():
-            app(None if argv is None else list(argv), obj=asked)
-    except StifarmError as error:
-        fail(error)
-        if asked.owes_json:
-            emit_json({"error": error.what, "remedy": error.remedy.strip()})
-        sys.exit(error.exit_code)
-    except SystemExit as done:
-        wrong = getattr(done.__context__, "format_message", None)  # of a usage error, which Typer has shown
-        if wrong is not None and "--json" in (sys.argv if argv is None else argv):
-            emit_json({"error": wrong(), "remedy": _SEE_HELP})
-        if done.code == _INTERRUPTED:
-            note(f"interrupted; {asked.interrupted}")
-        if done.code == signal.SIGTERM:  # what Ray makes of it while it starts
-            sys.exit(TERMINATED)
-        raise
+    with terminations_interrupt() as terminated:
+        try:
+            with lost_interrupts_return():
+                app(None if argv is None else list(argv), obj=asked)
+        except StifarmError as error:
+            fail(error)
+            if asked.owes_json:
+                emit_json({"error": error.what, "remedy": error.remedy.strip()})
+            sys.exit(error.exit_code)
+        except SystemExit as done:
+            wrong = getattr(
+                done.__context__, "format_message", None
+            )  # of a usage error, which Typer has shown
+            if wrong is not None and "--json" in (sys.argv if argv is None else argv):
+                emit_json({"error": wrong(), "remedy": _SEE_HELP})
+            if done.code == _INTERRUPTED:
+                note(f"{'terminated' if terminated() else 'interrupted'}; {asked.interrupted}")
+                if terminated():
+                    sys.exit(TERMINATED)
+            raise

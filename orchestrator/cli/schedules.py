@@ -164,7 +164,7 @@ def serve(
         farm_of(context) as farm,
         driving(farm, "all", listen=listen, ports=ports, quarantined=True) as session,
         telling(impatient(farm.store)),
-        terminated(farm.stop),  # last: Ray sets a handler of its own as it starts
+        terminated(farm.stop),
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
         controller = Controller(means_of(session))

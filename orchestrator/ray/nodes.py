@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import structlog
 
 from orchestrator.errors import HostError, PoolError
 from orchestrator.interrupts import held_interrupts
+from orchestrator.lab.processes import ProcessId, descendants, identify, kill
 from orchestrator.ray.board import Endpoint
 from orchestrator.ray.folders import OBJECT_STORE_BYTES, objects_folder, session_folder
 
@@ -87,7 +89,10 @@ class RunningNode:
     def end(self) -> None:
         """End its processes and remove its folder."""
         with held_interrupts():
+            ours = _processes(self.folder)
             self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+            for process in ours:  # its monitoring agents would notice within a minute
+                kill(process, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -160,6 +165,9 @@ def _start(*, head: bool, ports: Ports | None, **parameters: Any) -> RunningNode
                 **parameters,
             )
             return RunningNode(Node(given, head=head, shutdown_at_exit=False, spawn_reaper=True), folder)
+    except KeyboardInterrupt:  # held until it ran
+        _kill_left(folder)
+        raise
     except Exception as error:  # what Ray raises here is of no class of its own
         _kill_left(folder)
         raise PoolError(
@@ -169,16 +177,28 @@ def _start(*, head: bool, ports: Ports | None, **parameters: Any) -> RunningNode
 
 
 def _kill_left(folder: Path) -> None:
-    """End what a failed start left: our children whose command names its folder."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and str(folder).encode() in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), 9)
-                _log.info("ended what a failed start of Ray left", pid=int(entry.name))
+    """End what a start that failed, or was interrupted, left; remove its folder."""
+    for process in _processes(folder):
+        kill(process, signal.SIGKILL)
+        _log.info("ended what a start of Ray left", pid=process.pid)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes(folder: Path) -> list[ProcessId]:
+    """The processes below this one that are of the node of a folder: those whose command names it, and what
+    these started that Ray has named. Agents of devices are none of them."""
+    own = [pid for pid in descendants(os.getpid()) if str(folder).encode() in _command(pid)]
+    named = [pid for each in own for pid in descendants(each) if _command(pid).startswith(b"ray::")]
+    found = map(identify, dict.fromkeys((*own, *named)))
+    return [process for process in found if process is not None]
+
+
+def _command(pid: int) -> bytes:
+    """A process's command line; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _require_free(listen: Endpoint) -> None:

@@ -180,7 +180,7 @@ class RayPool:
         where = self._joined() or self._own_cluster()
         self._owns_cluster = True
         try:
-            with held_interrupts():  # it forks with callbacks, which would drop a Ctrl-C
+            with held_interrupts(), _own_signals():  # it forks with callbacks, which would drop a Ctrl-C
                 ray.init(
                     namespace="stifarm",
                     log_to_driver=False,
@@ -241,6 +241,18 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Within the block, Ray takes SIGTERM for itself no more than Ctrl-C: what came while it starts would end
+    in one of its callbacks."""
+    utils: Any = importlib.import_module("ray._private.utils")
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _keep_off_stdout() -> None:

@@ -9,14 +9,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
 import ray
+from sqlalchemy import select
 
+from db.controllers import list_controllers
+from db.models import LeaseRow
 from orchestrator.errors import PoolError, SelectorError, TransientError
+from orchestrator.farm import controlling, open_farm
 from orchestrator.inventory import parse_inventory
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.ray.folders import session_folder
@@ -309,3 +314,42 @@ def test_nothing_of_ray_is_left_when_the_controller_goes(
     wait_for(lambda: not [child for child in children if running(child)], "the late ones to end")
     session_folder().rmdir()  # what every start does first: sweep folders of dead processes
     wait_for(lambda: not left_by(process.pid), "its folders to be gone")  # another pool may be sweeping too
+
+
+@pytest.mark.parametrize("listen", [(), ("--listen", "127.0.0.1:0")], ids=["alone", "head"])
+def test_sigterm_while_ray_starts_leaves_nothing(tmp_path: Path, listen: tuple[str, ...]) -> None:
+    (tmp_path / "inventory.yaml").write_text("version: 1\ndevices: [{name: desk, transport: local}]")
+    words = ("--home", str(tmp_path / "home"), "serve", *listen)
+    with (tmp_path / "said").open("wb") as said:
+        command = (sys.executable, "-c", "from orchestrator.cli import main; main()", *words)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}, stdout=said, stderr=said
+        )
+    seen: dict[int, psutil.Process] = {}
+
+    def starting() -> bool:
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        seen.update({child.pid: child for child in psutil.Process(process.pid).children(recursive=True)})
+        return any("gcs_server" in first_word(child) for child in seen.values())
+
+    with process:
+        wait_for(starting, "Ray to be starting")
+        process.send_signal(signal.SIGTERM)
+        while process.poll() is None:
+            with suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                seen.update({child.pid: child for child in children})
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+    what = (tmp_path / "said").read_text()
+    assert process.returncode == 143, what
+    assert "serving" not in what
+    wait_for(lambda: not [child for child in seen.values() if running(child)], "Ray's processes to end")
+    assert not left_by(process.pid)
+    assert not (tmp_path / "home/head.json").exists()
+    with open_farm(load_settings(environ={}, home=tmp_path / "home", cwd=tmp_path)) as farm:
+        with farm.store.reader() as session:
+            assert [bool(row.ended_wall_ns) for row in list_controllers(session, ended=True)] == [True]
+            assert not session.scalars(select(LeaseRow).where(LeaseRow.owner.is_not(None))).all()
+        with controlling(farm):  # the home is free
+            pass

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from orchestrator.interrupts import held_interrupts, lost_interrupts_return
+from orchestrator.interrupts import held_interrupts, lost_interrupts_return, terminations_interrupt
 from tests.agent_data import REPO
 
 
@@ -91,12 +91,38 @@ def test_an_interrupt_that_python_drops_comes_again() -> None:
         block()
 
 
-def test_what_ray_makes_of_sigterm_is_the_exit_code_of_one_that_was_terminated() -> None:
-    program = (
-        "import sys\n"
-        "from orchestrator.cli import app, main\n"
-        "app.command('end')(lambda: sys.exit(15))\n"
-        "main(['end'])\n"
+TERMINATED = """
+import contextlib, os, signal
+from orchestrator.cli import app, main
+from orchestrator.interrupts import held_interrupts
+
+def end() -> None:
+    try:
+        with held_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("held")
+        print("not reached")
+    finally:
+        print("unwound")
+
+app.command("end")(end)
+main(["end"])
+"""
+
+
+def test_sigterm_unwinds_a_verb_as_an_interrupt_does_and_has_its_own_exit_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED], cwd=REPO, capture_output=True, text=True, check=False
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, check=False)
-    assert done.returncode == 143, done.stderr.decode()
+    assert (done.returncode, done.stdout.split()) == (143, ["held", "unwound"]), done.stderr
+    assert "terminated; run the same command again" in done.stderr
+
+
+def test_sigterm_is_left_as_it_was() -> None:
+    with terminations_interrupt() as came:
+        assert callable(signal.getsignal(signal.SIGTERM))
+        assert not came()
+        with terminations_interrupt(), pytest.raises(KeyboardInterrupt):  # the outer one's
+            signal.raise_signal(signal.SIGTERM)
+        assert came()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
