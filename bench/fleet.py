@@ -1,12 +1,20 @@
 """A fleet of fake devices on lab hosts of one machine: the production way from dispatch to store under load.
 
     python -m bench.fleet [--devices 1000] [--nodes 4] [--jobs 10000] [--job 20s] [--units 4] [--seed 1]
-                          [--delay 2ms] [--link-faults 0.0002] [--deaths 0.01]
+                          [--delay 2ms] [--link-faults 0.0002] [--deaths 0.01] [--db-url URL]
 
 Each node is a lab host that joined by ``stifarm host join``; its devices are of the shipped transport
 ``fake``, whose agents compute their journals from the wall clock (jobs of probe units, half to one and a half
 times ``--job``). A share of the calls over their links fails, and agents die in the middle of jobs. At the
 end every journal on a device is compared with the store, record by record.
+
+The store is an SQLite file of the run's own, or that of ``--db-url`` (or STIFARM_DB_URL): a PostgreSQL
+database, which must be empty and is left filled.
+
+Included, as in production: leases and fencing, the pump that campaigns drive their jobs with (dispatch, the
+hosts' watches, ingestion in one transaction for many devices), Ray between controller and hosts, restarts and
+lost links. Not included: the expansion of a campaign to batches, their claims and the controller's look at
+the store once a second; ``bench.looks`` measures these.
 
 busy: of each device's time from its first job's start to its last one's end, the share that journals account
 for. controller CPU: of its process, from the first dispatch to the last result, by job. Memory: PSS.
@@ -34,6 +42,7 @@ import structlog
 from sqlalchemy import select
 
 from db.models import AttemptRow, JobRow, JournalRecordRow
+from db.session import upgrade
 from orchestrator import fleet
 from orchestrator.dispatch import Request
 from orchestrator.farm import Farm, controlling, open_farm
@@ -63,6 +72,7 @@ class Asked:
     jobs: int
     units: int
     fake: str
+    db_url: str | None = None
 
 
 def main() -> None:
@@ -74,13 +84,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, text in (("job", "20s"), ("delay", "2ms"), ("link-faults", "0.0002"), ("deaths", "0.01")):
         parser.add_argument(f"--{name}", default=text)
+    parser.add_argument("--db-url", default=os.environ.get("STIFARM_DB_URL"))
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     fake = (
         f"{{job: {given.job}, delay: {given.delay}, link_faults: {given.link_faults}, "
         f"deaths: {given.deaths}, seed: {given.seed}}}"
     )
-    asked = Asked(given.devices, given.nodes, given.jobs, given.units, fake)
+    asked = Asked(given.devices, given.nodes, given.jobs, given.units, fake, given.db_url)
     print(f"{asked.devices} devices on {asked.nodes} nodes, {asked.jobs} jobs of {given.units} units: {fake}")
     with tempfile.TemporaryDirectory(prefix="bench-fleet-") as folder:
         run(asked, Path(folder))
@@ -88,13 +99,16 @@ def main() -> None:
 
 def run(asked: Asked, root: Path) -> None:
     """The whole of it below ``root``."""
+    if asked.db_url is not None:
+        upgrade(asked.db_url)
     (root / "inventory.yaml").write_text("version: 1\ndevices: [{name: unused, transport: fake}]\n")
     with (
-        open_farm(load_settings(environ={}, cwd=root)) as farm,
+        open_farm(load_settings(environ={}, cwd=root, db_url=asked.db_url)) as farm,
         controlling(farm),
         RayPool(farm.settings, listen=Endpoint("127.0.0.1", 0), num_cpus=1) as pool,
         _hosts(asked, root, pool.address) as joined,
     ):
+        _require_empty(farm)
         hosts = hosts_of(farm, pool)
         _wait_for_hosts(hosts, asked.nodes)
         requests = _requests(farm, hosts, asked)
@@ -103,6 +117,13 @@ def run(asked: Asked, root: Path) -> None:
         memory = _memory(joined)
         print(f"ran for {ran.wall_s:.1f} s", flush=True)
         _report(farm, hosts, ran, memory)
+
+
+def _require_empty(farm: Farm) -> None:
+    """Figures are of the whole store: it must hold this run alone."""
+    with farm.store.reader() as session:
+        if session.scalars(select(JobRow.id).limit(1)).first() is not None:
+            raise SystemExit("The store of --db-url has jobs already: give an empty database.")
 
 
 # ------------------------------------------------------------------ hosts

@@ -35,6 +35,7 @@ from orchestrator.worker import HostWorker
 from sti_runtime.errors import StifarmError
 
 _NODES_AGE_S = 1.0
+_LOOPBACK = "127.0.0.1"
 
 _log = structlog.get_logger(__name__)
 _In = TypeVar("_In")
@@ -211,11 +212,13 @@ class RayPool:
         return {"address": str(endpoint), "_node_ip_address": endpoint.host}
 
     def _own_cluster(self) -> dict[str, Any]:
-        """How to start a cluster of this process alone."""
+        """How to start a cluster of this process alone, which nothing outside this machine can reach."""
+        self._environment.enter_context(_loopback())
         folder, objects = session_folder(), objects_folder()
         self._environment.callback(shutil.rmtree, folder, ignore_errors=True)
         return {
             "address": "local",
+            "_node_ip_address": _LOOPBACK,
             "num_cpus": self._num_cpus,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
@@ -234,7 +237,8 @@ class RayPool:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Within the block, Ray joins a head node at a loopback address there, not at the machine's own one."""
+    """Within the block, Ray keeps to the loopback address: it joins a head node there, not at the machine's
+    own one, and its servers listen there only, not at every address."""
     constants: Any = importlib.import_module("ray._private.ray_constants")
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:

@@ -105,6 +105,19 @@ def test_only_the_right_token_connects(pool: RayPool, settings: Settings) -> Non
     assert "nauthenticated" in wrong.stderr or "authentication token" in wrong.stderr.lower(), wrong.stderr
 
 
+def test_a_cluster_of_one_process_listens_on_loopback_only(pool: RayPool) -> None:
+    assert list(pool.map_tasks(square, [2])) == [(2, 4)]  # so there is a worker
+    own = psutil.Process()
+    heard: dict[str, set[str]] = {}
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    heard.setdefault(connection.laddr.ip, set()).add(first_word(process))
+    assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
+    assert any("gcs_server" in name for names in heard.values() for name in names)
+
+
 def test_tasks_stream_their_results(pool: RayPool) -> None:
     assert dict(pool.map_tasks(square, range(10))) == {number: number * number for number in range(10)}
     assert list(pool.map_tasks(square, [])) == []
