@@ -1,4 +1,4 @@
-"""What ``bench.importance`` scores: the demo model, and MiniLM fine-tuned a little on SST-2.
+"""What ``bench.importance`` and ``bench.codecs`` score: the demo model, and MiniLM tuned a little on SST-2.
 
 MiniLM and SST-2 come from STIFARM_SHARED (default ../shared). Profile rows are held out of SST-2's train
 split. The fine-tuning is kept in the cache folder, and goes on there when it was interrupted.
@@ -31,22 +31,26 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Subject:
-    """A classifier and the rows that its shards are scored on."""
+    """A classifier, the rows that its shards are scored on, and those that only report results."""
 
     name: str
     config: ModelConfig
     tensors: Mapping[str, F32]
     rows: LabelledRows
+    dev: LabelledRows
 
 
 def demo() -> Subject:
     """The model that stifarm ships, and the whole profile split of its task."""
     model = load_demo_model()
     assert model.tokenizer_json is not None
-    data = build_task_data(
-        demo_splits(1).profile, TASK, "profile", config=model.config, tokenizer_json=model.tokenizer_json
+    splits = demo_splits(1)
+    profile, dev = (
+        build_task_data(examples, TASK, split, config=model.config, tokenizer_json=model.tokenizer_json)
+        for examples, split in ((splits.profile, "profile"), (splits.dev, "dev"))
     )
-    return Subject("demo model", model.config, model.tensors, prepare_rows(data, model.config))
+    rows, reported = prepare_rows(profile, model.config), prepare_rows(dev, model.config)
+    return Subject("demo model", model.config, model.tensors, rows, reported)
 
 
 def shared_folder() -> Path:
@@ -82,7 +86,8 @@ def minilm(threads: int) -> Subject | None:
     ).tensors
     score = evaluate(tuned, config, full_model(config), dev, threads=threads)
     print(f"MiniLM on SST-2: {STEPS} steps of {settings.batch}, dev accuracy {score.accuracy:.1%}")
-    return Subject("MiniLM on SST-2", config, tuned, prepare_rows(profile, config))
+    rows, reported = prepare_rows(profile, config), prepare_rows(dev, config)
+    return Subject("MiniLM on SST-2", config, tuned, rows, reported)
 
 
 def _report(status: PhaseStatus) -> None:

@@ -15,7 +15,7 @@ from db import artifacts
 from db.models import BundleRow, ModelRow
 from orchestrator.farm import Farm
 from sti_runtime.bundle import Bundle
-from sti_runtime.bundle_build import build_bundle
+from sti_runtime.bundle_build import Sensitivity, build_bundle
 from sti_runtime.bundle_files import HeadEncoding
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
@@ -221,9 +221,13 @@ def make_bundle(
     fidelities: tuple[int, ...] = FIDELITIES,
     quantizer: Quantizer = GOBO,
     head_encoding: HeadEncoding = "f32",
+    sensitivity: Callable[[Model], Sensitivity] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> KnownBundle:
-    """Build (or find) the bundle of a model and register it. Raises: InputError, ResourceError."""
+    """Build (or find) the bundle of a model and register it. Raises: InputError, ResourceError.
+
+    ``sensitivity``: of the model's weights, for the codec that asks for it (``orchestrator.sensitivity``).
+    """
     row, model = find_model(farm, model_name)
     path = build_bundle(
         model.config,
@@ -235,6 +239,7 @@ def make_bundle(
         fidelities=fidelities,
         quantizer=quantizer,
         head_encoding=head_encoding,
+        sensitivity=None if sensitivity is None else sensitivity(model),
         progress=progress,
     )
     bundle = Bundle.open(path)

@@ -27,7 +27,14 @@ from sti_runtime.bundle_files import (
     write_resident,
 )
 from sti_runtime.errors import CheckpointError, FormatError, InputError, ResourceError
-from sti_runtime.manifest import ALIGNMENT, MANIFEST_NAME, Manifest, QuantizerInfo
+from sti_runtime.manifest import (
+    ALIGNMENT,
+    MANIFEST_NAME,
+    FisherInfo,
+    Manifest,
+    QuantizerInfo,
+    SensitivityInfo,
+)
 from sti_runtime.model import ModelConfig, Submodel, tensor_shapes
 from sti_runtime.pack import payload_layout
 from sti_runtime.quantizer import GOBO, Quantizer
@@ -55,7 +62,7 @@ class _Request:
     untrained: bool
     submodels: tuple[Submodel, ...]
     fidelities: tuple[int, ...]
-    quantizer: QuantizerInfo
+    quantizer: QuantizerInfo | FisherInfo
     head_encoding: HeadEncoding
 
     def is_for(self, manifest: Manifest) -> bool:
@@ -70,6 +77,17 @@ class _Request:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What a codec that asks how sensitive each weight is gets: ``measure`` is called if a build is needed.
+
+    ``measure`` gives the sensitivities of all sharded weights by canonical name, of the weights' shapes.
+    """
+
+    info: SensitivityInfo
+    measure: Callable[[], Mapping[str, F32]]
+
+
 def build_bundle(
     model_config: ModelConfig,
     tensors: Mapping[str, F32],
@@ -81,15 +99,18 @@ def build_bundle(
     fidelities: tuple[int, ...] = FIDELITIES,
     quantizer: Quantizer = GOBO,
     head_encoding: HeadEncoding = "f32",
+    sensitivity: Sensitivity | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Build the bundle of a model into ``out_root/<digest>`` and return that folder.
 
     A bundle of the same ``model_digest`` and options that is already there is returned as it is.
+    ``sensitivity`` is for the codec ``fisher`` and only for it.
     ``progress`` gets (shards done, shards in all).
 
     Raises: CheckpointError if a tensor is missing, misshapen or not finite; InputError for unknown
-    fidelities; ResourceError if storage runs out. In every case nothing is left behind.
+    fidelities or a codec without its sensitivities; ResourceError if storage runs out. In every case
+    nothing is left behind.
     """
     request = _Request(
         config=model_config,
@@ -97,7 +118,7 @@ def build_bundle(
         untrained=untrained,
         submodels=submodels,
         fidelities=tuple(sorted(set(fidelities))),
-        quantizer=QuantizerInfo.of(quantizer),
+        quantizer=_quantizer_info(quantizer, sensitivity),
         head_encoding=head_encoding,
     )
     if not request.fidelities or not set(request.fidelities) <= set(FIDELITIES):
@@ -111,10 +132,21 @@ def build_bundle(
         require_space(out_root, estimated_bytes(model_config, request.fidelities, quantizer))
         with staging_folder(out_root) as folder:
             regions = write_regions(
-                folder, model_config, tensors, request.fidelities, quantizer=quantizer, progress=progress
+                folder,
+                model_config,
+                tensors,
+                request.fidelities,
+                quantizer=quantizer,
+                sensitivities=None if sensitivity is None else sensitivity.measure(),
+                progress=progress,
             )
+            # The head is no shard and has no sensitivities: its six bits are GOBO's under every codec.
             resident, resident_file = write_resident(
-                folder, model_config, tensors, quantizer=quantizer, head_encoding=head_encoding
+                folder,
+                model_config,
+                tensors,
+                quantizer=GOBO if quantizer.codec != "gobo" else quantizer,
+                head_encoding=head_encoding,
             )
             tables, embeddings_file = write_embeddings(folder, model_config, tensors)
             manifest = Manifest(
@@ -177,6 +209,22 @@ def require_space(folder: Path, needed_bytes: int) -> None:
             f"{folder}: {format_bytes(free)} free, the bundle needs about {format_bytes(needed_bytes)}.",
             "Free space, choose fewer fidelities or another folder; nothing was written.",
         )
+
+
+def _quantizer_info(quantizer: Quantizer, sensitivity: Sensitivity | None) -> QuantizerInfo | FisherInfo:
+    if quantizer.codec == "fisher" and sensitivity is not None:
+        return FisherInfo.of(quantizer, sensitivity.info)
+    if quantizer.codec == "fisher":
+        raise InputError(
+            "The codec fisher weighs every weight by how sensitive a task is to it, and no task is given.",
+            "Name one with --task, or build with --codec gobo, which needs none.",
+        )
+    if sensitivity is not None:
+        raise InputError(
+            f"The codec {quantizer.codec} does not look at sensitivities.",
+            "Leave the task out, or build with --codec fisher.",
+        )
+    return QuantizerInfo.of(quantizer)
 
 
 def _check_tensors(config: ModelConfig, tensors: Mapping[str, F32]) -> None:

@@ -63,16 +63,23 @@ def write_regions(
     fidelities: tuple[int, ...],
     *,
     quantizer: Quantizer,
+    sensitivities: Mapping[str, F32] | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Region, ...]:
-    """Write every shard at every fidelity; ``progress`` gets (shards done, shards in all)."""
+    """Write every shard at every fidelity; ``progress`` gets (shards done, shards in all).
+
+    ``sensitivities``: of the sharded weights, by canonical name, for a codec that asks for them.
+    """
     shards = [(layer, index) for layer in range(config.layers) for index in range(config.heads)]
     versions: dict[int, list[Version]] = {bits: [] for bits in fidelities}
     ends = dict.fromkeys(fidelities, 0)
 
     def pack(layer: int, index: int) -> dict[int, _StoredVersion]:
         matrices = list(shard_matrices(tensors, config, layer, index).values())
-        packed = pack_matrices(matrices, fidelities, quantizer)
+        sensitive = None
+        if sensitivities is not None:
+            sensitive = list(shard_matrices(sensitivities, config, layer, index).values())
+        packed = pack_matrices(matrices, fidelities, quantizer, sensitive)
         return {bits: _padded_version(version) for bits, version in packed.items()}
 
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sti_runtime.model import ModelConfig, Submodel
-from sti_runtime.quantizer import GOBO, Quantizer
+from sti_runtime.quantizer import GOBO, SENSITIVE_PPM, Quantizer
 from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
 
 ALIGNMENT = 4096
@@ -87,7 +87,7 @@ class DataFile(Record):
 
 
 class QuantizerInfo(Record):
-    """How the versions below 32 bits were made; thresholds in milli-nats of log-density."""
+    """How GOBO made the versions below 32 bits; thresholds in milli-nats of log-density."""
 
     name: Literal["gobo", "gobo-converged"]
     refined: bool
@@ -109,12 +109,55 @@ class QuantizerInfo(Record):
         )
 
     @property
+    def made_by(self) -> str:
+        """For people."""
+        return self.label
+
+    @property
     def label(self) -> str:
         """What scores of this quantizer are kept under; the threshold is named where it is not GOBO's."""
         label = self.name if self.name != "gobo" else f"gobo-{'refined' if self.refined else 'unrefined'}"
         if self.outlier_log_density_milli == GOBO.outlier_log_density_milli:
             return label
         return f"{label}:{self.outlier_log_density_milli}"
+
+
+class SensitivityInfo(Record):
+    """What the sensitivities of weights were measured on: rows of a task, by the digest of the rows taken."""
+
+    task: str = Field(min_length=1, max_length=64)
+    rows: Positive
+    rows_digest: Digest
+
+
+class FisherInfo(Record):
+    """How the codec ``fisher`` made the versions below 32 bits: what its sensitivities were measured on, the
+    threshold by which GOBO would count outliers, and the share of them chosen by sensitivity."""
+
+    name: Literal["fisher"]
+    outlier_log_density_milli: Integer
+    sensitive_ppm: Annotated[int, Field(ge=0, le=1_000_000)]
+    sensitivity: SensitivityInfo
+
+    @classmethod
+    def of(cls, quantizer: Quantizer, sensitivity: SensitivityInfo) -> FisherInfo:
+        """How the manifest records it."""
+        return cls(
+            name="fisher",
+            outlier_log_density_milli=quantizer.outlier_log_density_milli,
+            sensitive_ppm=SENSITIVE_PPM,
+            sensitivity=sensitivity,
+        )
+
+    @property
+    def made_by(self) -> str:
+        """For people."""
+        return f"{self.name}, sensitivities of {self.sensitivity.rows} rows of {self.sensitivity.task}"
+
+    @property
+    def label(self) -> str:
+        """What scores of this codec are kept under: other sensitivities make other versions."""
+        return f"{self.name}:{self.digest[:16]}"
 
 
 class Manifest(Record):
@@ -126,7 +169,7 @@ class Manifest(Record):
     model_digest: Digest
     untrained: bool
     submodels: tuple[Submodel, ...] = Field(min_length=1)
-    quantizer: QuantizerInfo
+    quantizer: Annotated[QuantizerInfo | FisherInfo, Field(discriminator="name")]
     regions: tuple[Region, ...] = Field(min_length=1)
     resident: tuple[TensorEntry, ...]
     embeddings: tuple[EmbeddingTable, ...]

@@ -16,8 +16,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from sti_runtime.codecs import prepare
 from sti_runtime.errors import FormatError, InputError
-from sti_runtime.quantize import U8, U32, Dictionary, assign_codes, fit_dictionary, sort_weights
+from sti_runtime.quantize import U8, U32, Dictionary, assign_codes
 from sti_runtime.quantizer import GOBO, Quantizer
 from sti_runtime.shard import F32, FIDELITIES
 
@@ -97,11 +98,15 @@ def payload_layout(shapes: tuple[Shape, ...], bits: int, outliers: tuple[int, ..
 
 
 def pack_matrices(
-    matrices: Sequence[F32], fidelities: Sequence[int], quantizer: Quantizer = GOBO
+    matrices: Sequence[F32],
+    fidelities: Sequence[int],
+    quantizer: Quantizer = GOBO,
+    sensitivities: Sequence[F32] | None = None,
 ) -> dict[int, PackedVersion]:
     """Pack the same matrices at several fidelities; the weights are sorted once for all of them.
 
-    Shapes: each matrix [out, in]. Raises: InputError if a weight is not finite.
+    Shapes: each matrix [out, in], and so each one's sensitivities, which the codec ``fisher`` needs.
+    Raises: InputError if a weight is not finite or the codec lacks what it needs.
     """
     shapes = tuple((int(m.shape[0]), int(m.shape[1])) for m in matrices)
     streams = [_to_stream(matrix) for matrix in matrices]
@@ -115,7 +120,10 @@ def pack_matrices(
     low = [bits for bits in fidelities if bits != 32]
     if not low:
         return packed
-    prepared = [sort_weights(matrix, quantizer) for matrix in matrices]
+    of_each = [None] * len(matrices) if sensitivities is None else sensitivities
+    prepared = [
+        prepare(matrix, quantizer, sensitivity) for matrix, sensitivity in zip(matrices, of_each, strict=True)
+    ]
     outliers = tuple(p.outlier_index.size for p in prepared)
     exceptions = b"".join(
         _outlier_bytes(p.outlier_index, p.outlier_values, shape)
@@ -123,7 +131,7 @@ def pack_matrices(
     )
     for bits in low:
         layout = payload_layout(shapes, bits, outliers)
-        dictionaries = [fit_dictionary(p, bits, refinement=quantizer.refinement) for p in prepared]
+        dictionaries = [p.dictionary(bits) for p in prepared]
         codes = np.concatenate(
             [
                 _stream_codes(stream, dictionary, shape)

@@ -130,6 +130,11 @@ def fit_dictionary(sorted_weights: SortedWeights, bits: int, *, refinement: Refi
         centroids = _until_l1_rises(sorted_weights, centroids)
     elif count < group.size:
         centroids = _until_still(sorted_weights, _companded(sorted_weights, count))
+    return nearest_dictionary(centroids)
+
+
+def nearest_dictionary(centroids: F32) -> Dictionary:
+    """The dictionary that takes every weight to its nearest centroid. Shapes: centroids ascending."""
     # The greatest float32 not above each exact middle: comparing in float32 is then exact.
     return Dictionary(centroids, _floor32_array(_middles(centroids)))
 

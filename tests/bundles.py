@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from sti_runtime.bundle import Bundle
-from sti_runtime.bundle_build import build_bundle
+from sti_runtime.bundle_build import Sensitivity, build_bundle
 from sti_runtime.embedding_rows import Request
-from sti_runtime.manifest import Manifest
+from sti_runtime.manifest import Manifest, SensitivityInfo
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels, tensor_shapes
 from sti_runtime.plan import Plan, PlannedShard, Prediction
 from sti_runtime.plan_build import Fidelity
-from sti_runtime.shard import F32, FIDELITIES
+from sti_runtime.quantizer import GOBO, Quantizer
+from sti_runtime.shard import F32, FIDELITIES, SHARDED_WEIGHTS
 
 HEAD = HeadConfig(pooling="cls", activation="tanh", labels=("negative", "positive"))
 
@@ -51,12 +52,28 @@ def random_tensors(config: ModelConfig, seed: int = 1) -> dict[str, F32]:
     return tensors
 
 
+def random_sensitivity(config: ModelConfig, seed: int = 2) -> Sensitivity:
+    """Sensitivities as uneven as real ones: a tenth of the weights has nearly all."""
+    info = SensitivityInfo(task="sst-2", rows=seed, rows_digest="5" * 64)
+
+    def measure() -> dict[str, F32]:
+        generator = np.random.default_rng(seed)
+        shapes = tensor_shapes(config)
+        names = [
+            f"layers.{i}.{name}.weight" for i in range(config.layers) for name in SHARDED_WEIGHTS.values()
+        ]
+        return {name: generator.standard_normal(shapes[name], np.float32) ** 8 for name in names}
+
+    return Sensitivity(info, measure)
+
+
 def make_bundle(
     config: ModelConfig,
     folder: Path,
     seed: int = 1,
     submodels: tuple[Submodel, ...] = (),
     fidelities: tuple[int, ...] = FIDELITIES,
+    quantizer: Quantizer = GOBO,
 ) -> tuple[Bundle, dict[str, F32]]:
     """Build a bundle of random weights and open it; ``submodels`` are offered besides all n × m."""
     tensors = random_tensors(config, seed)
@@ -68,6 +85,8 @@ def make_bundle(
         untrained=True,
         out_root=folder,
         fidelities=fidelities,
+        quantizer=quantizer,
+        sensitivity=random_sensitivity(config) if quantizer.codec == "fisher" else None,
     )
     return Bundle.open(path), tensors
 

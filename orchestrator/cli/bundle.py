@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -9,13 +11,19 @@ import typer
 from db import artifacts
 from db.statistics import wilson
 from orchestrator.cli.context import BundleOption, JsonOption, TaskOption, farm_of
-from orchestrator.cli.output import emit_json, steps, success, table
+from orchestrator.cli.output import Steps, emit_json, steps, success, table
+from orchestrator.farm import Farm
 from orchestrator.library import find_bundle, make_bundle, only_task
 from orchestrator.report import percent
+from sti_runtime.bundle_build import Sensitivity
 from sti_runtime.errors import InputError
-from sti_runtime.quantizer import GOBO, Quantizer, Refinement
+from sti_runtime.model_store import Model
+from sti_runtime.quantizer import GOBO, CodecName, Quantizer, Refinement
 from sti_runtime.shard import FIDELITIES
 from sti_runtime.units import format_bytes
+
+SENSITIVITY_ROWS = 250
+"""Labelled rows of the profile split, unless asked otherwise."""
 
 bundle_app = typer.Typer(no_args_is_help=True, help="Shard a model at several fidelities.")
 
@@ -28,9 +36,20 @@ def build(
     fidelities: Annotated[
         str, typer.Option("--fidelities", help="Bits per weight to store, comma-separated.")
     ] = ",".join(map(str, FIDELITIES)),
+    codec: Annotated[
+        CodecName, typer.Option(help="gobo, or fisher: every weight weighed by what the task's loss minds.")
+    ] = "gobo",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="Of codec fisher: the task whose loss is meant.")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Of codec fisher: rows of the task's profile split; {SENSITIVITY_ROWS}."),
+    ] = None,
     refine: Annotated[
-        Refinement, typer.Option(help="Centroids: none, l1 (GOBO's), or converged (least squared error).")
-    ] = "l1",
+        Refinement | None,
+        typer.Option(help="Of codec gobo, centroids: none, l1 (GOBO's), or converged (least squared error)."),
+    ] = None,
     outlier_density: Annotated[
         float,
         typer.Option(help="Weights of a lower log-density than this are kept exactly; higher keeps more."),
@@ -42,12 +61,15 @@ def build(
 
     Example: stifarm bundle build minilm-sst-2
     Closer to the model: stifarm bundle build minilm-sst-2 --refine converged --outlier-density 0
+    Closer to the task: stifarm bundle build minilm-sst-2 --codec fisher --task sst-2 --name by-fisher
     """
-    quantizer = _quantizer(refine, outlier_density)
+    quantizer = _quantizer(codec, refine, outlier_density)
+    _check_codec_options(codec, task=task, rows=rows, refine=refine)
     if head_bits not in (6, 32):
         raise InputError(f"--head-bits {head_bits} is unknown.", "Choose 32 or 6.")
     wanted = _fidelities(fidelities)
     with farm_of(context) as farm, steps(quiet=json) as bars, bars.step("quantize and pack shards") as bar:
+        measured = None if task is None else _measured(farm, bars, task, rows or SENSITIVITY_ROWS)
         bundle = make_bundle(
             farm,
             model,
@@ -55,6 +77,7 @@ def build(
             fidelities=wanted,
             quantizer=quantizer,
             head_encoding="f32" if head_bits == 32 else "gobo6",
+            sensitivity=measured,
             progress=bar,
         )
     if json:
@@ -97,7 +120,8 @@ def show(context: typer.Context, bundle: BundleOption = None, json: JsonOption =
         f"Bundle {found.name} ({found.digest[:12]})",
         ("file", ">bits", ">size", ">a shard", ">stored bits/weight", ">outliers"),
         rows,
-        caption="submodels n×m: " + ", ".join(map(str, manifest.submodels[:40])),
+        caption=f"made by {manifest.quantizer.made_by}; submodels n×m: "
+        + ", ".join(map(str, manifest.submodels[:40])),
     )
 
 
@@ -153,13 +177,44 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
     )
 
 
-def _quantizer(refinement: Refinement, outlier_density: float) -> Quantizer:
+def _check_codec_options(
+    codec: CodecName, *, task: str | None, rows: int | None, refine: Refinement | None
+) -> None:
+    if codec == "fisher" and task is None:
+        raise InputError(
+            "--codec fisher weighs every weight by what a task's loss minds, and no task is named.",
+            "Add --task TASK, one with rows for this model, or take --codec gobo, which needs none.",
+        )
+    if codec == "fisher" and refine is not None:
+        raise InputError(
+            f"--refine {refine} is about GOBO's centroids; codec fisher always refines to the end.",
+            "Leave --refine out.",
+        )
+    if codec != "fisher" and (task is not None or rows is not None):
+        given = "--task" if task is not None else "--rows"
+        raise InputError(
+            f"{given} is given, and codec {codec} does not look at a task.",
+            f"Leave {given} out, or add --codec fisher.",
+        )
+
+
+def _measured(farm: Farm, bars: Steps, task: str, rows: int) -> Callable[[Model], Sensitivity]:
+    """Sensitivities of a model's weights on a task, with a bar over rows when they are measured."""
+    from orchestrator.sensitivity import sensitivity_of  # loads PyTorch
+
+    name = only_task(farm, task)
+    shown = partial(bars.show, "sensitivity", f"sensitivity of weights to {name}")
+    return lambda model: sensitivity_of(farm, model, name, rows=rows, progress=shown)
+
+
+def _quantizer(codec: CodecName, refinement: Refinement | None, outlier_density: float) -> Quantizer:
     if not -100.0 <= outlier_density <= 100.0:
         raise InputError(
             f"--outlier-density {outlier_density} is not between -100 and 100.",
             "GOBO's is -4; 0 keeps about 1.4 % of weights of deviation 0.02.",
         )
-    return Quantizer(refinement, round(1000 * outlier_density))
+    refined = "converged" if codec == "fisher" else (refinement or GOBO.refinement)
+    return Quantizer(refined, round(1000 * outlier_density), codec)
 
 
 def _fidelities(text: str) -> tuple[int, ...]:

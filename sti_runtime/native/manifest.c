@@ -164,12 +164,28 @@ static StiCode parse_submodel(Arena *arena, const JsonValue *value, const char *
   return fields.code;
 }
 
+static StiCode parse_sensitivity(const JsonValue *value, const char *source, StiError *error) {
+  Fields fields;
+  fields_begin(&fields, value, source, "Manifest", "quantizer.sensitivity", error);
+  field_int(&fields, "rows", 1, INT_MOST);
+  field_digest(&fields, "rows_digest");
+  field_text(&fields, "task", 1, 64);
+  return fields_end(&fields);
+}
+
+/* Who made the versions: nothing here depends on it, all codecs' payloads are read alike. */
 static StiCode parse_quantizer(const JsonValue *value, const char *source, StiError *error) {
   Fields fields;
   fields_begin(&fields, value, source, "Manifest", "quantizer", error);
-  enum { GOBO, GOBO_CONVERGED };
-  const int name = field_choice(&fields, "name", (const char *const[]){"gobo", "gobo-converged", NULL});
+  enum { GOBO, GOBO_CONVERGED, FISHER };
+  const int name = field_choice(&fields, "name", (const char *const[]){"gobo", "gobo-converged", "fisher", NULL});
   field_int(&fields, "outlier_log_density_milli", INT64_MIN, INT_MOST);
+  if (name == FISHER) {
+    field_int(&fields, "sensitive_ppm", 0, 1000000);
+    const JsonValue *sensitivity = field_value(&fields, "sensitivity");
+    STI_TRY(fields_end(&fields));
+    return parse_sensitivity(sensitivity, source, error);
+  }
   if (!field_bool(&fields, "refined") && name == GOBO_CONVERGED) fields_problem(&fields, "gobo-converged is refined");
   return fields_end(&fields);
 }

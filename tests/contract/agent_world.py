@@ -28,6 +28,7 @@ from sti_runtime.messages import (
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import Fidelity
+from sti_runtime.quantizer import FISHER, GOBO, Quantizer
 from sti_runtime.task_data import TaskData, TaskDataInfo, save_task_data
 from tests.agent_data import make_job, push_job
 from tests.agents import Agent
@@ -65,6 +66,8 @@ FAMILIES = {
     ),
     "mean-pooled": config("bert", "mean", "none", activation="gelu_tanh", heads=4, hidden=40, ffn=52),
 }  # fmt: skip
+CODECS = {"mean-pooled": FISHER}
+"""Of the families whose bundle is not GOBO's."""
 GAPPED = Submodel(kept=(1,), width=2)
 
 
@@ -90,9 +93,9 @@ class Content:
         )
 
 
-def make_content(folder: Path, model: ModelConfig) -> Content:
+def make_content(folder: Path, model: ModelConfig, quantizer: Quantizer = GOBO) -> Content:
     Spool.open(folder)
-    bundle, _ = make_bundle(model, folder / "bundles", submodels=(GAPPED,))
+    bundle, _ = make_bundle(model, folder / "bundles", submodels=(GAPPED,), quantizer=quantizer)
     rows = tuple(make_request(model, TOKENS, 5 + 2 * seed, seed) for seed in range(ROWS))
     labels = (0, 1, 2, 0, 1, -1)
     info = TaskDataInfo(

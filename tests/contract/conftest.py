@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.spool import Spool
+from sti_runtime.quantizer import GOBO
 from tests.agents import AGENTS, Agent, agent_called
 from tests.contract.agent_world import (
+    CODECS,
     FAMILIES,
     Content,
     make_content,
@@ -30,7 +32,10 @@ __all__ = ["fresh_url", "migrated_postgres", "migrated_sqlite", "postgres_templa
 
 @pytest.fixture(scope="session")
 def contents(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Content]:
-    return cache(lambda family: make_content(tmp_path_factory.mktemp(family), FAMILIES[family]))
+    def content(family: str) -> Content:
+        return make_content(tmp_path_factory.mktemp(family), FAMILIES[family], CODECS.get(family, GOBO))
+
+    return cache(content)
 
 
 @pytest.fixture(scope="module", params=AGENTS)

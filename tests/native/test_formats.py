@@ -42,9 +42,10 @@ from sti_runtime.pack import payload_layout
 from sti_runtime.plan import Plan, merged_reads
 from sti_runtime.plan_check import check_bundle
 from sti_runtime.profile import DeviceProfile
+from sti_runtime.quantizer import FISHER, GOBO
 from sti_runtime.records import Record, canonical_json
 from sti_runtime.shard import FIDELITIES, matrix_shapes
-from tests.bundles import hand_plan, random_tensors
+from tests.bundles import hand_plan, random_sensitivity, random_tensors
 from tests.native.document_mutations import (
     changed_bytes,
     changed_structure,
@@ -74,14 +75,16 @@ def config(**changes: Any) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """Bundles of different models: with tables and heads present or absent, heads packed, odd shapes."""
+    """Bundles of several models and codecs: tables and heads present or absent, heads packed, odd shapes."""
     models = (
-        (config(), "gobo6", FIDELITIES),
-        (config(head=None, token_types=0, layer_norm_eps=1e-05), "f32", (3, 32)),
+        (config(), "gobo6", FIDELITIES, None),
+        (config(head=None, token_types=0, layer_norm_eps=1e-05), "f32", (3, 32), None),
+        (config(), "gobo6", (2, 6), random_sensitivity(config())),
         (
             config(hidden=36, ffn=20, head=HeadConfig(pooling="mean", activation="none", labels=("a", "b"))),
             "f32",
             (2,),
+            None,
         ),
     )
     return [
@@ -95,9 +98,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
                 out_root=tmp_path_factory.mktemp("bundles"),
                 fidelities=fidelities,
                 head_encoding=encoding,  # type: ignore[arg-type]
+                quantizer=GOBO if made is None else FISHER,
+                sensitivity=made,
             )
         )
-        for model, encoding, fidelities in models
+        for model, encoding, fidelities, made in models
     ]
 
 

@@ -101,6 +101,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 PLAN = ("plan", "--target", "1s")
+BUILD = ("bundle", "build", "tiny")
 EVAL = ("eval", "--target", "1s")
 QUERY = ("plans", "query")
 
@@ -150,6 +151,11 @@ QUERY = ("plans", "query")
         (("bundle", "build", "tiny", "--fidelities", "2,9"), "--fidelities '2,9'", "2,4,6,32"),
         (("bundle", "build", "tiny", "--head-bits", "7"), "--head-bits 7", "32 or 6"),
         (("bundle", "build", "tiny", "--outlier-density", "nan"), "--outlier-density nan", "GOBO's is -4"),
+        ((*BUILD, "--codec", "fisher"), "no task is named", "--task TASK"),
+        ((*BUILD, "--codec", "fisher", "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
+        ((*BUILD, "--codec", "fisher", "--task", "demo", "--refine", "l1"), "--refine l1", "--refine out"),
+        ((*BUILD, "--task", "demo"), "--task is given, and codec gobo", "--codec fisher"),
+        ((*BUILD, "--rows", "9"), "--rows is given, and codec gobo", "--codec fisher"),
         (("db", "export", "nothing", "x.csv"), "no table 'nothing'", "requests"),
         (("db", "export", "devices", "x.csv", "--format", "xls"), "'xls'", "csv"),
         (("init", "."), "is there already", "another folder"),
