@@ -79,7 +79,8 @@ def companded_start(data: WeightedValues, count: int, cells: int) -> F32:
     at[-1] = data.values.size
     density = _running(np.cbrt(np.maximum(data.mass[at[1:]] - data.mass[at[:-1]], 0.0)))
     wanted = density[-1] * (np.arange(count) + 0.5) / count
-    return np.clip(np.interp(wanted, density, bounds), low, high).astype(np.float32)
+    centroids: F32 = np.clip(np.interp(wanted, density, bounds), low, high).astype(np.float32)
+    return centroids
 
 
 # ------------------------------------------------------------------ details

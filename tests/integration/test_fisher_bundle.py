@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.demo.demo_task import TASK
 from orchestrator.farm import Farm
 from orchestrator.library import KnownBundle, make_bundle
 from orchestrator.scoring import score_uniform
@@ -13,7 +14,7 @@ from orchestrator.sensitivity import sensitivity_of
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import FisherInfo
 from sti_runtime.quantizer import FISHER
-from tests.farm_world import DESK, NAME, ROWS, TASK, fill, open_world, write_inventory
+from tests.farm_world import DESK, NAME, ROWS, fill, open_world, write_inventory
 
 
 def by_fisher(farm: Farm, rows: int, seen: list[tuple[int, int]]) -> KnownBundle:
