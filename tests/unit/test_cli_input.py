@@ -569,3 +569,14 @@ def test_what_needs_no_tensor_does_not_wait_for_the_libraries_that_do(
     done = run_process(root, *words, code=f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)")
     assert done.returncode in (0, FAILED)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_bundle_says_which_rows_its_codec_weighed_weights_by(run: Run, tmp_path: Path) -> None:
+    write_inventory(tmp_path, DESK)
+    with open_world(tmp_path) as farm:
+        fill(farm)
+    options = ("--codec", "fisher", "--task", "demo", "--rows", "8", "--name", "by-fisher")
+    built = run(tmp_path, *BUILD, *options, "--fidelities", "2,32")
+    assert built.code == 0, built
+    shown = run(tmp_path, "bundle", "show", "--bundle", "by-fisher")
+    assert "fisher, sensitivities of 8 rows of demo" in " ".join(shown.out.split())
