@@ -107,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 emit_json({"error": error.what, "remedy": error.remedy.strip()})
             sys.exit(error.exit_code)
         except SystemExit as done:
-            wrong = getattr(
-                done.__context__, "format_message", None
-            )  # of a usage error, which Typer has shown
+            # Of a usage error, which Typer has shown.
+            wrong = getattr(done.__context__, "format_message", None)
             if wrong is not None and "--json" in (sys.argv if argv is None else argv):
                 emit_json({"error": wrong(), "remedy": _SEE_HELP})
             if done.code == _INTERRUPTED:
