@@ -79,6 +79,7 @@ def connect_with(address: str, token: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     environment["RAY_NUM_REDIS_GET_RETRIES"] = "2"  # tries to connect, seconds apart
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it takes loopback for the machine's address
     return subprocess.run(
         [sys.executable, "-c", code],
         env=environment,
