@@ -260,7 +260,9 @@ def _endpoint(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
 def _serial(reader: FieldReader, node: yaml.Node, name: str) -> str | None:
     text = text_of(reader, node, name)
     if text is not None and _SERIAL.fullmatch(text) is None:
-        reader.wrong(node, f"{name} {text!r} is no serial that adb could list (adb devices shows them).")
+        reader.wrong(
+            node, f"{name} {text!r} is no serial that adb could list (stifarm devices discover shows them)."
+        )
         return None
     return text
 

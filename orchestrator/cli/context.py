@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import threading
 import time
@@ -76,6 +77,12 @@ class Options:
     def settings(self) -> Settings:
         """Settings of this call. Raises: InputError."""
         return load_settings(home=self.home, inventory=self.inventory, db_url=self.db_url)
+
+    def again(self, verb: str) -> str:
+        """A command for the same farm. (A store's URL, which may hold a password, is left out.)"""
+        given = (("--home", self.home), ("--inventory", self.inventory))
+        options = [word for name, path in given if path is not None for word in (name, str(path))]
+        return f"{shlex.join(['stifarm', *options])} {verb}"
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def demo(context: typer.Context, json: JsonOption = False) -> None:
         errors = run_demo(farm, quiet=json)
     note(
         f"demo done in {since(began)}, from its model to its plans, installing not counted;"
-        " ask again with: stifarm plans query --emulated --target 120ms"
+        f" ask again with: {options.again('plans query --emulated --target 120ms')}"
     )
     finish(errors)
 

@@ -244,9 +244,13 @@ def _wrapped(text: str, indent: int, console: Console) -> list[str]:
 
 
 def _indented(text: str) -> Text:
-    """A line, broken below its own beginning where it is too long for the terminal."""
-    indent = len(text) - len(text.lstrip(" ")) + 2
-    return Text(f"\n{' ' * indent}".join(_wrapped(text, indent, err)))
+    """Lines, each broken below its own beginning where it is too long for the terminal."""
+    shown = []
+    for line in text.split("\n"):
+        begin = len(line) - len(line.lstrip(" "))
+        parts = _wrapped(line[begin:], begin + 2, err)
+        shown.append(" " * begin + f"\n{' ' * (begin + 2)}".join(parts))
+    return Text("\n".join(shown))
 
 
 # ------------------------------------------------------------------ progress

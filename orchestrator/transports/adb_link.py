@@ -228,7 +228,7 @@ class AdbLink:
         return StableError(
             f"the adb server sees no device {self.serial}. {there}",
             "Plug it in, enable USB debugging in its developer options, and check serial in the inventory"
-            " (adb devices lists serials).",
+            " (stifarm devices discover lists serials).",
             device=self.device,
         )
 

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from orchestrator import report
 from orchestrator.cli import output
+from orchestrator.cli.context import Options
 from orchestrator.errors import StableError
 from tests.agent_data import REPO
 
@@ -252,3 +254,20 @@ def screen_of(written: str, width: int) -> list[str]:
             column += 1
         lines += [""] * (row + 1 - len(lines))
     return lines
+
+
+def test_a_note_of_several_lines_keeps_them_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=40, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "err", console)
+    output.note("an entry:\n  - name: my-board\n    transport: ssh\n" + "word " * 12)
+    lines = shown.getvalue().splitlines()
+    assert lines[:3] == ["an entry:", "  - name: my-board", "    transport: ssh"]
+    assert len(lines) == 5
+    assert lines[4].startswith("  word")
+
+
+def test_a_hint_names_the_farm_that_was_asked() -> None:
+    assert Options().again("plans query") == "stifarm plans query"
+    asked = Options(inventory=Path("my lab/inventory.yaml"), db_url="postgresql://user:secret@host/store")
+    assert asked.again("plans query") == "stifarm --inventory 'my lab/inventory.yaml' plans query"
