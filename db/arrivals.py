@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from db.errors import StoreError
 from db.fleet_work import lost_leases
 from db.ingest import Batch, IngestReport, ingest_all
 from db.leases import LeaseGrant
-from db.models import AttemptRow
 from sti_runtime.messages import Job, JournalRecord
 
 
@@ -43,22 +41,13 @@ def take_in(session: Session, arrived: Sequence[Arrived]) -> list[TakenIn | Stor
     kept = [each for each in arrived if each.device_id not in lost]
     batches = [Batch(each.device_id, each.job.id, each.attempt, each.records, each.job) for each in kept]
     reports = ingest_all(session, batches)
-    finished = _finished(session, [each.job.id for each in kept])
     answers: dict[int, TakenIn | StoreError] = {}
     for each, report in zip(kept, reports, strict=True):
-        answers[each.device_id] = _taken(report, finished.get((each.job.id, each.attempt), 0))
+        answers[each.device_id] = _taken(report)
     return [lost.get(each.device_id) or answers[each.device_id] for each in arrived]
 
 
-def _finished(session: Session, jobs: Sequence[str]) -> dict[tuple[str, int], int]:
-    """By attempt: how many units have ended."""
-    table = AttemptRow
-    query = select(table.job_id, table.number, table.results, table.failures)
-    rows = session.execute(query.where(table.job_id.in_(bindparam("jobs", expanding=True))), {"jobs": jobs})
-    return {(job_id, number): results + failures for job_id, number, results, failures in rows}
-
-
-def _taken(report: IngestReport | StoreError, finished: int) -> TakenIn | StoreError:
+def _taken(report: IngestReport | StoreError) -> TakenIn | StoreError:
     if isinstance(report, StoreError):
         return report
-    return TakenIn(finished, report.complete, report.conflicts)
+    return TakenIn(report.finished, report.complete, report.conflicts)

@@ -71,6 +71,7 @@ class Rejection:
 class IngestReport:
     """What a batch did.
 
+    ``finished``: units of the attempt that have ended by now.
     ``next_seq``: the first number not stored; ``gaps``: numbers beyond it are stored, so records are
     missing. ``complete``: the end record and everything before it is stored.
 
@@ -88,6 +89,7 @@ class IngestReport:
     next_seq: int
     gaps: bool
     complete: bool
+    finished: int
 
 
 def ingest(
@@ -227,6 +229,7 @@ class _Taking:
             next_seq=opened.attempt.next_seq,
             gaps=gaps,
             complete=complete,
+            finished=opened.attempt.results + opened.attempt.failures,
         )
 
     def _accept(self, record: JournalRecord, journal_id: int, before: Kept | None) -> str | None:

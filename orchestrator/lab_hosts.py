@@ -124,11 +124,6 @@ class LabHosts:
         self._fresh()
         self._left(before)
 
-    @property
-    def own_calls(self) -> int:
-        """How many calls of the worker of the controller's own devices are under way."""
-        return self._own_worker.calls
-
     def is_own(self, device: str) -> bool:
         """Whether a device hangs on the controller itself."""
         return self.farm_devices().hosts.get(device) == OWN

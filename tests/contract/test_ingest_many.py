@@ -68,8 +68,8 @@ def test_batches_of_many_devices_are_one_transaction_and_a_stranger_harms_none(s
             Batch(two.device_id, two.job.id, 1, world.journal(two.job, two.plan)[:5], job=two.job),
         ]
         found = ingest_all(session, [own[0], *strangers, own[1]])
-    assert found[0] == IngestReport(8, 0, (), (), 8, gaps=False, complete=True)
-    assert found[4] == IngestReport(5, 0, (), (), 5, gaps=False, complete=False)
+    assert found[0] == IngestReport(8, 0, (), (), 8, gaps=False, complete=True, finished=6)
+    assert found[4] == IngestReport(5, 0, (), (), 5, gaps=False, complete=False, finished=4)
     whys = [str(error) for error in found[1:4] if isinstance(error, StoreError)]
     wanted = ("belongs to device", "belongs to device", "no job 'job-9'")
     assert [part in why for part, why in zip(wanted, whys, strict=True)] == [True] * 3

@@ -176,7 +176,7 @@ def test_enumerations_and_references_are_enforced(store: Store) -> None:
 def test_ingest_fans_out_every_kind(store: Store) -> None:
     made = make(store)
     report = put(store, made, world.journal(made.job, made.plan))
-    assert report == IngestReport(8, 0, (), (), 8, gaps=False, complete=True)
+    assert report == IngestReport(8, 0, (), (), 8, gaps=False, complete=True, finished=6)
     assert counts(store) == EXPECTED_ROWS
     with store.reader() as session:
         assert get_job(session, made.job.id).state == "done"

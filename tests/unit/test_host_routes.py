@@ -50,15 +50,17 @@ def offer(name: str, *names: str, node: str = "aa") -> HostOffer:
 
 
 class SomeWorker:
-    """Says where it is; ``lost``: its host is gone."""
+    """Says where it is; ``lost``: its host is gone; ``asked``: the devices it was asked about."""
 
     def __init__(self, where: str) -> None:
         self.where, self.lost = where, False
+        self.asked: list[str] = []
         self.free = threading.Event()
         self.free.set()
 
     def architecture(self, name: str) -> str:
         """The host's and the device's name, in place of one; once it is ``free``."""
+        self.asked.append(name)
         assert self.free.wait(60)
         if self.lost:
             raise HostLostError("Its worker is gone.")
@@ -137,7 +139,7 @@ def test_a_replaced_worker_is_ended_with_the_last_call_of_it() -> None:
     before.free.clear()
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(hosts.worker.architecture, "desk") for _ in range(2)]
-        wait_for(lambda: hosts.own_calls == 2, "both calls")
+        wait_for(lambda: len(before.asked) == 2, "both calls")
         hosts.own_changed(devices("desk", "new"), cast(HostWorker, after), ended.put)
         assert [hosts.worker.architecture(name) for name in ("desk", "new")] == ["after/desk", "after/new"]
         assert ended.empty()
