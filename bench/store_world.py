@@ -265,6 +265,24 @@ def _copy_runs(connection: Connection, source: int, runs: int, plans: int) -> No
         f"requests s, n WHERE s.run_id = (SELECT u.id FROM runs u WHERE u.journal_id = {source})",
         run_id=f"{BASE} + n.i", latency_ns="s.latency_ns + (n.i * 7919) % 500000",
     )  # fmt: skip
+    _brief_runs(connection, source)
+
+
+_LISTED = {"sqlite": "group_concat(latency_ns)", "postgresql": "string_agg(CAST(latency_ns AS text), ',')"}
+
+
+def _brief_runs(connection: Connection, source: int) -> None:
+    """Each copied run's requests in brief: as the source's, but for their latencies."""
+    of_source = text("SELECT measured_json FROM runs WHERE journal_id = :source")
+    brief = connection.execute(of_source, {"source": source}).scalar_one()
+    before, _, rest = brief.partition('"latency_ns":[')
+    listed = (
+        f"SELECT {_LISTED[connection.dialect.name]} FROM requests r"
+        " WHERE r.run_id = runs.id AND r.valid AND NOT r.warmup"
+    )
+    made = text(f"UPDATE runs SET measured_json = :before || ({listed}) || :after WHERE id >= {BASE}")
+    given = {"before": before + '"latency_ns":[', "after": rest[rest.index("]") :]}
+    connection.execute(made, given)
 
 
 def _copy_reads(connection: Connection, source: int, records: int) -> None:

@@ -11,6 +11,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.compact import COUNTED
 from db.documents import untrusted_document
+from db.fan_out_runs import request_figures
+from db.measured import NOT_KEPT, in_brief
 from db.models import (
     AttemptRow,
     ComputeSampleRow,
@@ -179,4 +181,7 @@ def _count_samples(session: Session, journal_id: int, result: UnitResult) -> tup
         ).scalar_one() + _compacted(session, journal_id, RequestRow)
         counted += found
         check(RequestRow.__tablename__, found, len(result.requests))
+        brief = session.execute(select(RunRow.measured_json).where(RunRow.journal_id == journal_id)).scalar()
+        if brief not in (None, NOT_KEPT, in_brief(request_figures(result))):
+            wrong.append("what its run holds of its requests in brief is not what the result says")
     return counted, wrong

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.campaign_samples import Found
 from db.documents import parse
+from db.measured import PeakMemory
 from db.models import (
     DeviceProfileRow,
     DeviceRow,
@@ -21,7 +22,6 @@ from db.models import (
     RunRow,
     TaskDataRow,
 )
-from db.runs import PeakMemory
 from sti_runtime.messages import LayerTrace, computes_alike
 
 _AT_ONCE = 500

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from db.bulk import Values
 from db.documents import document, numbers, storable
 from db.events import record_event
+from db.measured import RequestFigures, in_brief
 from db.models import (
     DeviceFactsRow,
     EvaluationRow,
@@ -123,8 +124,28 @@ def write_run(
         "activations_bytes": result.memory.activations,
         "process_peak_bytes": result.memory.process_peak_bytes,
     }
-    pending.add_run(run, [_request_row(source, result, i, s) for i, s in enumerate(result.requests)])
+    figures = request_figures(result)
+    run["measured_json"] = in_brief(figures)
+    requests = zip(result.requests, figures, strict=True)
+    pending.add_run(run, [_request_row(source, result, i, *each) for i, each in enumerate(requests)])
     return None
+
+
+def request_figures(result: ExecuteResult) -> list[RequestFigures]:
+    """Each request as the store sees it."""
+    return [
+        RequestFigures(
+            warmup=each.warmup,
+            valid=request_verdict(result, each).valid,
+            latency_ns=each.latency_ns,
+            stall_ns=each.stall_ns,
+            storage_bytes=each.storage_bytes,
+            planned_bytes=each.planned_bytes,
+            mode_asked=each.mode_asked,
+            mode_proven=mode_proven(each.mode_proven, each.planned_bytes, each.storage_bytes),
+        )
+        for each in result.requests
+    ]
 
 
 @lru_cache(maxsize=64)
@@ -132,22 +153,23 @@ def _reasons(*reasons: str) -> str:
     return document(list(reasons))
 
 
-def _request_row(source: Source, result: ExecuteResult, ordinal: int, request: RequestSample) -> Values:
+def _request_row(
+    source: Source, result: ExecuteResult, ordinal: int, request: RequestSample, figures: RequestFigures
+) -> Values:
     """A request as ``db.source.REQUESTS`` has it but for the run's id."""
-    verdict = request_verdict(result, request)
     return (
         ordinal,
         request.row,
-        request.warmup,
-        verdict.valid,
-        _reasons(*verdict.reasons),
+        figures.warmup,
+        figures.valid,
+        _reasons(*request_verdict(result, request).reasons),
         source.emulated,
-        request.latency_ns,
-        request.stall_ns,
-        request.planned_bytes,
-        request.storage_bytes,
-        request.mode_asked,
-        mode_proven(request.mode_proven, request.planned_bytes, request.storage_bytes),
+        figures.latency_ns,
+        figures.stall_ns,
+        figures.planned_bytes,
+        figures.storage_bytes,
+        figures.mode_asked,
+        figures.mode_proven,
         numbers(request.logits),
         numbers([vars(layer) for layer in request.trace]),
     )

@@ -15,8 +15,9 @@ from db.devices import device_labels
 from db.documents import document, now_wall_ns
 from db.errors import StoreError
 from db.grounds import ImportanceFacts, ProfileRef, predicted_interval, profile_record, references
+from db.measured import Measured, measured_of
 from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
-from db.runs import SEEN_SPLITS, Accuracy, Measured, accuracy_on, measured_of
+from db.runs import SEEN_SPLITS, Accuracy, accuracy_on
 from db.staleness import stale_reasons
 from db.statistics import Interval
 from db.upsert import save_new

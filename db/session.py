@@ -26,7 +26,7 @@ from db.models import StoreMetaRow
 from db.views import drop_views, make_views
 from sti_runtime.errors import InputError
 
-KNOWN_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
+KNOWN_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 """Schema revisions in order, as in migrations/versions; this program works with the last."""
 
 READ_ONLY = "stifarm_read_only"

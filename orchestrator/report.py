@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from db.measured import Measured
 from db.plans import PlanAnswer
-from db.runs import Measured
 from orchestrator.measure import Answer
 from sti_runtime.errors import ResourceError
 from sti_runtime.profile import DeviceProfile

@@ -21,7 +21,8 @@ class RunRow(Base):
 
     ``io_mode`` is the one in use, which is not the one asked for where storage refused that.
     ``readings_json``: the sensors between the requests. ``emulation_json`` is the nominal slowing,
-    ``verified_json`` what the last probe before it measured.
+    ``verified_json`` what the last probe before it measured. ``measured_json``: its requests in brief
+    (``db.measured``); empty of a run whose requests were compacted before the store kept it.
     """
 
     __tablename__ = "runs"
@@ -77,6 +78,7 @@ class RunRow(Base):
     working_bytes: Mapped[int]
     activations_bytes: Mapped[int]
     process_peak_bytes: Mapped[int | None]
+    measured_json: Mapped[str] = mapped_column(server_default="{}")
 
 
 MEASURED = (
@@ -90,7 +92,7 @@ MEASURED = (
     "mode_asked",
     "mode_proven",
 )
-"""Columns of a request that answers are made of: an index holds them, apart from its long documents."""
+"""Columns of a request that reports are made of: an index holds them, apart from its long documents."""
 
 
 class RequestRow(Base):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from db.grounds import ProfileRef, SampleCounts
+from db.measured import Measured, PeakMemory
 from db.plans import PlanAnswer
-from db.runs import Accuracy, Measured, PeakMemory
+from db.runs import Accuracy
 from db.statistics import Interval, Summary, wilson
 from orchestrator import report
 from orchestrator.measure import Answer, Question

@@ -11,8 +11,9 @@ import pytest
 
 from db.campaign_results import Samples
 from db.campaign_samples import Found, Question
+from db.measured import PeakMemory
 from db.models import CampaignRow, CampaignRunRow
-from db.runs import Accuracy, PeakMemory
+from db.runs import Accuracy
 from db.statistics import p95_interval, percentile, wilson
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.figures.style import looks
