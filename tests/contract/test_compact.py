@@ -11,11 +11,13 @@ from db.documents import pack, unpack
 from db.events import latest_events
 from db.ingest import ingest
 from db.jobs import results_of
+from db.measured import measured_of
 from db.models import (
     DeviceProfileRow,
     IoSampleRow,
     JournalRecordRow,
     RequestRow,
+    RunRow,
     SampleSummaryRow,
 )
 from db.plans import latest_plans, save_plan
@@ -110,6 +112,19 @@ def test_compacted_samples_are_summaries_and_nothing_is_lost(store: Store) -> No
         assert (again.inserted, again.conflicts) == (0, ())
     vacuum(store)
     assert audited(store, made, records) == before
+
+
+def test_what_was_measured_of_a_plan_outlives_its_requests(store: Store) -> None:
+    made, _ = fill(store)
+    replan(store, made)
+    with store.reader() as session:
+        plan_id = session.scalars(select(RunRow.plan_id)).one()
+        before = measured_of(session, plan_id)
+    assert before is not None
+    compact(store, ALL)
+    assert rows(store)[1] == 0
+    with store.reader() as session:
+        assert measured_of(session, plan_id) == before
 
 
 def test_a_fit_of_which_nobody_knows_the_job_keeps_what_it_may_rest_on(store: Store) -> None:
