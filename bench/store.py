@@ -100,7 +100,7 @@ def ask(store: Store, filled: Filled, chance: random.Random, times: Times) -> No
     """One query at random."""
     device, plan = chance.choice(filled.devices), chance.choice(filled.plans)
     began, cpu_began = time.perf_counter_ns(), time.process_time_ns()
-    with store.reader() as session:
+    with store.reader(quick=True) as session:
         answers = latest_plans(
             session,
             device=device,

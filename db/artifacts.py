@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, bindparam, select, update
+from sqlalchemy import Row, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns, parse
@@ -208,29 +208,24 @@ def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[st
     Data made by another tokenizer than the bundle's model has are passed over; where either is not
     known, the data count.
     """
+    of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
+    info = session.scalars(of_model.where(BundleRow.digest == bundle_digest)).one_or_none()
+    return newest_of_splits(task_data(session, task), tokenizer_named(info))
+
+
+def newest_of_splits(newest_first: Iterable[TaskDataRow | Row[Any]], tokenizer: str | None) -> dict[str, str]:
+    """Digest of the newest data of each split, by split; those of another tokenizer are passed over."""
     newest: dict[str, str] = {}
-    for row in session.execute(_data(), {"task": task, "bundle": bundle_digest}):
-        tokenizer = None if row.info is None else _tokenizer(row.info)
+    for row in newest_first:
         if None in (tokenizer, row.tokenizer_digest) or tokenizer == row.tokenizer_digest:
             newest.setdefault(row.split, row.digest)
     return newest
 
 
-@cache
-def _data() -> Select[*tuple[Any, ...]]:
-    """A task's data, the newest first, each with the model's own words of a bundle's model. (Statements that
-    plan queries wait for are few, and made once.)"""
-    row = TaskDataRow
-    of_model = select(ModelRow.info_json).join(BundleRow, BundleRow.model_digest == ModelRow.digest)
-    info = of_model.where(BundleRow.digest == bindparam("bundle")).scalar_subquery().label("info")
-    query = select(row.split, row.digest, row.tokenizer_digest, info).where(row.task == bindparam("task"))
-    return query.order_by(row.created_wall_ns.desc())
-
-
 @lru_cache(maxsize=64)
-def _tokenizer(info: str) -> str | None:
-    """The digest of a model's tokenizer, from its own words."""
-    digest = parse(info).get("tokenizer_digest")
+def tokenizer_named(info: str | None) -> str | None:
+    """The digest of a model's tokenizer, from its own words (``models.info_json``); None: not known."""
+    digest = None if info is None else parse(info).get("tokenizer_digest")
     return digest if isinstance(digest, str) else None
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqlalchemy.orm import Session
-
 from db.documents import now_wall_ns
-from db.models import DeviceProfileRow, DeviceRow, PlanRow
+from db.models import DeviceProfileRow, PlanRow
 from db.statistics import Interval
 from sti_runtime.profile import PPM, DeviceProfile
 
@@ -64,27 +62,25 @@ def _profile(text: str, source: str) -> DeviceProfile:
 
 
 def references(
-    session: Session,
     row: PlanRow,
-    device: DeviceRow,
     stored: DeviceProfileRow | None,
     profile: DeviceProfile | None,
+    measured_on: str | None,
     importance: ImportanceFacts | None,
 ) -> tuple[ProfileRef, ...]:
-    """The profiles of a plan, whose device profile is given as stored (None: not in this store)."""
+    """The profiles of a plan, whose device profile is given as stored (None: not in this store);
+    ``measured_on``: its device's name."""
     now = now_wall_ns()
     if stored is None or profile is None:
         found = [ProfileRef("device", row.device_profile_digest, None, unfit=False)]
     else:
-        own = stored.device_id == device.id
-        name = device.name if own else session.get_one(DeviceRow, stored.device_id).name
         found = [
             ProfileRef(
                 "device",
                 stored.digest,
                 max(0, now - stored.measured_wall_ns),
                 unfit=stored.unfit,
-                device=name,
+                device=measured_on,
                 job_id=stored.job_id,
                 samples=_counts(profile),
             )

@@ -108,18 +108,30 @@ def in_brief(requests: Iterable[RequestFigures]) -> str:
 
 
 def measured_of(
-    session: Session, plan_id: int, *, request_kind: str = "warm", emulated: bool = False
-) -> Measured | None:
-    """What was measured of a plan; None when it has no valid request of that kind.
+    session: Session, plans: Mapping[int, bool], *, request_kind: str = "warm"
+) -> dict[int, Measured]:
+    """What was measured of plans, by their row; those without a valid request of that kind have no entry.
 
+    ``plans``: whether each is one of an emulated device; what was measured on others than such is left out.
     A unit that several attempts of a job ran counts once: as the newest of them ran it.
     """
-    asked = {"plan": plan_id, "kind": request_kind}
-    newest = _newest_attempts(session.execute(_runs_measured(), asked).all())
-    runs = [run for run in newest if run.emulated == emulated]
-    if not runs:
-        return None
-    same = [run for run in runs if _provenance(run) == _provenance(runs[0])]
+    by_plan: dict[int, list[Any]] = {}
+    asked = {"plans": list(plans), "kind": request_kind}
+    for run in session.execute(_runs_measured(), asked):
+        by_plan.setdefault(run.plan_id, []).append(run)
+    found = {}
+    for plan_id, of_plan in by_plan.items():
+        newest = [run for run in _newest_attempts(of_plan) if run.emulated == plans[plan_id]]
+        measured = _measured(newest, request_kind) if newest else None
+        if measured is not None:
+            found[plan_id] = measured
+    return found
+
+
+def _measured(runs: Sequence[Any], request_kind: str) -> Measured | None:
+    """Of a plan's runs, the newest first."""
+    provenance = _provenance(runs[0])
+    same = [run for run in runs if _provenance(run) == provenance]
     briefs = [parse(run.measured_json) for run in same if run.measured_json != NOT_KEPT]
     latencies = [latency for brief in briefs for latency in brief["latency_ns"]]
     summary, target_ns = summarise(latencies), runs[0].target_ns
@@ -148,6 +160,7 @@ def measured_of(
 
 
 _RUN_COLUMNS = (
+    "plan_id",
     "job_id",
     "unit",
     "attempt",
@@ -178,8 +191,8 @@ def _runs_measured() -> Select[*tuple[Any, ...]]:
     run, plan = RunRow.__table__.c, PlanRow.__table__.c
     query = select(*(run[name] for name in _RUN_COLUMNS), plan.target_ns)
     query = query.join_from(RunRow.__table__, PlanRow.__table__, plan.id == run.plan_id)
-    of_plan = query.where(run.plan_id == bindparam("plan"), run.request_kind == bindparam("kind"))
-    return of_plan.order_by(run.id.desc())
+    of_plans = run.plan_id.in_(bindparam("plans", expanding=True))
+    return query.where(of_plans, run.request_kind == bindparam("kind")).order_by(run.id.desc())
 
 
 def _median_counted(briefs: Sequence[Mapping[str, Any]], name: str) -> int:

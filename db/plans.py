@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Row, Select, bindparam, func, select, update
+from sqlalchemy.orm import Session, aliased
 
-from db.artifacts import newest_task_data
+from db.artifacts import tokenizer_named
 from db.devices import device_labels
 from db.documents import document, now_wall_ns
 from db.errors import StoreError
 from db.grounds import ImportanceFacts, ProfileRef, predicted_interval, profile_record, references
 from db.measured import Measured, measured_of
-from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, PlanRow
-from db.runs import SEEN_SPLITS, Accuracy, accuracy_on
-from db.staleness import stale_reasons
+from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, ModelRow, PlanRow
+from db.runs import Accuracy, Content, accuracies_of
+from db.staleness import stale_reasons, with_state
 from db.statistics import Interval
 from db.upsert import save_new
 from sti_runtime.errors import InputError
@@ -157,23 +157,27 @@ def latest_plans(
         "policy": policy,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    found = _latest(frozenset(given), real_only=device is None and not include_emulated)
-    current: dict[tuple[str, str], Mapping[str, str]] = {}
+    query = _latest(frozenset(given), real_only=device is None and not include_emulated)
+    found = [
+        row
+        for row in session.execute(query, given)
+        if label is None or device_labels(row.DeviceRow).get(label[0]) == label[1]
+    ]
     answers = []
-    for row, owner, stored, *scored in session.execute(found, given):
-        if label and device_labels(owner).get(label[0]) != label[1]:
-            continue
-        rows_of = (row.task, row.bundle_digest)
-        if rows_of not in current:
-            current[rows_of] = newest_task_data(session, *rows_of)
-        data = [
-            digest
-            for name, digest in current[rows_of].items()
-            if (name not in SEEN_SPLITS if split is None else name == split)
+    for first in range(0, len(found), _AT_ONCE):
+        some = found[first : first + _AT_ONCE]
+        emulated = {row.PlanRow.id: row.PlanRow.emulated or row.DeviceRow.emulated for row in some}
+        measured = measured_of(session, emulated, request_kind=request_kind)
+        contents = [_content(row) for row in some]
+        reached = accuracies_of(session, set(contents), split=split)
+        answers += [
+            _answer(row, measured.get(row.PlanRow.id), reached.get(content))
+            for row, content in zip(some, contents, strict=True)
         ]
-        importance = None if scored[0] is None else ImportanceFacts(*scored)
-        answers.append(_answer(session, row, owner, stored, importance, request_kind, data))
     return answers
+
+
+_AT_ONCE = 500  # plans that statements name
 
 
 @cache
@@ -208,55 +212,64 @@ def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
     if real_only:
         query = query.where(table.emulated.is_(False), DeviceRow.emulated.is_(False))
     placed = query.subquery()
-    return (
+    lender = aliased(DeviceRow)
+    whole = (
         select(
             table,
             DeviceRow,
             DeviceProfileRow,
-            ImportanceProfileRow.created_wall_ns,
-            ImportanceProfileRow.rows,
+            ImportanceProfileRow.created_wall_ns.label("importance_wall_ns"),
+            ImportanceProfileRow.rows.label("importance_rows"),
+            lender.name.label("profiled_device"),
+            ModelRow.info_json.label("model_info"),
         )
         .join(placed, placed.c.id == table.id)
         .join(DeviceRow, DeviceRow.id == table.device_id)
+        .join(BundleRow, BundleRow.digest == table.bundle_digest)
+        .join(ModelRow, ModelRow.digest == BundleRow.model_digest)
         .outerjoin(DeviceProfileRow, DeviceProfileRow.id == table.device_profile_id)
+        .outerjoin(lender, lender.id == DeviceProfileRow.device_id)
         .outerjoin(ImportanceProfileRow, ImportanceProfileRow.digest == table.importance_digest)
         .where(placed.c.place == 1)
         .order_by(DeviceRow.name, table.task, table.policy, table.target_ns, table.preload_bytes)
         .order_by(table.working_bytes)
     )
+    return with_state(whole)
 
 
-def _answer(
-    session: Session,
-    row: PlanRow,
-    device: DeviceRow,
-    stored: DeviceProfileRow | None,
-    importance: ImportanceFacts | None,
-    request_kind: str,
-    data: Collection[str],
-) -> PlanAnswer:
+def _content(row: Row[Any]) -> Content:
+    stored: DeviceProfileRow | None = row.DeviceProfileRow
+    engine = row.DeviceRow.engine if stored is None else stored.engine
+    plan: PlanRow = row.PlanRow
+    return Content(plan.content_digest, plan.task, tokenizer_named(row.model_info), engine)
+
+
+def _answer(row: Row[Any], measured: Measured | None, accuracy: Accuracy | None) -> PlanAnswer:
+    plan: PlanRow = row.PlanRow
+    device: DeviceRow = row.DeviceRow
+    stored: DeviceProfileRow | None = row.DeviceProfileRow
     profile = None if stored is None else profile_record(stored)
-    emulated = row.emulated or device.emulated
-    engine = device.engine if stored is None else stored.engine
-    measured = measured_of(session, row.id, request_kind=request_kind, emulated=emulated)
+    importance = None
+    if row.importance_wall_ns is not None:
+        importance = ImportanceFacts(row.importance_wall_ns, row.importance_rows)
     return PlanAnswer(
-        plan=_plan(row),
-        plan_id=row.id,
-        plan_digest=row.digest,
+        plan=_plan(plan),
+        plan_id=plan.id,
+        plan_digest=plan.digest,
         device=device.name,
         identity=device.identity,
-        task=row.task,
-        predicted_latency_ns=row.predicted_latency_ns,
-        predicted_median_latency_ns=row.predicted_median_latency_ns,
-        predicted_interval=predicted_interval(row, profile),
+        task=plan.task,
+        predicted_latency_ns=plan.predicted_latency_ns,
+        predicted_median_latency_ns=plan.predicted_median_latency_ns,
+        predicted_interval=predicted_interval(plan, profile),
         measured=measured,
-        accuracy=accuracy_on(session, row.content_digest, data, engine=engine),
-        profiles=references(session, row, device, stored, profile, importance),
-        stale=stale_reasons(session, row, device, stored),
-        borrowed=row.borrowed,
-        emulated=emulated,
+        accuracy=accuracy,
+        profiles=references(plan, stored, profile, row.profiled_device, importance),
+        stale=stale_reasons(plan, device, stored, row),
+        borrowed=plan.borrowed,
+        emulated=plan.emulated or device.emulated,
         mechanisms=measured.mechanisms if measured is not None else (),
-        planned_wall_ns=row.planned_wall_ns,
+        planned_wall_ns=plan.planned_wall_ns,
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Row, Select, bindparam, select
 from sqlalchemy.orm import Session
 
+from db.artifacts import newest_of_splits
 from db.documents import parse
 from db.models import DeviceRow, EvaluationRow, RunRow, TaskDataRow
 from db.statistics import Proportion, wilson
@@ -93,12 +94,45 @@ def accuracy_of(
     return _newest_accuracy(found.all(), engine)
 
 
-def accuracy_on(
-    session: Session, content_digest: str, task_data_digests: Collection[str], *, engine: str | None = None
-) -> Accuracy | None:
-    """As ``accuracy_of``, on any of the named task data."""
-    given = {"content": content_digest, "data": list(task_data_digests)}
-    return _newest_accuracy(session.execute(_evaluations_on(), given).all(), engine)
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What an accuracy is asked of: a content with the task it is for, the tokenizer of its model (None: not
+    known) and the engine that computes it."""
+
+    digest: str
+    task: str
+    tokenizer: str | None
+    engine: str
+
+
+def accuracies_of(
+    session: Session, contents: Collection[Content], *, split: str | None = None
+) -> dict[Content, Accuracy]:
+    """As ``accuracy_of``, of many contents, each on its task's newest data that its model can read."""
+    data: dict[str, dict[str, Row[Any]]] = {}
+    evaluated: dict[str, list[Row[Any]]] = {}
+    asked = {
+        "tasks": sorted({content.task for content in contents}),
+        "contents": sorted({content.digest for content in contents}),
+    }
+    for row in session.execute(_data_evaluated(), asked):
+        data.setdefault(row.task, {})[row.task_data_digest] = row
+        if row.content_digest is not None:
+            evaluated.setdefault(row.content_digest, []).append(row)
+    found: dict[Content, Accuracy] = {}
+    for content in contents:
+        newest = newest_of_splits(data.get(content.task, {}).values(), content.tokenizer)
+        chosen = {
+            digest
+            for name, digest in newest.items()
+            if (name not in SEEN_SPLITS if split is None else name == split)
+        }
+        of_content = [e for e in evaluated.get(content.digest, ()) if e.task_data_digest in chosen]
+        of_content.sort(key=lambda each: -each.id)
+        accuracy = _newest_accuracy(of_content, content.engine)
+        if accuracy is not None:
+            found[content] = accuracy
+    return found
 
 
 def predictions_of(
@@ -145,8 +179,29 @@ def _evaluations() -> Select[*tuple[Any, ...]]:
 
 
 @cache
-def _evaluations_on() -> Select[*tuple[Any, ...]]:
-    return _evaluations().where(TaskDataRow.digest.in_(bindparam("data", expanding=True)))
+def _data_evaluated() -> Select[*tuple[Any, ...]]:
+    """Data of tasks, the newest first, each with what contents reached on them."""
+    row = EvaluationRow
+    of_content = row.content_digest.in_(bindparam("contents", expanding=True))
+    return (
+        select(
+            TaskDataRow.task,
+            TaskDataRow.split,
+            TaskDataRow.digest,
+            TaskDataRow.digest.label("task_data_digest"),
+            TaskDataRow.tokenizer_digest,
+            row.id,
+            row.content_digest,
+            row.engine,
+            row.correct,
+            row.rows,
+            row.loss_nano,
+            row.wall_ns,
+        )
+        .outerjoin(row, (row.task_data_digest == TaskDataRow.digest) & of_content)
+        .where(TaskDataRow.task.in_(bindparam("tasks", expanding=True)))
+        .order_by(TaskDataRow.created_wall_ns.desc())
+    )
 
 
 def _newest_accuracy(evaluations: Sequence[Any], engine: str | None) -> Accuracy | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, ScalarSelect, Select, bindparam, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Row, ScalarSelect, Select, func, select
+from sqlalchemy.orm import aliased
 
 from db.documents import parse
 from db.models import BundleRow, DeviceFactsRow, DeviceProfileRow, DeviceRow, PlanRow
@@ -32,56 +31,23 @@ REASONS = (
 """All there are, in the order in which they are given."""
 
 
-def stale_reasons(
-    session: Session, plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow | None
-) -> tuple[str, ...]:
-    """What changed since ``profile``, which the plan rests on, was measured; of ``REASONS``.
-
-    What changed on a device says nothing of a profile borrowed from another one, whose plans are flagged
-    as such. None for ``profile``: the store does not hold it.
-    """
-    found: set[str] = set()
-    given = {
-        "bundle": plan.bundle_digest,
-        "sequence_length": plan.sequence_length,
-        "planned_wall_ns": plan.planned_wall_ns,
-        "device": device.id,
-        "profile": None if profile is None else profile.id,
-        "engine": None if profile is None else profile.engine,
-        "facts": None if profile is None else profile.facts_id,
-    }
-    state = session.execute(_state(), given).one()
-    if state.newest_bundle != plan.bundle_digest:
-        found.add(BUNDLE_REBUILT)
-    if profile is None:
-        found.add(PROFILE_UNKNOWN)
-    else:
-        if state.newer_profile is not None:
-            found.add(NEWER_PROFILE)
-        if profile.device_id == device.id:
-            found |= _changes(device, profile, state)
-    return tuple(reason for reason in REASONS if reason in found)
-
-
-@cache
-def _state() -> Select[Any]:
-    """All that staleness is told by, in one statement, which is made once: plan queries wait for it."""
-    name = select(BundleRow.name).where(BundleRow.digest == bindparam("bundle")).scalar_subquery()
-    newest = select(BundleRow.digest).where(BundleRow.name == name)
-    newest_bundle = newest.order_by(BundleRow.created_wall_ns.desc()).limit(1).scalar_subquery()
-    then, now = aliased(DeviceFactsRow), aliased(DeviceFactsRow)
-    latest = select(func.max(DeviceFactsRow.id)).where(DeviceFactsRow.device_id == bindparam("device"))
+def with_state(query: Select[Any]) -> Select[Any]:
+    """A query of plans with their ``BundleRow``, ``DeviceRow`` and ``DeviceProfileRow``, and besides with the
+    columns that ``stale_reasons`` reads."""
+    newest = aliased(BundleRow)
+    of_name = select(newest.digest).where(newest.name == BundleRow.name)
+    newest_bundle = of_name.order_by(newest.created_wall_ns.desc()).limit(1)
+    then, now, any_facts = aliased(DeviceFactsRow), aliased(DeviceFactsRow), aliased(DeviceFactsRow)
+    latest = select(func.max(any_facts.id)).where(any_facts.device_id == DeviceRow.id).scalar_subquery()
     return (
-        select(
-            newest_bundle.label("newest_bundle"),
+        query.add_columns(
+            newest_bundle.scalar_subquery().label("newest_bundle"),
             _newer_profile().label("newer_profile"),
             *(getattr(then, name).label(f"then_{name}") for name in _FACTS),
             *(getattr(now, name).label(f"now_{name}") for name in _FACTS),
         )
-        .select_from(DeviceRow)
-        .outerjoin(then, then.id == bindparam("facts"))
-        .outerjoin(now, now.id == latest.scalar_subquery())
-        .where(DeviceRow.id == bindparam("device"))
+        .outerjoin(then, then.id == DeviceProfileRow.facts_id)
+        .outerjoin(now, now.id == latest)
     )
 
 
@@ -94,16 +60,37 @@ def _newer_profile() -> ScalarSelect[int]:
     Counted from the planning and not from the plan's profile: who goes back to an older setting of the
     device (threads, rates) and plans again rests on the older profile rightly.
     """
-    table = DeviceProfileRow
+    table = aliased(DeviceProfileRow)
     newer = select(table.id).where(
-        table.device_id == bindparam("device"),
-        table.bundle_digest == bindparam("bundle"),
-        table.engine == bindparam("engine"),
-        table.sequence_length == bindparam("sequence_length"),
-        table.id != bindparam("profile"),
-        table.created_wall_ns > bindparam("planned_wall_ns"),
+        table.device_id == DeviceRow.id,
+        table.bundle_digest == PlanRow.bundle_digest,
+        table.engine == DeviceProfileRow.engine,
+        table.sequence_length == PlanRow.sequence_length,
+        table.id != DeviceProfileRow.id,
+        table.created_wall_ns > PlanRow.planned_wall_ns,
     )
     return newer.limit(1).scalar_subquery()
+
+
+def stale_reasons(
+    plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow | None, state: Row[Any]
+) -> tuple[str, ...]:
+    """What changed since ``profile``, which the plan rests on, was measured; of ``REASONS``.
+
+    ``state``: the row of a query made by ``with_state``. What changed on a device says nothing of a profile
+    borrowed from another one, whose plans are flagged as such. ``profile`` None: the store does not hold it.
+    """
+    found: set[str] = set()
+    if state.newest_bundle != plan.bundle_digest:
+        found.add(BUNDLE_REBUILT)
+    if profile is None:
+        found.add(PROFILE_UNKNOWN)
+    else:
+        if state.newer_profile is not None:
+            found.add(NEWER_PROFILE)
+        if profile.device_id == device.id:
+            found |= _changes(device, profile, state)
+    return tuple(reason for reason in REASONS if reason in found)
 
 
 def _changes(device: DeviceRow, profile: DeviceProfileRow, state: Row[Any]) -> set[str]:

@@ -381,7 +381,7 @@ def answers_for(
     """Plan answers of the store for several devices, in their order; all devices without names."""
     found: list[PlanAnswer] = []
     names: list[str | None] = list(devices) or [None]
-    with farm.store.reader() as session:
+    with farm.store.reader(quick=True) as session:
         for name in names:
             found.extend(
                 plan_queries.latest_plans(

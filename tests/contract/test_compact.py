@@ -119,12 +119,12 @@ def test_what_was_measured_of_a_plan_outlives_its_requests(store: Store) -> None
     replan(store, made)
     with store.reader() as session:
         plan_id = session.scalars(select(RunRow.plan_id)).one()
-        before = measured_of(session, plan_id)
-    assert before is not None
+        before = measured_of(session, {plan_id: False})
+    assert before[plan_id].latency.count == 10
     compact(store, ALL)
     assert rows(store)[1] == 0
     with store.reader() as session:
-        assert measured_of(session, plan_id) == before
+        assert measured_of(session, {plan_id: False}) == before
 
 
 def test_a_fit_of_which_nobody_knows_the_job_keeps_what_it_may_rest_on(store: Store) -> None:
