@@ -4,7 +4,7 @@
 
 Ingestion: journals of one IO profile unit, one compute unit and one execution (BERT-base's shape: 144
 shards, 12 layers traced) through ``db.ingest``, of one device in each transaction and of eight together.
-Queries: ``db.plans.latest_plans`` for one device, task, T and |S| at random, then the answer's JSON as
+Queries: ``db.plan_answers.latest_plans`` for one device, task, T and |S| at random, then the answer's JSON as
 ``stifarm plans query --json`` prints it, in a store filled by SQL (references are not checked, or it would
 take an hour) with so many samples of 100 devices, each with 20 plans of 30 runs. PostgreSQL is a private
 server with fsync off, SQLite a file with synchronous=FULL; rounds and queries of both take turns.
@@ -41,7 +41,7 @@ from bench.store_world import (
 from db.errors import StoreError
 from db.ingest import Batch, ingest_all
 from db.jobs import begin_attempt, create_job
-from db.plans import latest_plans
+from db.plan_answers import latest_plans
 from db.session import Store
 from db.statistics import percentile
 from orchestrator.cli.output import emit_json

@@ -97,7 +97,12 @@ def list_devices(session: Session, *, retired: bool = False) -> Sequence[DeviceR
 
 def device_labels(device: DeviceRow) -> dict[str, str]:
     """A device's labels."""
-    return {str(key): str(value) for key, value in parse(device.labels_json).items()}
+    return labels_of(device.labels_json)
+
+
+def labels_of(labels_json: str) -> dict[str, str]:
+    """A device's labels as its row has them."""
+    return {str(key): str(value) for key, value in parse(labels_json).items()}
 
 
 def set_agent(session: Session, device_id: int, agent_digest: str) -> None:

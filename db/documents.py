@@ -7,7 +7,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sti_runtime.records import Record, canonical_json
@@ -27,7 +27,7 @@ def document(value: Any) -> str:
 _NUMBERS = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def numbers(value: Sequence[Any]) -> str:
+def numbers(value: Sequence[Any] | Mapping[str, Any]) -> str:
     """``document`` of plain data in which no text is: nothing has to be replaced."""
     return _NUMBERS.encode(value)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Row
 
 from db.documents import now_wall_ns
-from db.models import DeviceProfileRow, PlanRow
+from db.models import DeviceProfileRow
 from db.statistics import Interval
 from sti_runtime.profile import PPM, DeviceProfile
 
@@ -52,36 +55,32 @@ class ImportanceFacts:
 
 def profile_record(row: DeviceProfileRow) -> DeviceProfile:
     """The profile of a row."""
-    return _profile(row.profile_json, f"device profile {row.digest[:12]}")
+    return parsed_profile(row.profile_json, row.digest)
 
 
 @lru_cache(maxsize=256)
-def _profile(text: str, source: str) -> DeviceProfile:
-    # Many plans rest on one.
-    return DeviceProfile.from_json(text.encode(), source=source)
+def parsed_profile(text: str, digest: str) -> DeviceProfile:
+    """A stored profile. (Many plans rest on one.)"""
+    return DeviceProfile.from_json(text.encode(), source=f"device profile {digest[:12]}")
 
 
 def references(
-    row: PlanRow,
-    stored: DeviceProfileRow | None,
-    profile: DeviceProfile | None,
-    measured_on: str | None,
-    importance: ImportanceFacts | None,
+    row: Row[Any], profile: DeviceProfile | None, importance: ImportanceFacts | None
 ) -> tuple[ProfileRef, ...]:
-    """The profiles of a plan, whose device profile is given as stored (None: not in this store);
-    ``measured_on``: its device's name."""
+    """The profiles of a plan, from a row of ``db.plan_answers``; a device profile that is None is not in this
+    store."""
     now = now_wall_ns()
-    if stored is None or profile is None:
+    if profile is None:
         found = [ProfileRef("device", row.device_profile_digest, None, unfit=False)]
     else:
         found = [
             ProfileRef(
                 "device",
-                stored.digest,
-                max(0, now - stored.measured_wall_ns),
-                unfit=stored.unfit,
-                device=measured_on,
-                job_id=stored.job_id,
+                row.profile_digest,
+                max(0, now - row.profile_measured_wall_ns),
+                unfit=row.profile_unfit,
+                device=row.profiled_on,
+                job_id=row.profile_job_id,
                 samples=_counts(profile),
             )
         ]
@@ -92,7 +91,7 @@ def references(
     return tuple(found)
 
 
-def predicted_interval(row: PlanRow, profile: DeviceProfile | None) -> Interval | None:
+def predicted_interval(row: Row[Any], profile: DeviceProfile | None) -> Interval | None:
     """Where a warm request is expected; None when the plan's profile is not known.
 
     From the prediction at median figures to that at p95 figures, each moved outwards by the fit's median

@@ -117,7 +117,7 @@ def measured_of(
     """
     by_plan: dict[int, list[Any]] = {}
     asked = {"plans": list(plans), "kind": request_kind}
-    for run in session.execute(_runs_measured(), asked):
+    for run in session.execute(_runs_measured(), asked).all():
         by_plan.setdefault(run.plan_id, []).append(run)
     found = {}
     for plan_id, of_plan in by_plan.items():

@@ -115,7 +115,7 @@ def accuracies_of(
         "tasks": sorted({content.task for content in contents}),
         "contents": sorted({content.digest for content in contents}),
     }
-    for row in session.execute(_data_evaluated(), asked):
+    for row in session.execute(_data_evaluated(), asked).all():
         data.setdefault(row.task, {})[row.task_data_digest] = row
         if row.content_digest is not None:
             evaluated.setdefault(row.content_digest, []).append(row)
@@ -181,26 +181,27 @@ def _evaluations() -> Select[*tuple[Any, ...]]:
 @cache
 def _data_evaluated() -> Select[*tuple[Any, ...]]:
     """Data of tasks, the newest first, each with what contents reached on them."""
-    row = EvaluationRow
+    # Of tables and not of their classes: plan queries wait for it.
+    row, data = EvaluationRow.__table__.c, TaskDataRow.__table__.c
     of_content = row.content_digest.in_(bindparam("contents", expanding=True))
+    figures = ("id", "content_digest", "engine", "correct", "rows", "loss_nano", "wall_ns")
     return (
         select(
-            TaskDataRow.task,
-            TaskDataRow.split,
-            TaskDataRow.digest,
-            TaskDataRow.digest.label("task_data_digest"),
-            TaskDataRow.tokenizer_digest,
-            row.id,
-            row.content_digest,
-            row.engine,
-            row.correct,
-            row.rows,
-            row.loss_nano,
-            row.wall_ns,
+            data.task,
+            data.split,
+            data.digest,
+            data.tokenizer_digest,
+            data.digest.label("task_data_digest"),
+            *(row[name] for name in figures),
         )
-        .outerjoin(row, (row.task_data_digest == TaskDataRow.digest) & of_content)
-        .where(TaskDataRow.task.in_(bindparam("tasks", expanding=True)))
-        .order_by(TaskDataRow.created_wall_ns.desc())
+        .join_from(
+            TaskDataRow.__table__,
+            EvaluationRow.__table__,
+            (row.task_data_digest == data.digest) & of_content,
+            isouter=True,
+        )
+        .where(data.task.in_(bindparam("tasks", expanding=True)))
+        .order_by(data.created_wall_ns.desc())
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, ScalarSelect, Select, func, select
-from sqlalchemy.orm import aliased
 
 from db.documents import parse
 from db.models import BundleRow, DeviceFactsRow, DeviceProfileRow, DeviceRow, PlanRow
@@ -32,22 +31,24 @@ REASONS = (
 
 
 def with_state(query: Select[Any]) -> Select[Any]:
-    """A query of plans with their ``BundleRow``, ``DeviceRow`` and ``DeviceProfileRow``, and besides with the
-    columns that ``stale_reasons`` reads."""
-    newest = aliased(BundleRow)
-    of_name = select(newest.digest).where(newest.name == BundleRow.name)
-    newest_bundle = of_name.order_by(newest.created_wall_ns.desc()).limit(1)
-    then, now, any_facts = aliased(DeviceFactsRow), aliased(DeviceFactsRow), aliased(DeviceFactsRow)
-    latest = select(func.max(any_facts.id)).where(any_facts.device_id == DeviceRow.id).scalar_subquery()
+    """A query of the tables of plans, their bundles, devices and device profiles, with the columns that
+    ``stale_reasons`` reads added."""
+    bundle, device, profile = BundleRow.__table__.c, DeviceRow.__table__.c, DeviceProfileRow.__table__.c
+    newest = BundleRow.__table__.alias()
+    of_name = select(newest.c.digest).where(newest.c.name == bundle.name)
+    newest_bundle = of_name.order_by(newest.c.created_wall_ns.desc()).limit(1)
+    facts = DeviceFactsRow.__table__
+    then, now, all_facts = facts.alias(), facts.alias(), facts.alias()
+    latest = select(func.max(all_facts.c.id)).where(all_facts.c.device_id == device.id).scalar_subquery()
     return (
         query.add_columns(
             newest_bundle.scalar_subquery().label("newest_bundle"),
             _newer_profile().label("newer_profile"),
-            *(getattr(then, name).label(f"then_{name}") for name in _FACTS),
-            *(getattr(now, name).label(f"now_{name}") for name in _FACTS),
+            *(then.c[name].label(f"then_{name}") for name in _FACTS),
+            *(now.c[name].label(f"now_{name}") for name in _FACTS),
         )
-        .outerjoin(then, then.id == DeviceProfileRow.facts_id)
-        .outerjoin(now, now.id == latest)
+        .outerjoin(then, then.c.id == profile.facts_id)
+        .outerjoin(now, now.c.id == latest)
     )
 
 
@@ -60,52 +61,51 @@ def _newer_profile() -> ScalarSelect[int]:
     Counted from the planning and not from the plan's profile: who goes back to an older setting of the
     device (threads, rates) and plans again rests on the older profile rightly.
     """
-    table = aliased(DeviceProfileRow)
-    newer = select(table.id).where(
-        table.device_id == DeviceRow.id,
-        table.bundle_digest == PlanRow.bundle_digest,
-        table.engine == DeviceProfileRow.engine,
-        table.sequence_length == PlanRow.sequence_length,
-        table.id != DeviceProfileRow.id,
-        table.created_wall_ns > PlanRow.planned_wall_ns,
+    plan, profile = PlanRow.__table__.c, DeviceProfileRow.__table__.c
+    other = DeviceProfileRow.__table__.alias().c
+    newer = select(other.id).where(
+        other.device_id == plan.device_id,
+        other.bundle_digest == plan.bundle_digest,
+        other.engine == profile.engine,
+        other.sequence_length == plan.sequence_length,
+        other.id != profile.id,
+        other.created_wall_ns > plan.planned_wall_ns,
     )
     return newer.limit(1).scalar_subquery()
 
 
-def stale_reasons(
-    plan: PlanRow, device: DeviceRow, profile: DeviceProfileRow | None, state: Row[Any]
-) -> tuple[str, ...]:
-    """What changed since ``profile``, which the plan rests on, was measured; of ``REASONS``.
+def stale_reasons(row: Row[Any]) -> tuple[str, ...]:
+    """What changed since the profile that a plan rests on was measured; of ``REASONS``.
 
-    ``state``: the row of a query made by ``with_state``. What changed on a device says nothing of a profile
-    borrowed from another one, whose plans are flagged as such. ``profile`` None: the store does not hold it.
+    ``row``: of ``db.plan_answers``. What changed on a device says nothing of a profile borrowed from another
+    one, whose plans are flagged as such.
     """
     found: set[str] = set()
-    if state.newest_bundle != plan.bundle_digest:
+    if row.newest_bundle != row.bundle_digest:
         found.add(BUNDLE_REBUILT)
-    if profile is None:
+    if row.profile_id is None:
         found.add(PROFILE_UNKNOWN)
     else:
-        if state.newer_profile is not None:
+        if row.newer_profile is not None:
             found.add(NEWER_PROFILE)
-        if profile.device_id == device.id:
-            found |= _changes(device, profile, state)
+        if row.profile_device_id == row.device_id:
+            found |= _changes(row)
     return tuple(reason for reason in REASONS if reason in found)
 
 
-def _changes(device: DeviceRow, profile: DeviceProfileRow, state: Row[Any]) -> set[str]:
+def _changes(row: Row[Any]) -> set[str]:
     """What changed on the device since its profile was measured, as far as both states are known."""
     found: set[str] = set()
-    agents = (profile.agent_digest, device.agent_digest)
+    agents = (row.profile_agent_digest, row.device_agent_digest)
     if None not in agents and agents[0] != agents[1]:
         found.add(AGENT_CHANGED)
-    if state.then_id is not None and state.now_id is not None:
-        if state.then_os_build != state.now_os_build:
+    if row.then_id is not None and row.now_id is not None:
+        if row.then_os_build != row.now_os_build:
             found.add(OS_CHANGED)
-        if state.then_kernel != state.now_kernel:
+        if row.then_kernel != row.now_kernel:
             found.add(KERNEL_CHANGED)
-        if state.then_digest != state.now_digest and _clocks_differ(
-            parse(state.then_facts_json), parse(state.now_facts_json)
+        if row.then_digest != row.now_digest and _clocks_differ(
+            parse(row.then_facts_json), parse(row.now_facts_json)
         ):
             found.add(CLOCKS_CHANGED)
     return found

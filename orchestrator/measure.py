@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import structlog
 
 from db import importance as importance_queries
-from db import plans as plan_queries
 from db.borrowing import borrowed_profile
 from db.devices import device_by_name
 from db.grounds import profile_record
-from db.plans import PlanAnswer
+from db.plan_answers import PlanAnswer, latest_plans
+from db.plans import save_plan
 from db.profiles import latest_profile, profile_of_job, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
 from orchestrator import jobs
@@ -252,7 +252,7 @@ def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Quest
         if borrowed:
             plan = plan.model_copy(update={"flags": (*plan.flags, "borrowed-profile")})
         with farm.store.session() as session:
-            plan_queries.save_plan(session, plan, device_id=device_id, task=work.task)
+            save_plan(session, plan, device_id=device_id, task=work.task)
         answers.append(Answer(name, question, plan, None))
     return answers
 
@@ -384,7 +384,7 @@ def answers_for(
     with farm.store.reader(quick=True) as session:
         for name in names:
             found.extend(
-                plan_queries.latest_plans(
+                latest_plans(
                     session,
                     device=name,
                     label=label,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from db.measured import Measured
-from db.plans import PlanAnswer
+from db.plan_answers import PlanAnswer
 from orchestrator.measure import Answer
 from sti_runtime.errors import ResourceError
 from sti_runtime.profile import DeviceProfile

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from db.plans import PlanAnswer
+from db.plan_answers import PlanAnswer
 from orchestrator import measure, report
 from orchestrator.cli.context import (
     LARGEST_SEED,

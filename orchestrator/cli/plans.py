@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from db.devices import list_devices
-from db.plans import PlanAnswer
+from db.plan_answers import PlanAnswer
 from db.reasons import Reasons, in_words, reasons_of
 from orchestrator import measure, report
 from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets

@@ -16,7 +16,7 @@ from db.events import latest_events, record_event
 from db.ingest import ingest
 from db.leases import acquire_lease
 from db.models import LeaseRow, PlanRow
-from db.plans import latest_plans
+from db.plan_answers import latest_plans
 from db.session import Store, open_store, sqlite_url, upgrade
 from sti_runtime.errors import InputError
 from tests.contract import store_world as world

@@ -20,7 +20,8 @@ from db.models import (
     RunRow,
     SampleSummaryRow,
 )
-from db.plans import latest_plans, save_plan
+from db.plan_answers import latest_plans
+from db.plans import save_plan
 from db.profiles import profile_of_job, profile_samples, save_device_profile
 from db.session import Store
 from sti_runtime.errors import InputError

@@ -18,7 +18,7 @@ from db.audit import audit_attempt
 from db.errors import StoreVersionError
 from db.jobs import progress
 from db.models import Base
-from db.plans import latest_plans
+from db.plan_answers import latest_plans
 from db.profiles import profile_samples
 from db.session import KNOWN_REVISIONS, open_store, parse_url, upgrade
 from db.views import VIEWS, drop_views

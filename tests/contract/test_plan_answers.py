@@ -7,7 +7,8 @@ from typing import Any
 from db.borrowing import borrowed_profile, chip_of
 from db.devices import record_facts, register_device
 from db.grounds import SampleCounts
-from db.plans import PlanAnswer, latest_plans, save_plan
+from db.plan_answers import PlanAnswer, latest_plans
+from db.plans import save_plan
 from db.profiles import save_device_profile
 from db.reasons import in_words, reasons_of
 from db.session import Store

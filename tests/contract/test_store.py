@@ -52,7 +52,8 @@ from db.models import (
     RequestRow,
     RunRow,
 )
-from db.plans import latest_plans, plan_by_digest, save_plan
+from db.plan_answers import latest_plans
+from db.plans import plan_by_digest, save_plan
 from db.profiles import latest_profile, profile_by_digest, profile_samples, save_device_profile
 from db.runs import accuracy_of, predictions_of
 from db.session import KNOWN_REVISIONS, Store, open_store, parse_url, upgrade

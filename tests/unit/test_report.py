@@ -9,7 +9,7 @@ import pytest
 
 from db.grounds import ProfileRef, SampleCounts
 from db.measured import Measured, PeakMemory
-from db.plans import PlanAnswer
+from db.plan_answers import PlanAnswer
 from db.runs import Accuracy
 from db.statistics import Interval, Summary, wilson
 from orchestrator import report
