@@ -6,11 +6,13 @@ reads one row of each run and none of its requests, whose documents are long. St
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Select, bindparam, select
@@ -132,8 +134,9 @@ def _measured(runs: Sequence[Any], request_kind: str) -> Measured | None:
     """Of a plan's runs, the newest first."""
     provenance = _provenance(runs[0])
     same = [run for run in runs if _provenance(run) == provenance]
-    briefs = [parse(run.measured_json) for run in same if run.measured_json != NOT_KEPT]
-    latencies = [latency for brief in briefs for latency in brief["latency_ns"]]
+    kept = [run.measured_json for run in same if run.measured_json != NOT_KEPT]
+    briefs = parse(f"[{','.join(kept)}]")  # at once: quicker than one by one
+    latencies = sorted(chain.from_iterable(brief["latency_ns"] for brief in briefs))
     summary, target_ns = summarise(latencies), runs[0].target_ns
     if summary is None:
         return None
@@ -143,7 +146,7 @@ def _measured(runs: Sequence[Any], request_kind: str) -> Measured | None:
             modes[asked_mode, proven] += count
     return Measured(
         latency=summary,
-        within_target=wilson(sum(latency <= target_ns for latency in latencies), len(latencies)),
+        within_target=wilson(bisect_right(latencies, target_ns), len(latencies)),
         stall_share_ppm=1_000_000 * sum(brief["stall_ns"] for brief in briefs) // max(1, sum(latencies)),
         storage_bytes=_median_counted(briefs, "storage_bytes"),
         planned_bytes=_median_counted(briefs, "planned_bytes"),
@@ -210,6 +213,18 @@ def _median_counted(briefs: Sequence[Mapping[str, Any]], name: str) -> int:
     return (low + high) // 2
 
 
+_provenance = attrgetter(
+    "agent_digest",
+    "engine",
+    "threads",
+    "os_build",
+    "kernel",
+    "io_mechanism",
+    "cpu_mechanism",
+    "emulation_json",
+)
+
+
 def _newest_attempts(runs: Sequence[Any]) -> list[Any]:
     """Of each unit of a job only the run of its newest attempt. Runs exist of accepted results only."""
     newest: dict[tuple[str, int], int] = {}
@@ -217,19 +232,6 @@ def _newest_attempts(runs: Sequence[Any]) -> list[Any]:
         unit = (run.job_id, run.unit)
         newest[unit] = max(run.attempt, newest.get(unit, run.attempt))
     return [run for run in runs if run.attempt == newest[run.job_id, run.unit]]
-
-
-def _provenance(run: Any) -> tuple[object, ...]:
-    return (
-        run.agent_digest,
-        run.engine,
-        run.threads,
-        run.os_build,
-        run.kernel,
-        run.io_mechanism,
-        run.cpu_mechanism,
-        run.emulation_json,
-    )
 
 
 def _peaks(runs: Sequence[Any]) -> PeakMemory:

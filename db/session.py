@@ -48,6 +48,16 @@ class Store:
     store_id: str
     engine: Engine
     patience: Callable[[Callable[[], Connection]], Connection] = field(default=lambda connect: connect())
+    _reading: Engine = field(init=False, repr=False, compare=False)
+    _reading_quickly: Engine = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        reading = self.engine.execution_options(**{READ_ONLY: True})
+        quickly = reading
+        if self.engine.dialect.name != "sqlite":
+            quickly = reading.execution_options(isolation_level="AUTOCOMMIT")
+        object.__setattr__(self, "_reading", reading)
+        object.__setattr__(self, "_reading_quickly", quickly)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -70,10 +80,7 @@ class Store:
         Of a file at one moment; of a server each statement sees its own, as at its default level. ``quick``
         saves a server the transaction, which is two trips to it; for statements whose rows come at once.
         """
-        options: dict[str, Any] = {READ_ONLY: True}
-        if quick and self.engine.dialect.name != "sqlite":
-            options["isolation_level"] = "AUTOCOMMIT"
-        engine = self.engine.execution_options(**options)
+        engine = self._reading_quickly if quick else self._reading
         with (
             explained(self.url),
             self._connected(engine) as bind,
