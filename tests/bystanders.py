@@ -25,8 +25,8 @@ from orchestrator.dispatch import Request, run_job
 from orchestrator.farm import controlling, open_farm
 from orchestrator.lab import adb_server, machine, phone
 from orchestrator.lab.phone import PhoneSpec
-from orchestrator.lab.processes import ProcessId, alive, identify
 from orchestrator.lab.state import Lab
+from orchestrator.processes import ProcessId, alive, identify
 from orchestrator.settings import load_settings
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ProbeUnit, ResultRecord

@@ -44,8 +44,8 @@ from orchestrator.farm import open_farm
 from orchestrator.lab import adb_server, fault
 from orchestrator.lab import up as lab_up
 from orchestrator.lab.inventory_file import inventory_text
-from orchestrator.lab.processes import ProcessId, alive, kill
 from orchestrator.lab.state import DeviceState, Lab
+from orchestrator.processes import ProcessId, alive, kill
 from orchestrator.settings import load_settings
 from orchestrator.toolchain import cache_folder
 from tests.agent_data import REPO

@@ -27,7 +27,7 @@ from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import Farm
 from orchestrator.host_book import note_hosts
 from orchestrator.hosts import HOST_NAME, HostOffer, gather
-from orchestrator.lab.processes import alive
+from orchestrator.processes import alive
 from sti_runtime.errors import InputError
 from sti_runtime.units import format_ns
 

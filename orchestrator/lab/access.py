@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 from orchestrator.lab import adb_server, board, machine, phones
-from orchestrator.lab.processes import descendants, identify, kill
 from orchestrator.lab.state import DeviceState, Lab, LabState
+from orchestrator.processes import descendants, identify, kill
 
 _LISTENER = b"[listener]"
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from orchestrator.errors import LabError
 from orchestrator.lab import gate
 from orchestrator.lab.launch import START_LIMIT_S, Launch, log_end
-from orchestrator.lab.processes import alive, end
+from orchestrator.lab.processes import end
 from orchestrator.lab.state import AdbServerState, Lab, LabState
+from orchestrator.processes import alive
 
 _TRIES = 3
 _LIMIT_S = 60

@@ -13,8 +13,8 @@ from orchestrator.lab import machine, net
 from orchestrator.lab.launch import START_LIMIT_S, log_end
 from orchestrator.lab.machine import MARK, Service
 from orchestrator.lab.means import command, tool
-from orchestrator.lab.processes import alive
 from orchestrator.lab.state import DeviceState, Lab, LabState
+from orchestrator.processes import alive
 
 USER = "lab"
 RATES: tuple[tuple[int | None, int | None], ...] = (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from orchestrator.lab import adb_server, board, machine, phones
 from orchestrator.lab.follow import follow_faults
-from orchestrator.lab.processes import alive
 from orchestrator.lab.state import DeviceState, Kind, Lab, LabState
+from orchestrator.processes import alive
 
 
 def new(lab: Lab, state: LabState, kind: Kind, number: int, index: int) -> DeviceState:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.lab import limits, machine, net
-from orchestrator.lab.processes import alive
 from orchestrator.lab.state import DeviceState, Lab, LabState
+from orchestrator.processes import alive
 
 SLOW_BYTES_PER_S = 256_000
 """A slow link: a 2 Mbit/s radio."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import LabError
-from orchestrator.lab.processes import ProcessId, identify
+from orchestrator.processes import ProcessId, identify
 
 START_LIMIT_S = 120.0
 """A board with little of a CPU starts slowly, more so beside others."""

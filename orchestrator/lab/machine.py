@@ -17,8 +17,9 @@ from orchestrator.errors import LabError
 from orchestrator.lab import disk, init, limits, link, net
 from orchestrator.lab.launch import Launch
 from orchestrator.lab.means import unshare_argv
-from orchestrator.lab.processes import ProcessId, alive, end, kill, machine_boot, with_variable
+from orchestrator.lab.processes import end, with_variable
 from orchestrator.lab.state import DeviceState, Lab, LabState
+from orchestrator.processes import ProcessId, alive, kill, machine_boot
 
 MARK = "STIFARM_LAB_DEVICE"
 """Environment variable of every process of a device that has no namespaces: ``<lab id>/<name>``."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from orchestrator.errors import LabError
 from orchestrator.lab.means import command
-from orchestrator.lab.processes import ProcessId
+from orchestrator.processes import ProcessId
 
 POOL = ipaddress.ip_network("198.18.0.0/15")
 PER_DEVICE = 4

@@ -25,7 +25,7 @@ from orchestrator.errors import LabError
 from orchestrator.lab.adbd.auth import add_line, offered_line
 from orchestrator.lab.adbd.features import offer_of
 from orchestrator.lab.adbd.server import listen
-from orchestrator.lab.processes import END_LIMIT_S, ProcessId, alive, end, identify
+from orchestrator.lab.processes import END_LIMIT_S, end
 from orchestrator.lab.userland import boot
 from orchestrator.lab.userland.spec import (
     DELAY_FILE,
@@ -41,6 +41,7 @@ from orchestrator.lab.userland.spec import (
 )
 from orchestrator.lab.userland.supervisor import READY_LIMIT_S
 from orchestrator.lab.userland.tree import make_tree
+from orchestrator.processes import ProcessId, alive, identify
 from orchestrator.transports import detach
 
 __all__ = [

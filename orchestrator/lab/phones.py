@@ -15,10 +15,10 @@ from orchestrator.errors import LabError
 from orchestrator.lab import adb_server, machine, net
 from orchestrator.lab.launch import START_LIMIT_S, log_end
 from orchestrator.lab.machine import Around, Service
-from orchestrator.lab.processes import alive
 from orchestrator.lab.state import DeviceState, Lab, LabState
 from orchestrator.lab.userland.spec import BOOT_ID_FILE, KEYS, WORKDIR, PhoneSpec, save_spec
 from orchestrator.lab.userland.tree import make_tree
+from orchestrator.processes import alive
 
 ADB_PORT = 5555
 _OWN_BINFMT = (6, 7)

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from orchestrator.errors import LabError, near
 from orchestrator.lab.means import Means, readable_path
-from orchestrator.lab.processes import ProcessId
+from orchestrator.processes import ProcessId
 from sti_runtime.errors import InputError
 from sti_runtime.records import Count, Index, NonNegative, Positive, Record, sha256_hex
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from orchestrator.errors import HostError
 from orchestrator.hosts import Announcement, Versions
-from orchestrator.lab.processes import ProcessId, alive, identify
+from orchestrator.processes import ProcessId, alive, identify
 from orchestrator.ray.board import Board, Endpoint
 from orchestrator.ray.nodes import Ports, RunningNode, head_node
 from orchestrator.settings import Settings

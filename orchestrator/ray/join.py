@@ -19,7 +19,7 @@ from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import make_folder
 from orchestrator.hosts import OWN, HostOffer, Versions
 from orchestrator.inventory import load_inventory
-from orchestrator.lab.processes import ProcessId, alive, identify
+from orchestrator.processes import ProcessId, alive, identify
 from orchestrator.ray.access import authenticated
 from orchestrator.ray.board import Board, Endpoint, Unreachable
 from orchestrator.ray.nodes import Ports, RunningNode, host_node, own_address

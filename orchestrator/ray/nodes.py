@@ -21,7 +21,7 @@ import structlog
 
 from orchestrator.errors import HostError, PoolError
 from orchestrator.interrupts import held_interrupts
-from orchestrator.lab.processes import ProcessId, descendants, identify, kill
+from orchestrator.processes import ProcessId, descendants, identify, kill
 from orchestrator.ray.board import Endpoint
 from orchestrator.ray.folders import OBJECT_STORE_BYTES, objects_folder, session_folder
 

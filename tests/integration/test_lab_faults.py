@@ -27,11 +27,11 @@ from orchestrator.health.recovery import Recovered, recover
 from orchestrator.inventory import Device, RecoverySpec
 from orchestrator.lab import adb_server, machine
 from orchestrator.lab import fault as faults
-from orchestrator.lab.processes import alive, kill
 from orchestrator.lab.state import Lab
 from orchestrator.lab.up import down
 from orchestrator.lab.up import up as bring_up
 from orchestrator.measure import Work
+from orchestrator.processes import alive, kill
 from orchestrator.settings import load_settings
 from orchestrator.transports import connect
 from orchestrator.worker import HostWorker
