@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import sys
-import textwrap
 import threading
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +22,20 @@ import structlog
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.wrapping import broken
 from sti_runtime.errors import StifarmError
 
 out = Console(highlight=False)
@@ -47,7 +56,7 @@ WIDE = 220
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr; a long one breaks at blanks, indented."""
+    """A line for people, on stderr; a long one breaks at blanks, indented, but not within a command."""
     with _SCREEN:
         err.print(_indented(text), soft_wrap=True)
 
@@ -55,7 +64,7 @@ def note(text: str) -> None:
 def success(text: str) -> None:
     """A line that says what was done, on stderr."""
     with _SCREEN:
-        err.print(Text("✓ ", "green"), _text(text), sep="", soft_wrap=True)
+        err.print(Text("✓ ", "green"), _indented(text), sep="", soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -72,8 +81,8 @@ def fail(error: StifarmError) -> None:
                   soft_wrap=True)  # fmt: skip
         for line in others:
             err.print("  " + "\n    ".join(_wrapped(line, 4, err)), markup=False, soft_wrap=True)
-        if error.remedy:
-            err.print(_text(f"      {error.remedy.strip()}"), soft_wrap=True)
+        for line in error.remedy.strip().splitlines():
+            err.print(Text("      " + "\n      ".join(_wrapped(line, 6, err))), soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
@@ -223,7 +232,7 @@ def _records(title: str, names: Sequence[str], cells: Sequence[Sequence[str]], c
 def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
     """A list on stdout: (mark, subject, text, what to do) each.
 
-    The text breaks at blanks, below itself; what to do is one line, however long, to be copied as it is.
+    Both break at blanks, below themselves; a command in what to do stays whole, to be copied as it is.
     """
     out.print(_text(title, "bold"), soft_wrap=True)
     indent = 4 + max((cell_len(plain(subject)) for _, subject, _, _ in entries), default=0)
@@ -232,15 +241,14 @@ def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
         head = Text.assemble(f"{mark} ", (plain(subject).ljust(indent - 2), "bold"))
         out.print(head, f"\n{' ' * indent}".join(lines), sep="", markup=False, soft_wrap=True)
         if remedy:
-            out.print(Text(" " * indent), "→ ", Text(plain(" ".join(remedy.split()))), sep="", soft_wrap=True)
+            lines = _wrapped(" ".join(remedy.split()), indent + 2, out)
+            shown = f"\n{' ' * (indent + 2)}".join(lines)
+            out.print(Text(f"{' ' * indent}→ {shown}"), soft_wrap=True)
 
 
 def _wrapped(text: str, indent: int, console: Console) -> list[str]:
-    """Lines of a plain text for a terminal, broken at blanks only; one line elsewhere."""
-    if not console.is_terminal:
-        return [plain(text)]
-    width = max(console.width - indent, 20)
-    return textwrap.wrap(plain(text), width, break_long_words=False, break_on_hyphens=False) or [""]
+    """Lines of a plain text for a terminal, broken at blanks, not within commands; one line elsewhere."""
+    return broken(plain(text), max(console.width - indent, 20)) if console.is_terminal else [plain(text)]
 
 
 def _indented(text: str) -> Text:
@@ -283,10 +291,11 @@ class Bar:
         self._wait("device", waits)
 
     def fail(self, word: str = "failed") -> None:
-        """It did not get to its end: it is shown so, and stays where it is."""
+        """It did not get to its end: it is shown so, and stays where it is. One that is full, for all was
+        sent, is emptied: what it was for is not done."""
         self._failed = True
         if self._progress is not None:
-            self._progress.update(self._task, description=f"{self._label} {word}")
+            self._progress.update(self._task, description=f"{self._label} {word}", failed=True)
 
     def close(self) -> None:
         """The step has ended: what had no total is whole, unless it failed."""
@@ -307,6 +316,27 @@ class Bar:
             self._progress.update(self._task, waits=f"{self._label} waits: {plain(now)}" if now else "")
         elif now and not before:
             note(f"… {self._label} waits: {now}")
+
+
+class _BarColumn(BarColumn):
+    """Bars, red where the step failed, and empty where such a one would be full."""
+
+    def render(self, task: Task) -> ProgressBar:
+        bar = super().render(task)
+        if task.fields.get("failed"):
+            bar.complete_style = bar.finished_style = bar.style = "red"
+            bar.pulse = False
+            if not bar.total or bar.completed >= bar.total:
+                bar.total, bar.completed = 1, 0
+        return bar
+
+
+class _CountColumn(MofNCompleteColumn):
+    """How far a step is; nothing where it failed at its end."""
+
+    def render(self, task: Task) -> Text:
+        over = task.fields.get("failed") and (not task.total or task.completed >= task.total)
+        return Text("") if over else super().render(task)
 
 
 class _Bars(Progress):
@@ -382,8 +412,8 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
     with (
         _Bars(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            _BarColumn(bar_width=28),
+            _CountColumn(),
             TimeElapsedColumn(),
             console=err,
             auto_refresh=False,

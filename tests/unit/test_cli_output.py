@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator import report
 from orchestrator.cli import output
 from orchestrator.cli.context import Options
+from orchestrator.cli.wrapping import pieces
 from orchestrator.errors import StableError
 from tests.agent_data import REPO
 
@@ -142,6 +143,20 @@ def test_a_bar_says_what_its_step_waits_for_and_that_it_failed(monkeypatch: pyte
     assert "waits" not in after
     assert "phone: profile failed" in after
     assert "2/3" in after
+
+
+def test_a_bar_whose_step_failed_at_its_end_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    for done, total in ((1, 1), (0, 0)):
+        shown = io.StringIO()
+        console = Console(file=shown, width=80, force_terminal=True, color_system=None, highlight=False)
+        monkeypatch.setattr(output, "err", console)
+        with output.steps() as bars, bars.step("phone: deploy") as bar:
+            bar(done, total)
+            bar.fail()
+        last = screen_of(shown.getvalue(), 80)[0]
+        assert last.startswith("phone: deploy failed")
+        assert "━" not in last
+        assert f"{done}/{total}" not in last
 
 
 def test_without_a_terminal_a_wait_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,3 +286,54 @@ def test_a_hint_names_the_farm_that_was_asked() -> None:
     assert Options().again("plans query") == "stifarm plans query"
     asked = Options(inventory=Path("my lab/inventory.yaml"), db_url="postgresql://user:secret@host/store")
     assert asked.again("plans query") == "stifarm --inventory 'my lab/inventory.yaml' plans query"
+
+
+REMEDY = (
+    "See their health: stifarm devices check; or end it when no program uses it any more: "
+    "/a/very/long/folder/.venv/bin/adb -P 6000 kill-server. Else copy it: mkdir -p .stifarm && scp "
+    "bench:/farm/.stifarm/ray_token .stifarm/ray_token"
+)
+COMMANDS = (
+    "stifarm devices check;",
+    "/a/very/long/folder/.venv/bin/adb -P 6000 kill-server.",
+    "mkdir -p .stifarm && scp bench:/farm/.stifarm/ray_token .stifarm/ray_token",
+)
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 40])
+def test_what_to_do_breaks_at_blanks_and_within_no_command(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=columns, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "err", console)
+    monkeypatch.setattr(output, "out", console)
+    output.fail(StableError("it is not well.", REMEDY, device="phone"))
+    output.listing("Doctor", [("✗", "phone", "it is not well", REMEDY)])
+    output.note(REMEDY)
+    output.warn(REMEDY)
+    output.success(REMEDY)
+    lines = shown.getvalue().splitlines()
+    for command in COMMANDS:
+        assert sum(command in line for line in lines) == 5
+    for line in lines:
+        assert len(line) <= columns or any(line.strip().endswith(command) for command in COMMANDS), line
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("Run stifarm host leave on bench1.", "stifarm host leave on bench1."),
+        ("Set it: date -s as root.", "date -s as root."),
+        ("(there: ssh-keygen -lf /etc/ssh/key.pub) and compare", "ssh-keygen -lf /etc/ssh/key.pub)"),
+        ("Or `stifarm db backup`, or try", "`stifarm db backup`,"),
+        (
+            "stifarm devices reserve phone-a --for 4h --reason 'its new camera' or so",
+            "stifarm devices reserve phone-a --for 4h --reason 'its new camera'",
+        ),
+        ("it's the phone's own adb, which is old", "adb,"),
+    ],
+)
+def test_a_command_is_one_piece(text: str, whole: str) -> None:
+    assert whole in list(pieces(text))
+    assert " ".join(pieces(text)) == text
