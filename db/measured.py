@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain
@@ -110,9 +110,14 @@ def in_brief(requests: Iterable[RequestFigures]) -> str:
 
 
 def measured_of(
-    session: Session, plans: Mapping[int, bool], *, request_kind: str = "warm"
+    session: Session,
+    plans: Mapping[int, bool],
+    *,
+    request_kind: str = "warm",
+    jobs: Collection[str] | None = None,
 ) -> dict[int, Measured]:
     """What was measured of plans, by their row; those without a valid request of that kind have no entry.
+    ``jobs``: by these jobs only.
 
     ``plans``: whether each is one of an emulated device; what was measured on others than such is left out.
     A unit that several attempts of a job ran counts once: as the newest of them ran it.
@@ -120,7 +125,8 @@ def measured_of(
     by_plan: dict[int, list[Any]] = {}
     asked = {"plans": list(plans), "kind": request_kind}
     for run in session.execute(_runs_measured(), asked).all():
-        by_plan.setdefault(run.plan_id, []).append(run)
+        if jobs is None or run.job_id in jobs:
+            by_plan.setdefault(run.plan_id, []).append(run)
     found = {}
     for plan_id, of_plan in by_plan.items():
         newest = [run for run in _newest_attempts(of_plan) if run.emulated == plans[plan_id]]

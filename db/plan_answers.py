@@ -30,7 +30,8 @@ class PlanAnswer:
 
     ``predicted_interval``: where a warm request is expected (``db.grounds``); None without its profile.
     ``borrowed``: its device profile is another device's, of the same chip.
-    ``measured``: None until the plan ran there. ``accuracy``: None until its content was evaluated.
+    ``measured``: by all jobs; None until the plan ran there. ``pooled``: where ``measured`` is of some jobs
+    only, what it is by all of them. ``accuracy``: None until its content was evaluated.
     ``stale``: why the plan or its profile may no longer hold, in the words of ``db.staleness``; empty when
     nothing is known to have changed.
     ``mechanisms``: what slowed the device (emulated ones), as recorded by the runs.
@@ -53,6 +54,7 @@ class PlanAnswer:
     emulated: bool
     mechanisms: tuple[str, ...]
     planned_wall_ns: int
+    pooled: Measured | None = None
 
 
 def latest_plans(

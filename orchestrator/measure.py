@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -11,6 +11,7 @@ from db import importance as importance_queries
 from db.borrowing import borrowed_profile
 from db.devices import device_by_name
 from db.grounds import profile_record
+from db.measured import measured_of
 from db.plan_answers import PlanAnswer, latest_plans
 from db.plans import save_plan
 from db.profiles import latest_profile, profile_of_job, profile_samples, save_device_profile
@@ -397,3 +398,15 @@ def answers_for(
                 )
             )
     return [answer for answer in found if keep(answer)]
+
+
+def of_jobs(
+    farm: Farm, answers: Sequence[PlanAnswer], jobs_done: Collection[str], *, request_kind: str = "warm"
+) -> list[PlanAnswer]:
+    """Answers whose ``measured`` is of these jobs only; ``pooled`` is what it was before."""
+    plans = {answer.plan_id: answer.emulated for answer in answers}
+    with farm.store.reader() as session:
+        found = measured_of(session, plans, request_kind=request_kind, jobs=jobs_done)
+    return [
+        replace(answer, measured=found.get(answer.plan_id), pooled=answer.measured) for answer in answers
+    ]

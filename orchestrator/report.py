@@ -10,7 +10,7 @@ from typing import Any
 from db.measured import Measured
 from db.plan_answers import PlanAnswer
 from orchestrator.measure import Answer
-from sti_runtime.errors import ResourceError
+from sti_runtime.errors import ResourceError, StifarmError
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.units import format_bytes, format_ns
 
@@ -145,8 +145,18 @@ def notes(answer: PlanAnswer) -> list[str]:
         found.extend(short for short, whole in mode_counts(answer.measured) if not whole)
     if answer.measured is not None and answer.measured.gate_verdict != "pass":
         found.append(answer.measured.gate_verdict)
+    found.extend(filter(None, [_pooled(answer)]))
     found.extend(f"stale: {reason}" for reason in answer.stale)
     return found
+
+
+def _pooled(answer: PlanAnswer) -> str:
+    """What the store has of a plan in all, where the answer is of one job only and there are others."""
+    count = 0 if answer.measured is None else answer.measured.latency.count
+    if answer.pooled is None or answer.pooled.latency.count <= count:
+        return ""
+    latency = answer.pooled.latency
+    return f"with earlier runs: median {format_ns(latency.median)} of {latency.count} requests"
 
 
 def mode_counts(measured: Measured) -> list[tuple[str, bool]]:
@@ -164,8 +174,8 @@ def mode_counts(measured: Measured) -> list[tuple[str, bool]]:
 
 def plan_json(answer: PlanAnswer) -> dict[str, Any]:
     """One answer for machines: the plan itself with everything it rests on."""
-    measured, accuracy = answer.measured, answer.accuracy
-    return {
+    accuracy = answer.accuracy
+    document = {
         "device": answer.device,
         "identity": answer.identity,
         "task": answer.task,
@@ -176,36 +186,7 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
         "predicted_interval_ns": None
         if answer.predicted_interval is None
         else [answer.predicted_interval.low, answer.predicted_interval.high],
-        "measured": None
-        if measured is None
-        else {
-            "requests": measured.latency.count,
-            "median_ns": measured.latency.median,
-            "median_interval_ns": None
-            if measured.latency.interval is None
-            else [measured.latency.interval.low, measured.latency.interval.high],
-            "p95_ns": measured.latency.p95,
-            "within_target": measured.within_target.count,
-            "stall_share_ppm": measured.stall_share_ppm,
-            "storage_bytes": measured.storage_bytes,
-            "planned_bytes": measured.planned_bytes,
-            "memory_bytes": {
-                "resident": measured.memory.resident_bytes,
-                "preload": measured.memory.preload_bytes,
-                "working": measured.memory.working_bytes,
-                "activations": measured.memory.activations_bytes,
-                "process_peak": measured.memory.process_bytes,
-            },
-            "invalid": measured.invalid,
-            "request_kind": measured.request_kind,
-            "io_modes": list(measured.io_modes),
-            "modes": [
-                {"asked": asked, "proven": proven, "requests": count}
-                for asked, proven, count in measured.modes
-            ],
-            "modes_as_asked": [text for text, _ in mode_counts(measured)],
-            "gate_verdict": measured.gate_verdict,
-        },
+        "measured": _measured_json(answer.measured),
         "accuracy": None
         if accuracy is None
         else {
@@ -220,6 +201,38 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
         "emulated": answer.emulated,
         "mechanisms": list(answer.mechanisms),
         "planned_wall_ns": answer.planned_wall_ns,
+    }
+    return document if answer.pooled is None else {**document, "pooled": _measured_json(answer.pooled)}
+
+
+def _measured_json(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    bounds = measured.latency.interval
+    return {
+        "requests": measured.latency.count,
+        "median_ns": measured.latency.median,
+        "median_interval_ns": None if bounds is None else [bounds.low, bounds.high],
+        "p95_ns": measured.latency.p95,
+        "within_target": measured.within_target.count,
+        "stall_share_ppm": measured.stall_share_ppm,
+        "storage_bytes": measured.storage_bytes,
+        "planned_bytes": measured.planned_bytes,
+        "memory_bytes": {
+            "resident": measured.memory.resident_bytes,
+            "preload": measured.memory.preload_bytes,
+            "working": measured.memory.working_bytes,
+            "activations": measured.memory.activations_bytes,
+            "process_peak": measured.memory.process_bytes,
+        },
+        "invalid": measured.invalid,
+        "request_kind": measured.request_kind,
+        "io_modes": list(measured.io_modes),
+        "modes": [
+            {"asked": asked, "proven": proven, "requests": count} for asked, proven, count in measured.modes
+        ],
+        "modes_as_asked": [text for text, _ in mode_counts(measured)],
+        "gate_verdict": measured.gate_verdict,
     }
 
 
@@ -288,6 +301,21 @@ def profile_row(device: str, profile: DeviceProfile, shard_bytes: Sequence[int])
         ("emulated, " if profile.emulated else "")
         + ("fit" if not profile.unfit else "unfit: " + "; ".join(map(unfit_in_words, profile.unfit))),
     ]
+
+
+def no_profile_row(device: str, error: StifarmError) -> list[str]:
+    """The line of a device that has none, with the reason."""
+    reason = " ".join(error.what.removeprefix(f"{device}: ").split())
+    return [device, *[NONE] * (len(PROFILE_COLUMNS) - 2), f"none: {reason}"]
+
+
+def unfit_advice(device: str) -> str:
+    """What an unfit profile means, and what to do about it."""
+    return (
+        f"{device}: its profile is unfit, so what plans from it predict may be far off. Let it cool and let"
+        f" nothing else run there, then measure again: stifarm profile --devices {device} --again. If it"
+        " stays so, go by measured figures: stifarm eval."
+    )
 
 
 def unfit_in_words(reason: str) -> str:

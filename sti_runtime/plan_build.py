@@ -13,6 +13,9 @@ from sti_runtime.plan import MERGE_LIMIT_BYTES, Plan, PlannedShard, Planner, Pol
 from sti_runtime.profile import PPM, DeviceProfile
 from sti_runtime.timeline import LayerWork, Mode, predict
 
+UNFIT = "unfit-profile"
+"""The flag of a plan whose device profile misses its stated bounds."""
+
 Fidelity = Literal[2, 3, 4, 5, 6, 32]
 
 
@@ -230,7 +233,7 @@ def assemble_plan(
 def profile_flags(manifest: Manifest, bundle: str, profile: DeviceProfile) -> tuple[str, ...]:
     """What a reader of the plan must be told about the inputs it rests on."""
     rules = (
-        ("unfit-profile", bool(profile.unfit)),
+        (UNFIT, bool(profile.unfit)),
         ("untrained-submodels", manifest.untrained),
         ("borrowed-profile", profile.bundle != bundle),
     )

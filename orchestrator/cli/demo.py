@@ -84,17 +84,17 @@ def run_demo(farm: Farm, *, quiet: bool) -> list[StifarmError | None]:
         deployed = deploy_all(session, work, quiet=quiet)
         importance_step(farm, session.pool, bundle, TASK.name, rows=10_000, quiet=quiet)
         profiles, failed = profile_all(session, work, quiet=quiet)
-        answers, errors = evaluate_all(session, work, asked, RunSettings(requests=REQUESTS), quiet=quiet)
+        evaluated = evaluate_all(session, work, asked, RunSettings(requests=REQUESTS), quiet=quiet)
+    answers = evaluated.answers
     shown = stored_answers(farm, answers, TASK.name)
     if quiet:
         emit_json([plan_json(answer) for answer in shown])
     else:
         show_deployed(deployed)
-        show_profiles(profiles, bundle)
-        show_plans(
-            f"Plans of every device for task {TASK.name} (warm requests, from the store)", shown, answers
-        )
-    return [*(item.error for item in deployed), *failed, *errors]
+        show_profiles(profiles, bundle, failed)
+        title = f"Plans of every device for task {TASK.name} (warm requests, from the store)"
+        show_plans(title, shown, answers, advise=False)
+    return [*(item.error for item in deployed), *failed.values(), *evaluated.errors]
 
 
 def prepare(farm: Farm, *, quiet: bool) -> KnownBundle:

@@ -134,27 +134,32 @@ def each_device(
     action: Callable[[ReadyDevice, Bar], T],
     *,
     quiet: bool,
-) -> tuple[list[T], list[StifarmError]]:
-    """Run ``action`` for every device, each with a bar; failures stop no other device.
+) -> tuple[list[T], dict[str, StifarmError]]:
+    """Run ``action`` for every device, each with a bar: (results, errors by device). Failures are told, and
+    stop no other device.
 
     Devices that share a machine are worked on one after the other, for they must not be timed at the same
-    time; different machines side by side. Results are in the order of the devices.
+    time; different machines side by side. Results are in the order of the devices, and so are errors.
     """
     done: dict[str, T] = {}
-    errors: list[StifarmError] = []
+    errors: dict[str, StifarmError] = {}
 
     def act(device: Device) -> None:
         try:
             done[device.name] = _one(session, work, bars, device.name, label, action)
         except StifarmError as error:
             fail(error if isinstance(error, DeviceError) else _named(error, device.name))
-            errors.append(error)
+            errors[device.name] = error
 
     machines = by_machine(session.devices, session.farm.settings.machine_lock)
     with steps(quiet=quiet) as bars:
         for _ in side_by_side(machines, act, session.farm.stop):
             pass
-    return [done[device.name] for device in session.devices if device.name in done], errors
+    names = [device.name for device in session.devices]
+    return (
+        [done[name] for name in names if name in done],
+        {name: errors[name] for name in names if name in errors},
+    )
 
 
 def _one(

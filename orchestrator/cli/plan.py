@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError, S
 from sti_runtime.importance_profile import METHODS, Method
 from sti_runtime.messages import RequestKind, computes_alike
 from sti_runtime.plan import Plan
-from sti_runtime.plan_build import exact_ms
+from sti_runtime.plan_build import UNFIT, exact_ms
 from sti_runtime.policies import POLICIES
 
 KINDS: tuple[RequestKind, ...] = ("spawn-cold", "cold", "warm", "cached")
@@ -178,11 +179,18 @@ def questions(
     ]
 
 
-def stored_answers(farm: Farm, answers: Sequence[Answer], task: str) -> list[PlanAnswer]:
+def stored_answers(
+    farm: Farm, answers: Sequence[Answer], task: str, *, request_kind: str = "warm"
+) -> list[PlanAnswer]:
     """What the store knows of the plans just made, by device and T."""
     digests = {answer.plan.digest for answer in answers if answer.plan is not None}
-    names = list(dict.fromkeys(answer.device for answer in answers))
-    return measure.answers_for(farm, names, task=task, keep=lambda found: found.plan_digest in digests)
+    return measure.answers_for(
+        farm,
+        list(dict.fromkeys(answer.device for answer in answers)),
+        task=task,
+        request_kind=request_kind,
+        keep=lambda found: found.plan_digest in digests,
+    )
 
 
 def show_plans(
@@ -190,10 +198,14 @@ def show_plans(
     found: Sequence[PlanAnswer],
     answers: Sequence[Answer] = (),
     others: Sequence[TableText] = (),
+    *,
+    advise: bool = True,
 ) -> None:
-    """A table of plans for each device, with notes below it; then the ``others`` of the same result."""
+    """A table of plans for each device, with notes below it; then the ``others`` of the same result.
+    ``advise``: say what to do about unfit profiles, which nothing has said before."""
     made = report.plan_tables(found, answers)
     heading(title)
+    unfit = {answer.device: UNFIT in answer.plan.flags for answer in found}
     tables(
         [
             *(
@@ -208,6 +220,8 @@ def show_plans(
             *others,
         ]
     )
+    for device in (name for name, flagged in unfit.items() if advise and flagged):
+        warn(report.unfit_advice(device))
 
 
 def _infeasible_json(answer: Answer) -> dict[str, Any]:
@@ -245,6 +259,8 @@ def evaluate(
 ) -> None:
     """Plan, run the plans on the devices, and measure latency, memory and accuracy.
 
+    Shown is what the requests asked for came to; where the store has more of a plan, that is named beside it,
+    and stifarm plans query answers with all of them.
     Example: stifarm eval --devices all --target 100ms --policy sti,preload-32
     """
     kind = next((name for name in KINDS if name == request_kind), None)
@@ -263,15 +279,10 @@ def evaluate(
             seed=seed,
         )
         with driving(farm, devices) as session:
-            answers, errors = evaluate_all(session, work, asked, settings, again=again, quiet=json)
-            errors += session.left_out
-        shown = [
-            answer
-            for answer in measure.answers_for(
-                farm, list(dict.fromkeys(a.device for a in answers)), task=work.task, request_kind=kind
-            )
-            if answer.plan_digest in {a.plan.digest for a in answers if a.plan is not None}
-        ]
+            evaluated = evaluate_all(session, work, asked, settings, again=again, quiet=json)
+            answers, errors = evaluated.answers, [*evaluated.errors, *session.left_out]
+        found = stored_answers(farm, answers, work.task, request_kind=kind)
+        shown = measure.of_jobs(farm, found, evaluated.jobs, request_kind=kind)
     if json:
         emit_json(
             {
@@ -287,6 +298,16 @@ def evaluate(
     finish(errors)
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of an evaluation. ``errors``: None for each device that did not fail; ``jobs``: those that
+    timed the plans."""
+
+    answers: list[Answer]
+    errors: list[StifarmError | None]
+    jobs: frozenset[str]
+
+
 def evaluate_all(
     session: Session,
     work: Work,
@@ -295,7 +316,7 @@ def evaluate_all(
     *,
     again: bool = False,
     quiet: bool = False,
-) -> tuple[list[Answer], list[StifarmError | None]]:
+) -> Evaluated:
     """Plan for, run on and score every chosen device; accuracy once per distinct content and arithmetic."""
     farm, answers, outcomes = session.farm, list[Answer](), list[Outcome]()
 
@@ -310,11 +331,11 @@ def evaluate_all(
             )
         return found
 
-    done, errors = each_device(session, work, "run plans", one, quiet=quiet)
+    done, failed = each_device(session, work, "run plans", one, quiet=quiet)
     for found in done:
         answers += found
     plans: list[Plan] = [answer.plan for answer in answers if answer.plan is not None]
-    outcome: list[StifarmError | None] = [*errors, *[None for _ in done]]
+    outcome: list[StifarmError | None] = [*failed.values(), *[None for _ in done]]
     if plans:
         try:
             _score(session, work, answers, quiet=quiet)
@@ -326,7 +347,7 @@ def evaluate_all(
         except StifarmError as error:
             fail(error)
             outcome.append(error)
-    return answers, outcome
+    return Evaluated(answers, outcome, frozenset(done.job_id for done in outcomes))
 
 
 def _score(session: Session, work: Work, answers: Sequence[Answer], *, quiet: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import typer
 
@@ -17,8 +17,8 @@ from orchestrator.cli.context import (
     driving,
     farm_of,
 )
-from orchestrator.cli.output import Bar, emit_json, table
-from orchestrator.cli.over_devices import each_device, failures_json, finish
+from orchestrator.cli.output import Bar, emit_json, table, warn
+from orchestrator.cli.over_devices import each_device, failed_json, finish
 from orchestrator.fleet import ReadyDevice
 from orchestrator.library import KnownBundle, find_bundle, only_task
 from orchestrator.measure import Work
@@ -41,8 +41,8 @@ def profile(
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
         with driving(farm, devices) as session:
-            done, errors = profile_all(session, work, again=again, quiet=json)
-            errors += session.left_out
+            done, failed = profile_all(session, work, again=again, quiet=json)
+            failed |= {error.device: error for error in session.left_out}
     if json:
         emit_json(
             [
@@ -54,17 +54,17 @@ def profile(
                 }
                 for p in done
             ]
-            + failures_json(errors)
+            + [failed_json(name, error) for name, error in failed.items()]
         )
     else:
-        show_profiles(done, known)
-    finish([*errors, *[None for _ in done]])
+        show_profiles(done, known, failed)
+    finish([*failed.values(), *[None for _ in done]])
 
 
 def profile_all(
     session: Session, work: Work, *, again: bool = False, quiet: bool = False
-) -> tuple[list[measure.Profiled], list[StifarmError]]:
-    """Profile every chosen device; what fails is reported and stops no other."""
+) -> tuple[list[measure.Profiled], dict[str, StifarmError]]:
+    """Profile every chosen device: (profiles, errors by device); what fails is told and stops no other."""
 
     def one(ready: ReadyDevice, bar: Bar) -> measure.Profiled:
         return measure.profile_device(session.farm, session.worker, ready, work, again=again, advance=bar)
@@ -72,8 +72,10 @@ def profile_all(
     return each_device(session, work, "profile", one, quiet=quiet)
 
 
-def show_profiles(done: Sequence[measure.Profiled], bundle: KnownBundle) -> None:
-    """The table of device profiles."""
+def show_profiles(
+    done: Sequence[measure.Profiled], bundle: KnownBundle, failed: Mapping[str, StifarmError]
+) -> None:
+    """The table of device profiles, with why each of the others has none; what to do about unfit ones."""
     manifest = bundle.manifest
     sizes = [
         manifest.shard_version(0, 0, k).length
@@ -86,5 +88,11 @@ def show_profiles(done: Sequence[measure.Profiled], bundle: KnownBundle) -> None
     table(
         "Device profiles (p95 figures, as planning uses them)",
         report.PROFILE_COLUMNS,
-        [report.profile_row(item.device, item.profile, sizes) for item in done],
+        [
+            *(report.profile_row(item.device, item.profile, sizes) for item in done),
+            *(report.no_profile_row(name, error) for name, error in failed.items()),
+        ],
     )
+    for item in done:
+        if item.profile.unfit:
+            warn(report.unfit_advice(item.device))

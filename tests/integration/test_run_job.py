@@ -116,6 +116,18 @@ def test_every_step_measures_once(farm: Farm, worker: HostWorker, tmp_path: Path
     assert found.measured.latency.count + found.measured.invalid == 3
     assert found.accuracy is not None
     assert found.accuracy.correct.total == work.rows
+    repeated = measure.run_plans(
+        farm, worker, ready, work, [answer.plan], settings, again=True, advance=None
+    )  # fmt: skip
+    (pooled,) = measure.answers_for(farm, ["desk"], task=work.task)
+    for job_id in (ran.job_id, repeated.job_id):
+        (alone,) = measure.of_jobs(farm, [pooled], {job_id})
+        assert alone.measured is not None
+        assert alone.measured.latency.count + alone.measured.invalid == 3
+        assert alone.pooled == pooled.measured is not None
+        assert pooled.measured.latency.count + pooled.measured.invalid == 6
+    (none,) = measure.of_jobs(farm, [pooled], ())
+    assert (none.measured, none.pooled) == (None, pooled.measured)
 
 
 def test_what_a_job_waits_for_is_told_to_whoever_started_it(

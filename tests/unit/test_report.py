@@ -13,6 +13,7 @@ from db.plan_answers import PlanAnswer
 from db.runs import Accuracy
 from db.statistics import Interval, Summary, wilson
 from orchestrator import report
+from orchestrator.errors import StableError
 from orchestrator.measure import Answer, Question
 from sti_runtime.errors import InfeasiblePlanError
 from sti_runtime.manifest import Manifest
@@ -247,6 +248,24 @@ def test_grounds_say_what_a_plan_rests_on(answer: PlanAnswer) -> None:
     assert report.grounds_row(unknown)[3:] == ["48 ms", f"{'e' * 12}, –", "–", "–", "–", "no"]
     assert report.plan_json(found)["profiles"][0]["samples"]["io"] == 90
     assert report.plan_json(found)["borrowed"] is True
+
+
+def test_an_answer_of_one_job_names_what_the_store_has_in_all(answer: PlanAnswer) -> None:
+    pooled = replace(MEASURED, latency=replace(MEASURED.latency, count=400, median=43 * MS))
+    both = replace(answer, pooled=pooled)
+    assert report.notes(both) == [*report.notes(answer), "with earlier runs: median 43 ms of 400 requests"]
+    assert cells(report.plan_tables([both])[0])["median [95 %]"].startswith("41.5 ms")
+    document = report.plan_json(both)
+    assert (document["measured"]["requests"], document["pooled"]["requests"]) == (30, 400)
+    assert report.notes(replace(answer, pooled=MEASURED)) == report.notes(answer)
+    assert "pooled" not in report.plan_json(answer)
+
+
+def test_a_device_without_a_profile_has_a_row_with_the_reason() -> None:
+    row = report.no_profile_row("dut", StableError("no way\nto it.", "Plug it in.", device="dut"))
+    assert len(row) == len(report.PROFILE_COLUMNS)
+    assert (row[0], row[-1]) == ("dut", "none: no way to it.")
+    assert "stifarm profile --devices dut --again." in report.unfit_advice("dut")
 
 
 def test_why_a_fit_is_unfit_is_said_in_per_cent() -> None:
