@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.inventory import RESERVED_NAMES, Device
 from orchestrator.transports.adb_link import with_port
-from orchestrator.transports.adb_own import find_adb
+from orchestrator.transports.adb_own import adb_word
 from orchestrator.transports.adb_server import DEFAULT_PORT, AdbServer, Listed, server_address
 from orchestrator.transports.adb_socket import ServerAddress
 from orchestrator.transports.adb_states import READY, trouble_of
@@ -56,9 +54,8 @@ def ask_server(
 
 def how_to_end(address: ServerAddress) -> str:
     """What ends an adb server that was started here."""
-    program = "adb" if shutil.which("adb") else find_adb() or "adb"
     port = "" if address.port == DEFAULT_PORT else f" -P {address.port}"
-    return f"End it when no program uses it any more: {shlex.quote(program)}{port} kill-server"
+    return f"End it when no program uses it any more: {adb_word()}{port} kill-server"
 
 
 def matched(

@@ -9,6 +9,7 @@ from orchestrator.counterpart import missing_engine
 from orchestrator.device_facts.linux_facts import governors_fixed
 from orchestrator.device_facts.seen import Seen
 from orchestrator.inventory import Device, EmulateSpec
+from orchestrator.transports.adb_own import adb_word
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
 from sti_runtime.units import format_bytes, format_rate
@@ -35,7 +36,7 @@ class Finding:
 @dataclass(frozen=True)
 class Examined:
     """What was gathered of a device. ``seen`` None: not reached, ``error`` says why; ``facts`` None: reached,
-    but its agent gave none."""
+    but its agent gave none, or was not asked (``error`` None)."""
 
     device: Device
     seen: Seen | None
@@ -98,6 +99,8 @@ def check_agent(examined: Examined, seen: Seen) -> list[Finding]:
     if examined.device.emulate is not None:
         parts.append(f"emulated ({slowed(examined.device.emulate)})")
     found = [Finding(name, "ok", f"reached: {', '.join(parts)}")]
+    if facts is None and examined.error is None:
+        return [*found, Finding(name, "note", "its agent was not asked")]
     if facts is None:
         return [*found, _failed(examined)]
     cpu = ", ".join([facts.cpu_model or facts.architecture, f"{len(facts.cpus)} CPUs", *facts.gpus])
@@ -229,7 +232,7 @@ def check_power(examined: Examined, seen: Seen) -> list[Finding]:
     percent, status = seen.number("battery_percent"), seen.number("thermal_status")
     if seen.values.get("battery_faked"):
         found.append(Finding(name, "note", "its battery's values are held at what somebody set",
-                             "End that: adb shell dumpsys battery reset"))  # fmt: skip
+                             f"End that: {_adb(examined.device)} shell dumpsys battery reset"))  # fmt: skip
     if percent is not None and percent < LOW_BATTERY_PERCENT:
         plugged = "charging" if seen.values.get("plugged") else "not plugged in"
         found.append(Finding(name, "note", f"battery at {percent} %, {plugged}",
@@ -242,6 +245,11 @@ def check_power(examined: Examined, seen: Seen) -> list[Finding]:
         found.append(Finding(name, "note", f"it is throttled by heat now ({_THERMAL[status]})",
                              "Let it cool before measuring; a temperature gate waits for that."))  # fmt: skip
     return found
+
+
+def _adb(device: Device) -> str:
+    """What a command for a phone begins with."""
+    return f"{adb_word()} -s {device.serial or device.address}"
 
 
 def check_wakefulness(examined: Examined, seen: Seen) -> list[Finding]:

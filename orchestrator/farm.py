@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,10 +23,13 @@ from db.controllers import Begun, beat, begin_controller, end_controller
 from db.session import Store, open_store
 from orchestrator.inventory import Device, Inventory, load_inventory
 from orchestrator.patience import patiently
+from orchestrator.processes import command
 from orchestrator.settings import Settings
 from sti_runtime.errors import ResourceError, StifarmError
 
 BEAT_S = 30.0
+
+_WAIT_S = 0.2
 
 
 class ControllerBusyError(StifarmError):
@@ -102,25 +105,61 @@ def impatient(store: Store) -> Store:
 
 
 @contextmanager
-def controlling(farm: Farm) -> Iterator[None]:
-    """Be the one controller of this home. Raises: ControllerBusyError naming the other's process."""
+def controlling(farm: Farm, *, waits: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Be the one controller of this home. ``waits``: another is waited for, and this is told who it is.
+
+    Raises: ControllerBusyError naming the other's process and command.
+    """
     path = farm.settings.home / "controller.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            other = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise ControllerBusyError(
-                f"Another stifarm command (process {other}) is driving the devices of {farm.settings.home}.",
-                "Wait until it ends, or stop it; then run this command again.",
-            ) from error
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                busy = _busy(farm, os.pread(fd, 32, 0).decode(errors="replace").strip())
+                if waits is None:
+                    raise busy from error
+                waits(busy.what)
+                waits = _told  # once
+            if farm.stop.wait(_WAIT_S):
+                raise KeyboardInterrupt
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         with _entered(farm):
             yield
     finally:
         os.close(fd)
+
+
+def _told(_who: str) -> None:
+    pass
+
+
+def _busy(farm: Farm, pid: str) -> ControllerBusyError:
+    """Who drives the devices, by what the lock's file says."""
+    words = command(int(pid)) if pid.isdigit() else []
+    return ControllerBusyError(
+        f"Another stifarm command (process {pid or 'unknown'}) is driving the devices of {farm.settings.home}"
+        f"{f': {shown_command(words)}' if words else ''}.",
+        "Wait until it ends, or stop it; then run this command again.",
+    )
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """A process's command line for people: without its interpreter, and without a store's URL, which may hold
+    a password."""
+    words = list(words)
+    if len(words) > 1 and Path(words[0]).name.startswith("python") and not words[1].startswith("-"):
+        words = words[1:]
+    for place, word in enumerate(words):
+        if word.startswith("--db-url"):
+            if "=" in word:
+                words[place] = "--db-url=…"
+            elif place + 1 < len(words):
+                words[place + 1] = "…"
+    return " ".join([Path(words[0]).name, *words[1:]]) if words else ""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,20 @@ def _ray() -> Finding:
         return Finding("Ray", "ok", f"ray {version('ray')}")
     except PackageNotFoundError:
         return Finding("Ray", "problem", "the Python package ray is not installed", "Install stifarm again.")
+
+
+def exposed_at(host: str) -> list[Finding]:
+    """That a node which was told to be at an IPv4 address can be reached at others, too."""
+    if ipaddress.ip_address(host).is_loopback:
+        return []
+    return [
+        Finding(
+            "Ray",
+            "note",
+            "its servers listen on all addresses of this machine, whichever was given: it has no other way",
+            "Keep others out with a firewall (docs/hosts.md, Ports and firewall); nobody joins without the token.",
+        )
+    ]
 
 
 def _disk(home: Path) -> Finding:

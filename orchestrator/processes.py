@@ -51,6 +51,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def command(pid: int) -> list[str]:
+    """The words that a process was started with; empty when it is gone, or a zombie."""
+    try:
+        said = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in said.split(b"\0")[:-1]]
+
+
 def kill(process: ProcessId, number: signal.Signals) -> None:
     """Send a signal to exactly this process; nothing when it is gone."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -269,10 +269,23 @@ def grounds_row(answer: PlanAnswer) -> list[str]:
 
 
 def _age(age_ns: int | None) -> str:
-    if age_ns is None:
-        return NONE
+    return NONE if age_ns is None else format_age(age_ns)
+
+
+def format_age(age_ns: int) -> str:
+    """How long ago something was, in one unit."""
     hours = age_ns // 3_600_000_000_000
     return format_ns(age_ns) if hours < 1 else f"{hours} h" if hours < 48 else f"{hours // 24} d"
+
+
+# ------------------------------------------------------------------ devices
+
+
+def hardware(seen: Mapping[str, Any]) -> str:
+    """Model and system of a device, from the stable facts that the host saw."""
+    model = " ".join(str(seen[key]) for key in ("manufacturer", "model") if seen.get(key))
+    system = f"Android {seen['os']}" if seen.get("system") == "android" else seen.get("os")
+    return ", ".join(str(part) for part in (model, seen.get("soc"), system) if part) or NONE
 
 
 # ------------------------------------------------------------------ profiles

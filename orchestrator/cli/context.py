@@ -20,6 +20,7 @@ from orchestrator.errors import SelectorError, StableError, ToolchainError
 from orchestrator.farm import Farm, controlling, open_farm
 from orchestrator.health.selection import relied_on
 from orchestrator.host_book import hosts_of, know_hosts
+from orchestrator.host_checks import exposed_at
 from orchestrator.inventory import Device, load_inventory
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.matching import select
@@ -48,6 +49,9 @@ DevicesOption = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", callback=_note_json, help="Write one JSON document to stdout.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait while another command drives the devices, until it has ended.")
 ]
 BundleOption = Annotated[
     str | None, typer.Option("--bundle", "-b", help="Bundle by name or digest; the newest by default.")
@@ -119,13 +123,14 @@ def driving(
     listen: str | None = None,
     ports: str | None = None,
     quarantined: bool = False,
+    wait: bool = False,
 ) -> Iterator[Session]:
     """Start Ray and the worker of the chosen devices; one such command at a time per home.
 
     ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
     device yet. Devices in quarantine that are not named are left out (``Session.left_out``), unless
-    ``quarantined``. Raises: SelectorError, InventoryError, HostError before anything is started;
-    ControllerBusyError, PoolError.
+    ``quarantined``. ``wait``: until another command that drives devices has ended. Raises: SelectorError,
+    InventoryError, HostError before anything is started; ControllerBusyError, PoolError.
     """
     from orchestrator.ray.access import token_source
     from orchestrator.ray.board import Endpoint
@@ -138,7 +143,8 @@ def driving(
     know_hosts(farm)
     if listen is None and running_head(farm.settings) is None:  # else hosts may join, or have joined unseen
         select(farm.inventory.devices, selector)
-    with controlling(farm), RayPool(farm.settings, listen=endpoint, ports=given) as pool:
+    waits = _say_who_is_waited_for if wait else None
+    with controlling(farm, waits=waits), RayPool(farm.settings, listen=endpoint, ports=given) as pool:
         # Every device of all hosts: accuracy may be measured on one that was not chosen.
         hosts = hosts_of(farm, pool)
         note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
@@ -155,12 +161,18 @@ def driving(
         yield Session(farm, devices, hosts.worker, pool, hosts, left_out)
 
 
+def _say_who_is_waited_for(busy: str) -> None:
+    note(f"… waits. {busy}")
+
+
 def tell_how_to_join(address: str, token: str) -> None:
-    """What to do on another machine, once a head node is up."""
+    """What to do on another machine, once a head node is up; and who else can reach it."""
     success(f"lab hosts can join at {address} (Ray, token authentication on)")
     note(f"  the token is in {token}; on another machine:")
     note(f"    mkdir -p .stifarm && scp {socket.gethostname()}:{token} .stifarm/ray_token")
     note(f"    stifarm host join {address}")
+    for finding in exposed_at(address.rpartition(":")[0]):
+        warn(f"{finding.subject}: {finding.text}. {finding.remedy}")
 
 
 def without_quarantined(

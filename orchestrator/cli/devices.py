@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,8 +11,17 @@ import typer
 from db.devices import latest_facts, list_devices
 from db.documents import parse
 from orchestrator import fleet
+from orchestrator.beside import known_devices
 from orchestrator.cli.check import check
-from orchestrator.cli.context import DevicesOption, JsonOption, Session, driving, farm_of
+from orchestrator.cli.context import (
+    FAILED,
+    DevicesOption,
+    JsonOption,
+    Session,
+    WaitOption,
+    driving,
+    farm_of,
+)
 from orchestrator.cli.discover import discover
 from orchestrator.cli.holding import holdings, quarantine_, release, reserve_, unreserve_
 from orchestrator.cli.output import emit_json, fail, success, table
@@ -19,8 +29,10 @@ from orchestrator.cli.over_devices import failed_json, finish, on_each
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
 from orchestrator.doctor import slowed
-from orchestrator.farm import Farm
+from orchestrator.farm import ControllerBusyError, Farm
 from orchestrator.inventory import Device
+from orchestrator.matching import select
+from orchestrator.report import format_age, hardware
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
 from sti_runtime.units import format_bytes
@@ -85,13 +97,6 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
     )
 
 
-def hardware(seen: Mapping[str, Any]) -> str:
-    """Model and system of a device, from the stable facts that the host saw."""
-    model = " ".join(str(seen[key]) for key in ("manufacturer", "model") if seen.get(key))
-    system = f"Android {seen['os']}" if seen.get("system") == "android" else seen.get("os")
-    return ", ".join(str(part) for part in (model, seen.get("soc"), system) if part) or "–"
-
-
 def emulated(device: Device) -> str:
     """Whether a device is a real one, else how it is slowed."""
     if device.transport == "fake":
@@ -100,13 +105,23 @@ def emulated(device: Device) -> str:
 
 
 @devices_app.command("probe")
-def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOption = False) -> None:
+def probe(
+    context: typer.Context, devices: DevicesOption = "all", wait: WaitOption = False, json: JsonOption = False
+) -> None:
     """Read devices' facts (CPU, memory, storage, OS) into the store; settle which hardware a name means.
 
+    While another command drives devices none is asked, and the store's own facts are shown (exit code 1).
     Example: stifarm devices probe --devices all
     """
-    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
-        found, failed = _probe_all(farm, session, quiet=json)
+    with farm_of(context) as farm:
+        try:
+            with driving(farm, devices, quarantined=True, wait=wait) as session:
+                found, failed = _probe_all(farm, session, quiet=json)
+        except ControllerBusyError as busy:
+            _show_known(farm, select(farm.inventory.devices, devices), quiet=json)
+            again = context.obj.again(f"devices probe --devices {shlex.quote(devices)} --wait")
+            fail(ControllerBusyError(f"{busy.what} No device was asked.", f"When it has ended: {again}"))
+            raise typer.Exit(FAILED) from busy
     if json:
         emit_json(
             [
@@ -123,37 +138,71 @@ def probe(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     elif found:
         table(
             "Facts",
-            (
-                "device",
-                "hardware",
-                "CPU",
-                ">cores",
-                ">memory",
-                "storage",
-                "direct IO",
-                "OS",
-                "kernel",
-                "virtual",
-                "emulated",
-            ),
+            FACT_COLUMNS,
             [
-                (
-                    device.name,
-                    hardware(seen.stable()),
-                    facts.cpu_model or "unknown",
-                    str(len(facts.cpus)),
-                    "unknown" if facts.memory_bytes is None else format_bytes(facts.memory_bytes),
-                    f"{facts.storage.filesystem or '?'} on {facts.storage.block_device or '?'}",
-                    facts.storage.direct_io,
-                    facts.os_build or "unknown",
-                    facts.kernel,
-                    {True: "yes", False: "no", None: "unknown"}[facts.virtual_machine],
-                    emulated(device),
-                )
+                fact_cells(device, facts.model_dump(mode="json"), hardware(seen.stable()))
                 for device, facts, seen in found
             ],
         )
     finish([*(error for _, error in failed), *[None for _ in found]])
+
+
+FACT_COLUMNS = (
+    "device", "hardware", "CPU", ">cores", ">memory", "storage", "direct IO", "OS", "kernel", "virtual",
+    "emulated",
+)  # fmt: skip
+
+
+def fact_cells(device: Device, facts: Mapping[str, Any], what: str) -> list[str]:
+    """A device's facts under ``FACT_COLUMNS``; ``what``: its hardware."""
+    storage, memory_bytes = facts["storage"], facts.get("memory_bytes")
+    return [
+        device.name,
+        what,
+        facts.get("cpu_model") or "unknown",
+        str(len(facts["cpus"])),
+        "unknown" if memory_bytes is None else format_bytes(memory_bytes),
+        f"{storage.get('filesystem') or '?'} on {storage.get('block_device') or '?'}",
+        storage["direct_io"],
+        facts.get("os_build") or "unknown",
+        facts["kernel"],
+        {True: "yes", False: "no", None: "unknown"}[facts.get("virtual_machine")],
+        emulated(device),
+    ]
+
+
+def _show_known(farm: Farm, devices: Sequence[Device], *, quiet: bool) -> None:
+    """What the store knows of devices, and who holds them; ``quiet``: as one JSON document."""
+    known, held = known_devices(farm), holdings(farm)
+    if quiet:
+        emit_json(
+            [
+                {
+                    "name": device.name,
+                    "emulated": device.emulated,
+                    **(known[device.name].facts if device.name in known else {}),
+                    "seen_ns_ago": known[device.name].age_ns if device.name in known else None,
+                    **held.json(device.name),
+                }
+                for device in devices
+            ]
+        )
+        return
+    table(
+        "Facts that the store has",
+        (*FACT_COLUMNS, "last seen", "held"),
+        [
+            [
+                *fact_cells(device, one.facts, hardware(one.facts.get("host_seen") or {})),
+                f"{format_age(one.age_ns)} ago",
+                held.text(device.name),
+            ]
+            if one is not None
+            else [device.name, *["–"] * (len(FACT_COLUMNS) - 1), "never", held.text(device.name)]
+            for device in devices
+            for one in [known.get(device.name)]
+        ],
+    )
 
 
 Probed = tuple[Device, DeviceFacts, Seen]

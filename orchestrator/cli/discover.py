@@ -11,7 +11,7 @@ from orchestrator.cli.output import emit_json, fail, note, out, table, warn
 from orchestrator.discovery import Found, ask_server, entries_for, how_to_end, servers_of
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
-from orchestrator.transports.adb_own import listens
+from orchestrator.transports.adb_own import adb_word, listens
 from sti_runtime.errors import StifarmError
 
 NOTHING = """\
@@ -21,7 +21,7 @@ No phone is seen. Check:
   - the cable: many only charge; another cable or port
   - on this computer: Android's udev rules and the group plugdev
     (Debian: android-sdk-platform-tools-common)
-  - a phone in the network: its adb over TCP (adb tcpip 5555);
+  - a phone in the network: its adb over TCP ({adb} tcpip 5555);
     in the inventory: address: "HOST:5555"\
 """
 BOARD = """\
@@ -87,7 +87,7 @@ def _document(one: Found, entry: str | None) -> dict[str, str | None]:
 
 def _show(found: list[Found], entries: dict[Found, str], inventory: str, emulated: set[str]) -> None:
     if not found:
-        note(NOTHING)
+        note(NOTHING.format(adb=adb_word()))
     else:
         table(
             "Phones",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from orchestrator import fleet
-from orchestrator.cli.context import JsonOption, Session, driving, farm_of
+from orchestrator.beside import Beside, look_beside
+from orchestrator.cli.context import JsonOption, Session, WaitOption, driving, farm_of
 from orchestrator.cli.output import emit_json, listing, note
 from orchestrator.discovery import servers_of
 from orchestrator.doctor import Examined, Finding, findings_of, said, same_hardware
-from orchestrator.farm import Farm
-from orchestrator.host_checks import host_findings, no_server, server_started
+from orchestrator.farm import ControllerBusyError, Farm
+from orchestrator.host_checks import exposed_at, host_findings, no_server, server_started
 from orchestrator.inventory import Device
+from orchestrator.matching import select
+from orchestrator.report import format_age, hardware
 from orchestrator.side_by_side import side_by_side
 from orchestrator.transports.adb_own import listens
 from sti_runtime.errors import StifarmError
@@ -29,10 +34,12 @@ def doctor(
         str | None,
         typer.Option("--devices", "-d", help="Examine devices too: all, names, label=value, transport:adb."),
     ] = None,
+    wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say what works, what does not, and how to mend it: of this host and, with --devices, of devices.
 
+    While another command drives devices they are looked at beside it, and those in use are left alone.
     Example: stifarm doctor --devices all
     """
     with farm_of(context) as farm:
@@ -41,14 +48,21 @@ def doctor(
             Finding("store", "ok", farm.store.url),
             Finding("inventory", "ok", f"{farm.settings.inventory}: {len(inventory.devices)} devices"),
             *host_findings(farm.settings.home, inventory.devices, os.environ),
+            *_exposed(farm),
         ]
         if devices is not None:
             usual = servers_of(inventory.devices, os.environ)[0]
             ran = listens(usual)
-            with driving(farm, devices, quarantined=True) as session:
-                examined = {device.name for device in session.devices}
-                findings = [finding for finding in findings if finding.subject not in examined]
-                findings += _device_findings(farm, session)
+            try:
+                with driving(farm, devices, quarantined=True, wait=wait) as session:
+                    examined = {device.name for device in session.devices}
+                    found = _device_findings(farm, session)
+            except ControllerBusyError as busy:
+                chosen = select(farm.inventory.devices, devices)
+                examined = {device.name for device in chosen}
+                again = context.obj.again(f"doctor --devices {shlex.quote(devices)} --wait")
+                found = [_busy(busy, again), *beside_findings(look_beside(farm, chosen))]
+            findings = [finding for finding in findings if finding.subject not in examined] + found
             if not ran and listens(usual):
                 findings = [f for f in findings if f != no_server(usual)] + [server_started(usual)]
     if json:
@@ -59,6 +73,41 @@ def doctor(
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     note(count if problems else "no problems")
     raise typer.Exit(1 if problems else 0)
+
+
+def _exposed(farm: Farm) -> list[Finding]:
+    """Whether a node of Ray on this machine, the head's or a lab host's, can be reached from elsewhere."""
+    from orchestrator.ray.board import Endpoint
+    from orchestrator.ray.head import running_head
+    from orchestrator.ray.join import joined_here
+
+    head, joined = running_head(farm.settings), joined_here(farm.settings)
+    addresses = [] if head is None else [head.endpoint.host]
+    addresses += [] if joined is None else [Endpoint.parse(joined.controller).host]
+    return list(dict.fromkeys(finding for host in addresses for finding in exposed_at(host)))
+
+
+def _busy(busy: ControllerBusyError, again: str) -> Finding:
+    what = busy.what.rstrip(".")
+    return Finding(
+        "controller",
+        "note",
+        f"{what}. Devices that are not in use are looked at beside it, without their agents",
+        f"To examine all when it has ended: {again}",
+    )
+
+
+def beside_findings(found: Sequence[Beside]) -> list[Finding]:
+    """What could be seen of devices beside another command, and of the others what was seen last."""
+    findings = []
+    for one in found:
+        if one.why:
+            seen = "never seen" if one.known is None else f"last seen {format_age(one.known.age_ns)} ago"
+            what = "" if one.known is None else f": {hardware(one.known.facts.get('host_seen') or {})}"
+            findings.append(Finding(one.device.name, "note", f"not looked at, for {one.why}; {seen}{what}"))
+        else:
+            findings += findings_of(Examined(one.device, one.seen, None, one.error))
+    return findings
 
 
 def _device_findings(farm: Farm, session: Session) -> list[Finding]:

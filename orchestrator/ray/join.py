@@ -17,6 +17,7 @@ import structlog
 
 from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import make_folder
+from orchestrator.host_checks import exposed_at
 from orchestrator.hosts import OWN, HostOffer, Versions
 from orchestrator.inventory import load_inventory
 from orchestrator.processes import ProcessId, alive, identify
@@ -73,6 +74,8 @@ def keep_joined(settings: Settings, joining: Joining, token: Path, tell: Tell, s
                 with _joined(settings, joining) as (node, offer):
                     count = len(offer.devices)
                     tell(f"{joining.name} joined {joining.controller}: {count} devices, node {node.id[:12]}")
+                    for finding in [] if joined_before else exposed_at(offer.address):
+                        tell(f"{finding.subject}: {finding.text}. {finding.remedy}")
                     joined_before, pause_s = True, _AGAIN_S
                     why = _watch(joining.controller, node, stop)
                     if stop.is_set():

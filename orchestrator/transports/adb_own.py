@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -55,7 +56,8 @@ class OwnServer:
     def _cannot_start(self, problem: OSError) -> StableError:
         return StableError(
             f"no adb server can be started: {problem.filename or problem}: {problem.strerror}.",
-            "Make the folder writable (XDG_STATE_HOME names another), or start one: adb start-server.",
+            "Make the folder writable (XDG_STATE_HOME names another), or start one:"
+            f" {adb_word()} -P {self._address.port} start-server.",
             device=self._device,
         )
 
@@ -130,7 +132,7 @@ class OwnServer:
             raise StableError(
                 f"no adb server runs at {self._address}, and {program} starts none:"
                 f" {said or 'it is silent'}.",
-                "Start one by hand to see why: adb start-server.",
+                f"Start one by hand to see why: {shlex.quote(program)} -P {port} nodaemon server.",
                 device=self._device,
             )
         _log.info("an adb server was started", address=str(self._address), program=program, pid=pid)
@@ -148,6 +150,11 @@ def find_adb() -> str | None:
         if path and os.access(path, os.X_OK):
             return path
     return None
+
+
+def adb_word() -> str:
+    """What a command for people begins with: adb where it is on the PATH, else the one that is started here."""
+    return "adb" if shutil.which("adb") else shlex.quote(find_adb() or "adb")
 
 
 def listens(address: ServerAddress) -> bool:

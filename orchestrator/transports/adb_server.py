@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import DeviceError, LinkError, StableError, TransientError
-from orchestrator.transports.adb_own import HANGS_S, OwnServer
+from orchestrator.transports.adb_own import HANGS_S, OwnServer, adb_word
 from orchestrator.transports.adb_socket import (
     AdbSocket,
     ProtocolError,
@@ -142,11 +142,11 @@ class AdbServer:
             )
         if isinstance(error, ConnectionRefusedError):
             host = "" if self.address.local else f" on {self.address.host}"
-            everywhere = "" if self.address.local else "-a "
+            adb, everywhere = (adb_word(), "") if self.address.local else ("adb", "-a ")
             return LinkError(
                 f"{where} cannot be reached: nothing listens there.",
                 f"stifarm starts one only at adb's default address on this machine. Start it{host}:"
-                f" adb {everywhere}-P {self.address.port} nodaemon server (a lab's: stifarm lab up).",
+                f" {adb} {everywhere}-P {self.address.port} nodaemon server (a lab's: stifarm lab up).",
                 device=self._device,
             )
         if isinstance(error, TimeoutError):

@@ -116,6 +116,7 @@ def test_every_step_measures_once(farm: Farm, worker: HostWorker, tmp_path: Path
     assert found.measured.latency.count + found.measured.invalid == 3
     assert found.accuracy is not None
     assert found.accuracy.correct.total == work.rows
+    assert answer.plan is not None
     repeated = measure.run_plans(
         farm, worker, ready, work, [answer.plan], settings, again=True, advance=None
     )  # fmt: skip

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
-from orchestrator.discovery import Found, entries_for, matched, servers_of
+import pytest
+
+from orchestrator.discovery import Found, entries_for, how_to_end, matched, servers_of
 from orchestrator.inventory import Device, parse_inventory
 from orchestrator.transports.adb_server import parse_devices
 from orchestrator.transports.adb_socket import ServerAddress
@@ -75,3 +79,19 @@ def test_only_what_is_new_and_ready_gets_an_entry_with_its_server() -> None:
     entries = entries_for(matched(LAB, parse_devices(LISTED), KNOWN, ENVIRONMENT), (), USUAL)
     assert [one.serial for one in entries] == ["0A111FDD", "192.168.1.5:5555", "emulator-5554"]
     assert all('adb_server: "127.0.0.1:6001"' in entry for entry in entries.values())
+
+
+def test_how_to_end_a_server_can_be_typed_without_an_adb_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ADBUTILS_ADB_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    *_, program, option, port, verb = shlex.split(how_to_end(USUAL))
+    assert (option, port, verb) == ("-P", "6000", "kill-server")
+    assert os.access(program, os.X_OK)
+    assert Path(program).is_absolute()
+    adb = tmp_path / "adb"
+    adb.write_text("")
+    adb.chmod(0o755)
+    assert how_to_end(USUAL).endswith(": adb -P 6000 kill-server")
+    assert how_to_end(ServerAddress("127.0.0.1", 5037)).endswith(": adb kill-server")
