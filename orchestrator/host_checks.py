@@ -53,7 +53,7 @@ def exposed_at(host: str) -> list[Finding]:
             "Ray",
             "note",
             "its servers listen on all addresses of this machine, whichever was given: it has no other way",
-            "Keep others out with a firewall (docs/hosts.md, Ports and firewall); nobody joins without the token.",
+            "Keep others out with a firewall (docs/hosts.md, Ports and firewall). To join takes the token.",
         )
     ]
 

@@ -84,8 +84,10 @@ class Reach:
             return known  # without the lock: a poll does not wait for a deploy
         with self.locks[name]:
             if name not in self._workdirs:
-                transport = self.transport(name)
+                transport, reached = self.transport(name), name in self._reached
                 self._workdirs[name] = self.retried(name, transport.default_workdir)
+                if not reached:  # some transports know it without asking the device
+                    self._reached.discard(name)
             return self._workdirs[name]
 
     def transport(self, name: str) -> Transport:

@@ -153,7 +153,7 @@ def find_adb() -> str | None:
 
 
 def adb_word() -> str:
-    """What a command for people begins with: adb where it is on the PATH, else the one that is started here."""
+    """What a command for people begins with: adb where the PATH has it, else the one that is started here."""
     return "adb" if shutil.which("adb") else shlex.quote(find_adb() or "adb")
 
 

@@ -86,3 +86,23 @@ def test_a_transfer_that_gets_no_further_is_given_up(reach: Reach, monkeypatch: 
     with pytest.raises(LinkError):
         reach.retried("desk", transfer)
     assert len(tries) == 2
+
+
+def test_a_device_whose_work_folder_is_known_unasked_was_not_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "REACH_LIMIT_S", 2.0)
+    monkeypatch.setattr(reaching, "_FIRST_REACH_S", 0.0)
+    write_inventory(tmp_path, "{name: phone, transport: adb, serial: A1, adb_server: '127.0.0.1:1'}")
+    settings = load_settings(environ={}, cwd=tmp_path)
+    reach = Reach(settings, load_inventory(tmp_path / "inventory.yaml").devices)
+    assert reach.spool("phone").startswith("/data/")
+    tries = []
+
+    def away() -> None:
+        tries.append(1)
+        raise lost()
+
+    with pytest.raises(LinkError):
+        reach.retried("phone", away)
+    assert len(tries) == 1
