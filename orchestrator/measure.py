@@ -407,6 +407,4 @@ def of_jobs(
     plans = {answer.plan_id: answer.emulated for answer in answers}
     with farm.store.reader() as session:
         found = measured_of(session, plans, request_kind=request_kind, jobs=jobs_done)
-    return [
-        replace(answer, measured=found.get(answer.plan_id), pooled=answer.measured) for answer in answers
-    ]
+    return [replace(answer, measured=found.get(answer.plan_id), pooled=answer.measured) for answer in answers]
