@@ -319,12 +319,12 @@ class Bar:
 
 
 class _BarColumn(BarColumn):
-    """Bars, red where the step failed, and empty where such a one would be full."""
+    """Bars, red as far as a step that failed came, and empty where such a one would be full."""
 
     def render(self, task: Task) -> ProgressBar:
         bar = super().render(task)
         if task.fields.get("failed"):
-            bar.complete_style = bar.finished_style = bar.style = "red"
+            bar.complete_style = bar.finished_style = "red"
             bar.pulse = False
             if not bar.total or bar.completed >= bar.total:
                 bar.total, bar.completed = 1, 0
