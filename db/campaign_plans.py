@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from db.models import CampaignBatchRow, CampaignCellRow, PlanRow
@@ -31,12 +31,14 @@ class PlanKey:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """Another plan for the same: ``before`` and ``after`` in words, ``why``: what of it is new."""
+    """Another plan for the same, or none where there was one, or the reverse: ``before`` and ``after`` in
+    words, ``why``: what of it is new, ``feasible``: whether there is a plan now."""
 
     key: PlanKey
     before: str
     after: str
     why: tuple[str, ...]
+    feasible: bool = True
 
     def __str__(self) -> str:
         key = self.key
@@ -45,25 +47,55 @@ class PlanChange:
 
 
 def plan_changes(session: Session, before: int, after: int) -> list[PlanChange]:
-    """Plans whose content differs between two runs (row ids), of what both planned."""
-    old, new = _plans(session, before), _plans(session, after)
+    """What both runs (row ids) planned for and answered differently."""
+    old, new = _answers(session, before), _answers(session, after)
+    profiled = _profiled(session, after)
     changes = []
     for key in sorted(old.keys() & new.keys()):
         was, now = old[key], new[key]
-        if was.content_digest != now.content_digest:
-            why = tuple(word for word, column in _RESTS_ON if getattr(was, column) != getattr(now, column))
-            changes.append(PlanChange(key, _words(was), _words(now), why))
+        if was.plan is not None and now.plan is not None:
+            if was.plan.content_digest == now.plan.content_digest:
+                continue
+            pair = was.plan, now.plan
+            why = [word for word, column in _RESTS_ON if getattr(pair[0], column) != getattr(pair[1], column)]
+        elif was.plan is now.plan:
+            continue
+        else:
+            # What has no plan is not kept with what it rests on.
+            new_profile = (key.device, now.bundle, key.engine) in profiled
+            why = ["bundle"] * (was.bundle != now.bundle) + ["profile"] * new_profile
+        changes.append(PlanChange(key, was.words, now.words, tuple(why), now.plan is not None))
     return changes
 
 
-def _plans(session: Session, run_id: int) -> dict[PlanKey, PlanRow]:
-    """The newest plan of each question of a run."""
+@dataclass(frozen=True)
+class _Answer:
+    """What a run's cell came to: a plan, or the cause of there being none. ``bundle``: its digest."""
+
+    plan: PlanRow | None
+    bundle: str | None
+    cause: str | None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.plan is None:
+            return self.cause or "no plan"
+        plan, bits = self.plan, self.plan.mean_fidelity_milli / 1000
+        return (
+            f"{plan.depth}×{plan.width} at {bits:.1f} bits, {plan.preloaded_bytes} B preloaded,"
+            f" {plan.predicted_latency_ns / 1e6:.3g} ms predicted"
+        )
+
+
+def _answers(session: Session, run_id: int) -> dict[PlanKey, _Answer]:
+    """The newest answer to each question of a run, of those that have one."""
     batch, cell = CampaignBatchRow, CampaignCellRow
     query = (
         select(batch, cell, PlanRow)
         .join(batch, batch.id == cell.batch_id)
-        .join(PlanRow, PlanRow.digest == cell.plan_digest)
-        .where(cell.run_id == run_id)
+        .outerjoin(PlanRow, PlanRow.digest == cell.plan_digest)
+        .where(cell.run_id == run_id, or_(PlanRow.id.is_not(None), cell.state == "infeasible"))
         .order_by(batch.number, PlanRow.id)
     )
     return {
@@ -74,14 +106,17 @@ def _plans(session: Session, run_id: int) -> dict[PlanKey, PlanRow]:
             each.target or "",
             each.preload_bytes or 0,
             each.policy or "",
-        ): plan
+        ): _Answer(plan, row.bundle_digest, each.cause)
         for row, each, plan in session.execute(query)
     }
 
 
-def _words(plan: PlanRow) -> str:
-    bits = plan.mean_fidelity_milli / 1000
-    return (
-        f"{plan.depth}×{plan.width} at {bits:.1f} bits, {plan.preloaded_bytes} B preloaded,"
-        f" {plan.predicted_latency_ns / 1e6:.3g} ms predicted"
+def _profiled(session: Session, run_id: int) -> set[tuple[str | None, str | None, str | None]]:
+    """(device, bundle, engine) of which the run has measured a new profile."""
+    batch, cell = CampaignBatchRow, CampaignCellRow
+    query = (
+        select(batch.device, batch.bundle_digest, batch.engine)
+        .join(cell, cell.batch_id == batch.id)
+        .where(batch.run_id == run_id, batch.kind == "profile", cell.job_id.is_not(None))
     )
+    return {(device, bundle, engine) for device, bundle, engine in session.execute(query)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from db.models import (
@@ -71,15 +71,25 @@ class _Pool:
 
 
 def devices_with_data(session: Session, run_id: int) -> tuple[list[str], list[str]]:
-    """(devices that the run asks something of, those that it has measured something on)."""
+    """(devices that the run asks something of, those that it has something of: measured, or an accuracy that
+    was known, which is looked up when the device has been reached)."""
     asked = select(_Batch.device).where(_Batch.run_id == run_id, _Batch.device.is_not(None)).distinct()
     measured = asked.join(_Cell, _Cell.batch_id == _Batch.id).where(
-        _Cell.state == "done", _Cell.job_id.is_not(None)
+        _Cell.state == "done", or_(_Cell.job_id.is_not(None), _Batch.kind == "evaluate")
     )
     return (
         sorted(name for name in session.scalars(asked) if name),
         sorted(name for name in session.scalars(measured) if name),
     )
+
+
+def first_cause(session: Session, run_id: int, device: str) -> str | None:
+    """Why the first of a device's cells that has no data has none; None when no cell says so."""
+    query = select(_Cell.cause).join(_Batch, _Batch.id == _Cell.batch_id)
+    query = query.where(_Batch.run_id == run_id, _Batch.device == device, _Cell.state != "done")
+    return session.scalars(
+        query.where(_Cell.cause.is_not(None)).order_by(_Batch.number, _Cell.number).limit(1)
+    ).one_or_none()
 
 
 def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Found]:

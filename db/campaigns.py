@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db.documents import document
 from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignCellRow, CampaignRow, CampaignRunRow
-from sti_runtime.errors import InputError
+from sti_runtime.errors import FormatError, InputError
 from sti_runtime.records import Record
 
 Trigger = Literal["manual", "schedule", "catch-up"]
@@ -70,7 +70,7 @@ def save_campaign(
     row = session.scalars(select(CampaignRow).where(CampaignRow.name == name).with_for_update()).one_or_none()
     if row is None:
         row = CampaignRow(name=name, created_wall_ns=now)
-    elif row.spec_digest == digest:
+    elif has_content(row, spec):
         return row
     elif not replace:
         raise InputError(
@@ -87,6 +87,17 @@ def save_campaign(
     session.add(row)
     session.flush()
     return row
+
+
+def has_content(campaign: CampaignRow, spec: Record) -> bool:
+    """Whether the campaign asks this. One that an earlier version kept may lack fields that have defaults."""
+    if campaign.spec_digest == spec.digest:
+        return True
+    try:
+        kept = type(spec).from_json(campaign.spec_json.encode(), source=f"campaign {campaign.name}")
+    except FormatError:
+        return False
+    return kept == spec
 
 
 def find_campaign(session: Session, name: str) -> CampaignRow | None:
@@ -141,6 +152,17 @@ def runs_of(session: Session, campaign_id: int, *, limit: int | None = None) -> 
     return session.scalars(query.order_by(CampaignRunRow.number.desc()).limit(limit)).all()
 
 
+def last_run(session: Session, campaign: CampaignRow) -> CampaignRunRow | None:
+    """The newest run of what the campaign asks now that was not skipped; None when it was replaced since."""
+    table = CampaignRunRow
+    query = select(table).where(table.campaign_id == campaign.id, table.state != "skipped")
+    run = session.scalars(query.order_by(table.number.desc()).limit(1)).one_or_none()
+    # A campaign is replaced only while no run of it is open.
+    if run is None or (run.ended_wall_ns is not None and run.ended_wall_ns <= campaign.updated_wall_ns):
+        return None
+    return run
+
+
 def open_runs(session: Session, *, campaign_id: int | None = None) -> Sequence[CampaignRunRow]:
     """Runs that have not ended, oldest first."""
     query = select(CampaignRunRow).where(CampaignRunRow.state.in_(OPEN))
@@ -193,9 +215,14 @@ def cancel_run(session: Session, run_id: int, cause: str) -> bool:
 
 
 def reopen_run(session: Session, run_id: int) -> int:
-    """Put what failed, was skipped or was cancelled of an ended run back into the queue; how many cells."""
+    """Put what failed, was skipped or was cancelled of an ended run back into the queue; how many cells.
+
+    A run without such cells stays as it ended: also one that could not begin, which has none.
+    """
     cells, batches = CampaignCellRow, CampaignBatchRow
     missing = cells.state.in_(("failed", "skipped", "cancelled"))
+    if session.scalars(select(cells.id).where(cells.run_id == run_id, missing).limit(1)).first() is None:
+        return 0
     reopened = {"state": "running", "cause": None, "ended_wall_ns": None}
     if not _set_run(session, run_id, ("failed", "cancelled"), **reopened):
         return 0

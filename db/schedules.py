@@ -40,11 +40,13 @@ def schedule_of(session: Session, campaign_id: int) -> ScheduleRow | None:
 
 
 def set_schedule_state(session: Session, schedule_id: int, state: str) -> None:
-    """Pause, resume or remove a schedule. One that is resumed begins now: nothing was missed meanwhile."""
+    """Pause, resume or remove a schedule. One that is resumed begins now: nothing was missed meanwhile. One
+    that is in that state stays as it is."""
     values: dict[str, object] = {"state": state}
     if state == "active":
         values["settled_wall_ns"] = database_wall_ns(session)
-    session.execute(update(ScheduleRow).where(ScheduleRow.id == schedule_id).values(**values))
+    table = ScheduleRow
+    session.execute(update(table).where(table.id == schedule_id, table.state != state).values(**values))
 
 
 def lock_schedule(session: Session, schedule_id: int) -> ScheduleRow | None:

@@ -86,11 +86,16 @@ class Farm:
 
 
 @contextmanager
-def open_farm(settings: Settings) -> Iterator[Farm]:
-    """Open the home and the store. Raises: ResourceError, StoreError, InputError."""
+def open_farm(settings: Settings, *, wait_s: float = 0) -> Iterator[Farm]:
+    """Open the home and the store, which is waited for ``wait_s`` while it is away. Raises: ResourceError,
+    StoreError, InputError."""
     make_folder(settings.home)
     stop = threading.Event()
-    with open_store(settings.db_url) as store:
+
+    def opened() -> Store:
+        return open_store(settings.db_url)
+
+    with patiently(opened, limit_s=wait_s) if wait_s else opened() as store:
         yield Farm(settings, _patient(store, stop), stop)
 
 

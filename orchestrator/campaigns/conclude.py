@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from db.campaign_plans import plan_changes
-from db.campaign_samples import devices_with_data
+from db.campaign_samples import devices_with_data, first_cause
 from db.campaign_work import left_in
 from db.campaigns import cell_counts, end_run, runs_of
-from db.events import record_event
+from db.events import EventLevel, record_event
 from db.models import CampaignRow, CampaignRunRow
 
 UNFINISHED = ("failed", "skipped", "cancelled", "queued", "running")
@@ -27,9 +27,11 @@ def conclude_run(session: Session, run: CampaignRunRow) -> bool:
     name, before = session.get_one(CampaignRow, run.campaign_id).name, previous_run(session, run)
     if before is not None:
         for change in plan_changes(session, before.id, run.id):
-            record_event(session, "info", "plan-changed", f"run {run.number} of {name}: {change}")
-    for device in missing_devices(session, run):
-        record_event(session, "error", "data-missing", f"run {run.number} of {name} has no data of {device}")
+            level: EventLevel = "info" if change.feasible else "warning"
+            record_event(session, level, "plan-changed", f"run {run.number} of {name}: {change}")
+    for device, why in missing_devices(session, run).items():
+        what = f"run {run.number} of {name} has no data of {device}: {why}"
+        record_event(session, "error", "data-missing", what)
     if state == "failed":
         record_event(
             session, "error", "campaign-failed", f"run {run.number} of {name} ended: {_counted(counts)}"
@@ -37,14 +39,20 @@ def conclude_run(session: Session, run: CampaignRunRow) -> bool:
     return True
 
 
-def missing_devices(session: Session, run: CampaignRunRow) -> list[str]:
-    """Devices without data in a run that it asked for, or that the last one before it to end had data of."""
+def missing_devices(session: Session, run: CampaignRunRow) -> dict[str, str]:
+    """Why a device is without data in a run: of those that it asked for, or that the last one before it to
+    end had data of."""
     asked, had = devices_with_data(session, run.id)
     before = previous_run(session, run)
-    expected = set(asked)
-    if before is not None:
-        expected |= set(devices_with_data(session, before.id)[1])
-    return sorted(expected - set(had))
+    earlier = [] if before is None else devices_with_data(session, before.id)[1]
+    missing = dict[str, str]()
+    for device in sorted({*asked, *earlier} - {*had}):
+        if device in asked:
+            missing[device] = first_cause(session, run.id, device) or "nothing was measured anew"
+        else:
+            assert before is not None
+            missing[device] = f"run {before.number} had some, and this one does not select it"
+    return missing
 
 
 def previous_run(session: Session, run: CampaignRunRow) -> CampaignRunRow | None:

@@ -95,5 +95,7 @@ def _words(detail: Mapping[str, Any]) -> str:
     said = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return said if said.endswith((".", "?")) else f"{said}."
+    if detail["type"] == "too_short":
+        return "it is an empty list; name one at least."
     given = repr(detail.get("input"))
     return f"{said[:1].lower()}{said[1:]}" + (f", not {given}." if len(given) < 60 else ".")

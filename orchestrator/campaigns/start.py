@@ -38,7 +38,18 @@ class Resolved:
 
 
 def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
-    """Look everything up. Raises: SelectorError, InputError, InventoryError, FormatError."""
+    """Look everything up. Raises: SelectorError, InputError, InventoryError, FormatError; CampaignError for a
+    matrix larger than any run can be."""
+    resolved = _looked_up(farm, spec)
+    if resolved.cells > MOST_IN_ALL:
+        raise CampaignError(
+            f"The matrix of {spec.name} has {resolved.cells:,} cells; a run has {MOST_IN_ALL:,} at most.",
+            "Take values out of it, or make several campaigns.",
+        )
+    return resolved
+
+
+def _looked_up(farm: Farm, spec: CampaignSpec) -> Resolved:
     devices = select(farm.inventory.devices, ",".join(spec.devices))
     if spec.kinds == ("health",):
         return Resolved(spec, devices, ())
@@ -55,16 +66,6 @@ def resolve(farm: Farm, spec: CampaignSpec) -> Resolved:
             own = only_task(farm, task, bundle)
             contents.append(Content(bundle.digest, own, shard_bytes(bundle.manifest.model)))
     return Resolved(spec, devices, tuple(dict.fromkeys(contents)))
-
-
-def refuse_too_many(resolved: Resolved) -> None:
-    """Raises: CampaignError for a matrix larger than any run can be."""
-    name, cells = resolved.spec.name, resolved.cells
-    if cells > MOST_IN_ALL:
-        raise CampaignError(
-            f"The matrix of {name} has {cells:,} cells; a run has {MOST_IN_ALL:,} at most.",
-            "Take values out of it, or make several campaigns.",
-        )
 
 
 def estimated_ns(farm: Farm, resolved: Resolved) -> int:

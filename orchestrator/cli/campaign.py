@@ -13,6 +13,8 @@ from db.campaigns import (
     cancel_run,
     cell_counts,
     find_campaign,
+    has_content,
+    last_run,
     list_campaigns,
     open_runs,
     reopen_run,
@@ -26,10 +28,10 @@ from orchestrator.campaigns.report import STATUS_COLUMNS, status_cells
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.spec_file import load_campaign
 from orchestrator.campaigns.start import (
+    Resolved,
     begin_run,
     estimated_ns,
     keep_campaign,
-    refuse_too_many,
     resolve,
     spec_of,
 )
@@ -81,8 +83,11 @@ def run(
     """
     with farm_of(context) as farm:
         know_hosts(farm)
-        campaign, spec = _campaign(farm, target, replace=replace)
-        opened = _open_run(farm, campaign, spec, again=again, yes=yes)
+        spec, resolved = _asked(farm, target)
+        if _is_new(farm, spec, again=again, replace=replace):
+            _agree(farm, resolved or resolve(farm, spec), yes=yes)
+        campaign = _keep(farm, spec, replace=replace)
+        opened = _open_run(farm, campaign, spec, again=again)
         if opened is None:
             success(f"{campaign.name}: nothing is missing of its last run; --again measures anew")
             return
@@ -200,6 +205,7 @@ def schedule(
         str, typer.Option("--overlap", help="Due while a run is open: skip it, or queue it.")
     ] = "skip",
     replace: ReplaceOption = False,
+    yes: YesOption = False,
 ) -> None:
     """Let a campaign run by itself, as long as stifarm serve runs.
 
@@ -214,8 +220,9 @@ def schedule(
     check_cron(cron, timezone)
     with farm_of(context) as farm:
         know_hosts(farm)
-        campaign, spec = _campaign(farm, target, replace=replace)
-        refuse_too_many(resolve(farm, spec))
+        spec, resolved = _asked(farm, target)
+        _agree(farm, resolved or resolve(farm, spec), yes=yes)
+        campaign = _keep(farm, spec, replace=replace)
         with farm.store.session() as session:
             row = put_schedule(
                 session, campaign.id, cron=cron, timezone=timezone, catch_up=catch_up, overlap=overlap
@@ -239,29 +246,55 @@ def named_campaign(farm: Farm, name: str) -> CampaignRow:
     return found
 
 
-def _campaign(farm: Farm, target: str, *, replace: bool) -> tuple[CampaignRow, CampaignSpec]:
-    """The campaign that an argument names. Raises: CampaignError, CampaignFileError, InputError."""
+def _asked(farm: Farm, target: str) -> tuple[CampaignSpec, Resolved | None]:
+    """The campaign that an argument names, and what a file's stands for now: that of the store may go on with
+    a run whose bundles are gone. Raises: CampaignError, CampaignFileError, InputError."""
     path = Path(target)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        campaign = named_campaign(farm, target)
-        return campaign, spec_of(campaign)
+        return spec_of(named_campaign(farm, target)), None
     spec = load_campaign(path)
-    refuse_too_many(resolve(farm, spec))
+    return spec, resolve(farm, spec)
+
+
+def _keep(farm: Farm, spec: CampaignSpec, *, replace: bool) -> CampaignRow:
     with farm.store.session() as session:
-        return keep_campaign(session, spec, replace=replace), spec
+        return keep_campaign(session, spec, replace=replace)
 
 
-def _open_run(
-    farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool, yes: bool
-) -> CampaignRunRow | None:
+def _is_new(farm: Farm, spec: CampaignSpec, *, again: bool, replace: bool) -> bool:
+    """Whether this begins a new run, rather than going on with one or being refused."""
+    with farm.store.reader() as session:
+        campaign = find_campaign(session, spec.name)
+        if campaign is None:
+            return True
+        if not has_content(campaign, spec):
+            return replace
+        if open_runs(session, campaign_id=campaign.id):
+            return False
+        last = last_run(session, campaign)
+        return again or last is None or not cell_counts(session, [last.id])[last.id]
+
+
+def _agree(farm: Farm, resolved: Resolved, *, yes: bool) -> None:
+    """Ask before a large matrix is begun. Raises: CampaignError where nobody can be asked; typer.Abort."""
+    if resolved.cells <= ASK_ABOVE or yes:
+        return
+    about = format_span(estimated_ns(farm, resolved))
+    what = f"The matrix of {resolved.spec.name} has {resolved.cells:,} cells; about {about} of work."
+    if not sys.stdin.isatty():
+        raise CampaignError(what, "Take values out of it, or agree to it with --yes.")
+    typer.confirm(f"{what} Is that meant?", abort=True, err=True)
+
+
+def _open_run(farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool) -> CampaignRunRow | None:
     """The run to work on: the open one, the last one's missing cells, a new one. None: nothing is missing."""
     with farm.store.session() as session:
         opened = open_runs(session, campaign_id=campaign.id)
         if opened:
             note(f"goes on with run {opened[0].number}")
             return opened[0]
-        last = next((row for row in runs_of(session, campaign.id) if row.state != "skipped"), None)
-        if last is not None and not again:
+        last = None if again else last_run(session, campaign)
+        if last is not None:
             missing = reopen_run(session, last.id)
             if missing:
                 note(f"run {last.number}: {missing} cells are missing and will be measured")
@@ -269,12 +302,6 @@ def _open_run(
             if cell_counts(session, [last.id])[last.id]:
                 return None
     resolved = resolve(farm, spec)
-    if resolved.cells > ASK_ABOVE and not yes:
-        about = format_span(estimated_ns(farm, resolved))
-        what = f"The matrix of {campaign.name} has {resolved.cells:,} cells; about {about} of work."
-        if not sys.stdin.isatty():
-            raise CampaignError(what, "Begin it with --yes.")
-        typer.confirm(f"{what} Begin?", abort=True, err=True)
     with farm.store.session() as session:
         number = len(runs_of(session, campaign.id)) + 1
         return begin_run(session, campaign, resolved, trigger="manual", number=number)

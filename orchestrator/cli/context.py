@@ -90,15 +90,15 @@ class Options:
 
 
 @contextmanager
-def farm_of(context: typer.Context, *, for_devices: bool = False) -> Iterator[Farm]:
-    """The farm that the options name; ``for_devices``: an inventory that is missing or invalid is refused
-    before anything else is looked at."""
+def farm_of(context: typer.Context, *, for_devices: bool = False, wait_s: float = 0) -> Iterator[Farm]:
+    """The farm that the options name, its store waited for ``wait_s``; ``for_devices``: an inventory that is
+    missing or invalid is refused before anything else is looked at."""
     options = context.obj
     assert isinstance(options, Options)
     settings = options.settings()
     if for_devices:
         load_inventory(settings.inventory)
-    with open_farm(settings) as farm:
+    with open_farm(settings, wait_s=wait_s) as farm:
         yield farm
 
 

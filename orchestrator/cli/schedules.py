@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -161,7 +162,7 @@ def serve(
     Example: stifarm serve --listen 192.0.2.7:6379
     """
     with (
-        farm_of(context) as farm,
+        farm_of(context, wait_s=math.inf) as farm,  # it may start beside its database
         driving(farm, "all", listen=listen, ports=ports, quarantined=True) as session,
         telling(impatient(farm.store)),
         terminated(farm.stop),

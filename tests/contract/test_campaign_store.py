@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from db import campaign_work as work
@@ -20,6 +20,8 @@ from db.campaigns import (
     cell_counts,
     create_run,
     end_run,
+    has_content,
+    last_run,
     open_runs,
     reopen_run,
     runs_of,
@@ -27,8 +29,17 @@ from db.campaigns import (
     start_queued,
 )
 from db.events import latest_events
+from db.ingest import ingest
+from db.jobs import begin_attempt, create_job
 from db.leases import database_wall_ns
-from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
+from db.models import (
+    CampaignBatchRow,
+    CampaignRow,
+    CampaignRunRow,
+    RequestRow,
+    RunRow,
+    ScheduleRow,
+)
 from db.plans import save_plan
 from db.schedules import (
     list_schedules,
@@ -38,8 +49,10 @@ from db.schedules import (
     set_schedule_state,
 )
 from db.session import Store
+from orchestrator.campaigns.compare import compare_runs
 from orchestrator.campaigns.conclude import conclude_run
 from sti_runtime.errors import InputError
+from sti_runtime.records import Record
 from tests.contract import store_world as world
 from tests.contract.store_world import Spec
 
@@ -193,6 +206,145 @@ def test_a_plan_with_other_content_is_told_with_what_is_new(store: Store) -> Non
         assert [each.kind for each in latest_events(session)] == ["plan-changed"]
 
 
+def ended(store: Store, *batches: tuple[NewBatch, CellEnd]) -> int:
+    """A run whose batches, each of one cell, ended so, concluded."""
+    run_id = begin(store, [each for each, _ in batches])
+    with store.session() as session:
+        for row in session.scalars(select(CampaignBatchRow).where(CampaignBatchRow.run_id == run_id)).all():
+            assert work.claim(session, row.id, "me")
+            (cell,) = work.cells_of(session, row.id)
+            assert work.end_batch(session, row.id, "me", {cell.id: batches[row.number][1]})
+        assert conclude_run(session, session.get_one(CampaignRunRow, run_id))
+    return run_id
+
+
+def told(store: Store, kind: str) -> list[tuple[str, str]]:
+    """(level, what) of the events of a kind, oldest first."""
+    with store.reader() as session:
+        return [(e.level, e.what) for e in reversed(latest_events(session)) if e.kind == kind]
+
+
+def test_a_run_with_nothing_to_do_again_stays_as_it_ended(store: Store) -> None:
+    with store.session() as session:
+        failed = create_run(session, campaign(session), [], trigger="schedule", state="failed", cause="gone")
+        assert failed is not None
+    done = begin(store, [batch(0, "a", "health")])
+    (only,) = ready(store)
+    assert claim(store, only.batch_id, "me")
+    assert finish(store, only.batch_id, "me")
+    with store.session() as session:
+        assert cancel_run(session, done, "too late")
+    with store.session() as session:
+        for run_id, state in ((failed.id, "failed"), (done, "cancelled")):
+            assert reopen_run(session, run_id) == 0
+            run = session.get_one(CampaignRunRow, run_id, populate_existing=True)
+            assert (run.state, run.cause is None, run.ended_wall_ns is None) == (state, False, False)
+
+
+def test_a_campaign_that_was_replaced_has_no_run_to_go_on_with(store: Store) -> None:
+    run_id = ended(store, (batch(0, "a", "health"), CellEnd("failed", "no")))
+    with store.session() as session:
+        last = last_run(session, campaign(session))
+        assert last is not None
+        assert last.id == run_id
+        assert last_run(session, campaign(session, content="two", replace=True)) is None
+        made = create_run(session, campaign(session, content="two"), [], trigger="manual")
+        create_run(session, campaign(session, content="two"), [], trigger="schedule", state="skipped")
+        last = last_run(session, campaign(session, content="two"))
+        assert made is not None
+        assert last is not None
+        assert last.id == made.id
+
+
+class LaterSpec(Spec):
+    """What a later version reads: a field more, with a default."""
+
+    notes: str = ""
+
+
+class OtherSpec(Record):
+    """What cannot be read from a ``Spec``."""
+
+    number: int
+
+
+def test_content_that_an_earlier_version_kept_is_the_same_content(store: Store) -> None:
+    with store.session() as session:
+        kept = campaign(session, content="one")
+    assert kept.spec_digest != LaterSpec(name="one").digest
+    assert has_content(kept, LaterSpec(name="one"))
+    assert not has_content(kept, LaterSpec(name="one", notes="new"))
+    assert not has_content(kept, LaterSpec(name="two"))
+    assert not has_content(kept, OtherSpec(number=1))
+
+
+def test_a_device_without_data_is_told_with_the_reason(store: Store) -> None:
+    known = CellEnd("done", "its accuracy was known")
+    ended(store, (batch(0, "a", "evaluate"), known), (batch(1, "b", "evaluate"), known))
+    assert told(store, "data-missing") == []
+    ended(store, (batch(0, "a", "execute"), CellEnd("infeasible", "no plan meets its T")))
+    ended(store, (batch(0, "a", "profile"), CellEnd("done", "the store's profile is used")))
+    assert told(store, "data-missing") == [
+        ("error", "run 2 of night has no data of a: no plan meets its T"),
+        ("error", "run 2 of night has no data of b: run 1 had some, and this one does not select it"),
+        ("error", "run 3 of night has no data of a: nothing was measured anew"),
+    ]
+
+
+def test_a_plan_that_was_lost_and_found_is_a_change(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+    plan = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
+    none = CellEnd("infeasible", "no plan meets its T; the smallest that works is 200 ms")
+    profile = (batch(0, "board", "profile"), CellEnd("done", job_id=made.job.id))
+    for end in (plan, none, none, plan):
+        ended(store, profile, (batch(1, "board", "execute"), end))
+    lost, found = told(store, "plan-changed")
+    assert lost[0] == "warning"
+    assert "predicted → no plan meets its T; the smallest that works is 200 ms (new: profile)" in lost[1]
+    assert found[0] == "info"
+    assert "the smallest that works is 200 ms → 1×2 at" in found[1]
+
+
+def test_two_nights_are_compared_by_device_and_metric(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+    jobs = [
+        made.job,
+        made.job.model_copy(update={"id": "job-2"}),
+        made.job.model_copy(update={"id": "job-3"}),
+    ]
+    nights = []
+    for number, job in enumerate(jobs):
+        with store.session() as session:
+            if number:
+                create_job(session, job, key=job.id, kind="test", device_id=made.device_id)
+                begin_attempt(session, job.id, lease_counter=1)
+            records = world.journal(job, made.plan)
+            ingest(session, device_id=made.device_id, job_id=job.id, attempt=1, records=records)
+            if number == 2:
+                runs = select(RunRow.id).where(RunRow.job_id == job.id)
+                slower = update(RequestRow).where(RequestRow.run_id.in_(runs))
+                session.execute(slower.values(latency_ns=2 * RequestRow.latency_ns))
+        end = CellEnd("done", plan_digest=made.plan.digest, job_id=job.id)
+        nights.append(ended(store, (batch(0, "board", "execute"), end)))
+    nights.append(ended(store, (batch(0, "twin", "execute"), CellEnd("failed", "no link"))))
+    with store.reader() as session:
+        one, two, slow, lost = nights
+        for before, after, verdict in ((one, two, "same"), (two, slow, "worse"), (slow, two, "better")):
+            (metric,) = compare_runs(session, before, after).metrics
+            assert (metric.device, metric.verdict) == ("board", verdict)
+            assert metric.metric == "latency, ns: sst-2 native sti T=100ms |S|=1 B"
+            assert metric.ratio is not None
+            assert metric.ratio.low_ppm <= metric.ratio.value_ppm <= metric.ratio.high_ppm
+        found = compare_runs(session, slow, lost)
+    assert found.missing == ("board",)
+    assert {(each.device, each.verdict) for each in found.metrics} == {
+        ("board", "not enough data"),
+        ("twin", "not enough data"),
+    }
+
+
 # ------------------------------------------------------------------ claims
 
 
@@ -321,6 +473,13 @@ def test_a_schedule_rests_goes_on_and_is_removed(store: Store) -> None:
         assert lock_schedule(session, schedule_id) is None
         set_schedule_state(session, schedule_id, "active")
         assert lock_schedule(session, schedule_id) is not None
+        session.execute(
+            update(ScheduleRow).values(settled_wall_ns=7)
+        )  # as after a night without a controller
+        set_schedule_state(session, schedule_id, "active")
+        resumed = lock_schedule(session, schedule_id)
+        assert resumed is not None
+        assert resumed.settled_wall_ns == 7
         set_schedule_state(session, schedule_id, "removed")
         assert schedule_of(session, campaign(session).id) is None
         assert put(session) == schedule_id
