@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from db.models import CampaignRunRow, ScheduleRow
 from db.schedules import put_schedule
 from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.spec_file import load_campaign
 from orchestrator.campaigns.start import keep_campaign
 from orchestrator.cli import main
 from orchestrator.cli.schedules import reread
@@ -117,6 +119,15 @@ def test_a_run_that_cannot_begin_is_a_failure_that_is_told(farm: Farm) -> None:
         assert list(open_runs(session)) == []
 
 
+def test_after_a_run_that_could_not_begin_a_new_one_does(farm: Farm, tmp_path: Path, cli: Cli) -> None:
+    spec = campaign("name: health\nkinds: [health]\ndevices: [late]\n")
+    settle_back(farm, schedule(farm, spec), 90 * 10**9)
+    assert fire_due(farm) == ["health"]
+    (tmp_path / "inventory.yaml").write_text("version: 1\ndevices: [{name: late, transport: local}]\n")
+    assert "run 2 of health is open" in cli("campaign", "run", "health", "--detach")[1]
+    assert [(run.number, run.state) for run in runs(farm)] == [(2, "running"), (1, "failed")]
+
+
 # ------------------------------------------------------------------ verbs
 
 
@@ -170,7 +181,8 @@ def test_two_campaigns_of_one_name(cli: Cli, tmp_path: Path) -> None:
     assert (code, "other content" in said) == (2, True)
     assert "is open" in cli("campaign", "run", changed, "--detach", "--replace")[1]
     assert cli("campaign", "cancel", "health")[0] == 0
-    assert cli("campaign", "run", changed, "--detach", "--replace", "--again")[0] == 0
+    # What is asked now was never measured: it is a new run, and not what is missing of the old one.
+    assert "run 2 of health is open" in cli("campaign", "run", changed, "--detach", "--replace")[1]
     assert "no run of it is open" not in cli("campaign", "cancel", "health")[1]
     assert "no run of it is open" in cli("campaign", "cancel", "health")[1]
     assert cli("campaign", "cancel", "healht")[0] == 2
@@ -182,7 +194,13 @@ def test_a_large_matrix_is_begun_after_a_yes_only(farm: Farm, cli: Cli, tmp_path
     path = write(tmp_path, HEALTH)
     code, said = cli("campaign", "run", path, "--detach")
     assert (code, "1,001 cells; about 83 min" in said, "--yes" in said) == (2, True, True), said
+    nightly = ("campaign", "schedule", path, "--cron", "0 2 * * *")
+    code, said = cli(*nightly)
+    assert (code, "1,001 cells; about 83 min" in said, "--yes" in said) == (2, True, True), said
+    assert json.loads(cli("campaign", "list", "--json")[1]) == []  # its name is free for a smaller one
+    assert cli(*nightly, "--yes")[0] == 0
     assert cli("campaign", "run", path, "--detach", "--yes")[0] == 0
+    assert "goes on with run 1" in cli("campaign", "run", path, "--detach")[1]
     code, said = cli("campaign", "status", "--json")
     assert json.loads(said)[0]["counts"] == {"queued": 1001}
 
@@ -194,6 +212,14 @@ def test_a_matrix_that_no_run_can_have_is_refused(farm: Farm, cli: Cli, tmp_path
     fill(farm)
     code, said = cli("campaign", "run", path, "--detach", "--yes")
     assert (code, "a run has 1,000,000 at most" in said) == (2, True), said
+    # Nor does a schedule begin one, whose selector has come to stand for more.
+    schedule_id = schedule(farm, load_campaign(Path(path)))
+    settle_back(farm, schedule_id, 90 * 10**9)
+    farm.read_inventory()
+    farm.know(farm.own_devices)
+    assert fire_due(farm) == ["health"]
+    (run,) = runs(farm)
+    assert (run.state, "1,000,000 at most" in (run.cause or "")) == ("failed", True)
 
 
 def test_a_database_that_is_not_there_at_the_start(cli: Cli) -> None:
@@ -202,6 +228,35 @@ def test_a_database_that_is_not_there_at_the_start(cli: Cli) -> None:
         url = f"postgresql://farm@127.0.0.1:{taken.getsockname()[1]}/farm"
         code, said = cli("--db-url", url, "campaign", "list")
     assert (code, "cannot be reached" in said) == (1, True), said
+
+
+def test_runs_are_named_by_number_age_and_date(farm: Farm, cli: Cli) -> None:
+    spec = campaign(HEALTH)
+    run_ids = []
+    for day in (26, 27, 28):
+        run_ids.append(begin(farm, spec))
+        with farm.store.session() as session:
+            # In Auckland it is the next day already.
+            due = int(datetime(2026, 11, day, 14, tzinfo=UTC).timestamp()) * 10**9
+            row = session.get_one(CampaignRunRow, run_ids[-1])
+            row.due_wall_ns, row.state, row.ended_wall_ns = due, "done", time.time_ns()
+
+    def compared(*named: str) -> tuple[int, int]:
+        code, said = cli("campaign", "compare", "health", *named, "--json")
+        assert code == 0, said
+        found = json.loads(said)
+        return found["before"], found["after"]
+
+    assert compared() == compared("last-1", "last") == compared("2", "3") == (2, 3)
+    assert compared("2026-11-26", "2026-11-28") == (1, 3)
+    with farm.store.session() as session:
+        put_schedule(
+            session, 1, cron="0 3 * * *", timezone="Pacific/Auckland", catch_up="once", overlap="skip"
+        )
+    assert compared("2026-11-27", "2026-11-29") == (1, 3)
+    for wrong in ("4", "last-3", "2026-11-26", "yesterday"):
+        code, said = cli("campaign", "compare", "health", wrong, "last")
+        assert (code, f"no run '{wrong}'" in said, "YYYY-MM-DD" in said) == (2, True, True), said
 
 
 def test_a_store_of_another_program_s_schema(cli: Cli, farm: Farm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_whoever_begins_something_waits_for_the_database(
         server.start()
         asking.join(300)
     assert probed == [1]
+
+
+def test_a_controller_that_starts_before_its_database_waits_for_it(server: Server, farm: Farm) -> None:
+    found: list[str] = []
+
+    def begin_serving() -> None:
+        with open_farm(farm.settings, wait_s=math.inf) as opened:
+            found.append(opened.store.store_id)
+
+    server.stop()
+    with pytest.raises(StoreUnreachableError), open_farm(farm.settings):
+        pass
+    starting = threading.Thread(target=begin_serving)
+    with capture_logs() as said:
+        starting.start()
+        wait_for(lambda: any("the store is away" in one["event"] for one in said), "it to wait")
+        server.start()
+        starting.join(300)
+    assert found == [farm.store.store_id]
 
 
 def test_patience_has_a_limit_and_can_be_interrupted() -> None:

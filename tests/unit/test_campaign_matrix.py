@@ -72,7 +72,8 @@ name: twice
         (b"version: 1\nname: n\nkinds: execute\n", "needs targets"),
         (b"version: 2\nname: n\nkinds: health\n", "version"),
         (b"version: 1\nname: n\nkinds: health\ndeadline: soon\n", "deadline"),
-        (b"version: 1\nname: n\nkinds: []\n", "kinds"),
+        (b"version: 1\nname: n\nkinds: []\n", "kinds: it is an empty list; name one at least"),
+        (b"version: 1\nname: n\nkinds: health\ndevices: []\n", "devices: it is an empty list"),
         (b"version: 1\nname: n\nkinds: health\ntargets: 2026-01-01\n", "targets"),
     ],
 )

@@ -9,16 +9,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from db.devices import device_by_name, latest_facts, record_facts, register_device
+from db.documents import parse
+from db.models import DeviceRow
+from db.plans import latest_plans
 from orchestrator import measure
 from orchestrator.cli import main
+from orchestrator.library import find_bundle
+from orchestrator.measure import Work
 from orchestrator.worker import HostWorker
+from sti_runtime.errors import InputError
 from tests.agent_data import REPO
 from tests.checkpoints import random_model, write_checkpoint
 from tests.farm_world import (
@@ -462,6 +469,81 @@ def test_a_mixture_of_targets_gives_those_that_work(world: Path, run: Run) -> No
     assert "infeasible" in shown.out
     query = run(world, *QUERY, "--target", "1000s", "--json", "--task", "DEMO")
     assert [found["device"] for found in json.loads(query.out)] == ["desk"]
+
+
+def test_plans_are_found_by_device_label_task_target_and_preload(world: Path, run: Run) -> None:
+    for preload in ("0", "10kB"):
+        words = ("--devices", "desk", "--target", "700s,800s", "--working", "1MB", "--preload", preload)
+        assert run(world, "plan", *words).code == 0
+
+    def asked(*words: str) -> list[tuple[str, int, int]]:
+        answer = run(world, *QUERY, *words, "--json")
+        if answer.code:
+            assert "holds no plan" in answer.err, answer
+            return []
+        found = [(each["device"], each["plan"]["target_ns"]) for each in json.loads(answer.out)]
+        sizes = [each["plan"]["preload_bytes"] for each in json.loads(answer.out)]
+        return [(*one, size) for one, size in zip(found, sizes, strict=True)]
+
+    first, second = 700 * 10**9, 800 * 10**9
+    both = [("desk", first, 0), ("desk", first, 10_000)]
+    assert asked("--device", "desk", "--target", "700s") == both
+    assert asked("--label", "kind=computer", "--target", "700s") == both
+    assert asked("--label", "kind=board", "--target", "700s") == []
+    assert asked("--task", "demo", "--target", "700s") == both
+    assert asked("--target", "800s,700s", "--preload", "10kB") == [both[1], ("desk", second, 10_000)]
+    assert asked("--target", "700s", "--preload", "7kB") == []
+    assert asked("--target", "700s", "--policy", "uniform") == []
+
+
+def test_a_plan_is_explained(world: Path, run: Run) -> None:
+    plan = ("--devices", "desk", "--target", "600s", "--working", "1MB", "--preload", "10kB")
+    assert run(world, "plan", *plan).code == 0
+    query = (*QUERY, "--device", "desk", "--target", "600s", "--explain")
+    shown = run(world, *query)
+    assert "highest fidelity" in " ".join(shown.out.split())
+    assert "IO budget left" in shown.out
+    (found,) = json.loads(run(world, *query, "--json").out)
+    assert [layer["layer"] for layer in found["explanation"]["layers"]] == list(
+        range(len(found["explanation"]["layers"]))
+    )
+
+
+def test_a_device_of_the_same_chip_borrows_a_profile_to_plan_from(world: Path) -> None:
+    with open_world(world) as farm:
+        work = Work.of(farm, find_bundle(farm, None), "demo")
+        desk = next(device for device in farm.inventory.devices if device.name == "desk")
+        twin = replace(desk, name="twin")
+        question = measure.Question(650 * 10**9, 10_000, 10**6)
+        (own,) = measure.make_plans(farm, desk, work, [question])
+        with farm.store.session() as session:
+            row = register_device(
+                session, identity="twin", name="twin", transport="local", engine=desk.engine, emulated=False
+            )
+        with pytest.raises(InputError, match="twin: there is no profile") as caught:
+            measure.make_plans(farm, twin, work, [question])
+        assert "stifarm profile --devices twin" in caught.value.remedy
+        with farm.store.session() as session:
+            kept = latest_facts(session, device_by_name(session, "desk").id)
+            assert kept is not None
+            facts = parse(kept.facts_json) | {"host_seen": {"chip": "SM8550"}}
+            seen = {"boot_id": kept.boot_id, "os_build": kept.os_build, "kernel": kept.kernel}
+            for device_id in (row.id, kept.device_id):
+                record_facts(session, device_id, facts, **seen)
+        (lent,) = measure.make_plans(farm, twin, work, [question])
+        with farm.store.session() as session:
+            (of_desk,) = latest_plans(session, device="desk", target_ns=question.target_ns)
+            (of_twin,) = latest_plans(session, device="twin", target_ns=question.target_ns)
+            session.get_one(DeviceRow, row.id).retired_wall_ns = 1  # so that no other test finds it
+    assert own.plan is not None
+    assert lent.plan is not None
+    assert (own.plan.flags, lent.plan.flags) == ((), ("borrowed-profile",))
+    assert (of_desk.borrowed, of_twin.borrowed) == (False, True)
+    assert of_twin.profiles[0].device == "desk"
+    narrow, wide = of_desk.predicted_interval, of_twin.predicted_interval
+    assert narrow is not None
+    assert wide is not None
+    assert (wide.low, wide.high) == (narrow.low // 2, 2 * narrow.high)
 
 
 def test_a_working_buffer_too_small_for_any_shard_is_named(world: Path, run: Run) -> None:
