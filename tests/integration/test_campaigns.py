@@ -17,7 +17,7 @@ from db.campaigns import cancel_run, reopen_run
 from db.errors import QuarantinedError
 from db.events import latest_events
 from db.leases import database_wall_ns
-from db.models import JobRow
+from db.models import CampaignCellRow, DeviceProfileRow, JobRow, PlanRow
 from db.quarantine import begin_quarantine, quarantine_of, steps_since
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.compare import compare_runs
@@ -89,6 +89,18 @@ def ended(root: Path, kind: str) -> bool:
     return any(b'"type":"end"' in path.read_bytes() for path in journals)
 
 
+def fits_of(farm: Farm, run_id: int) -> set[str | None]:
+    """The jobs whose samples the device profiles were fitted from that a run's plans rest on."""
+    query = (
+        select(DeviceProfileRow.job_id)
+        .join(PlanRow, PlanRow.device_profile_id == DeviceProfileRow.id)
+        .join(CampaignCellRow, CampaignCellRow.plan_digest == PlanRow.digest)
+        .where(CampaignCellRow.run_id == run_id)
+    )
+    with farm.store.reader() as session:
+        return set(session.scalars(query))
+
+
 def test_a_matrix_is_measured_and_again_only_what_is_missing(
     farm: Farm, worker: HostWorker, tmp_path: Path
 ) -> None:
@@ -128,6 +140,11 @@ def test_a_matrix_is_measured_and_again_only_what_is_missing(
     assert run_state(farm, second) == "done"
     kinds = Counter(job_id.split("-")[0] for job_id in job_states(farm))
     assert (kinds["health"], kinds["profile"], kinds["execute"]) == (2, 2, 2)
+    # It plans from the profile that it measured itself.
+    assert [fits_of(farm, each) for each in (run_id, second)] == [
+        {cell.job_id for batch, cell in cells(farm, each) if batch.kind == "profile"}
+        for each in (run_id, second)
+    ]
 
 
 def test_a_device_that_fails_stops_no_other_and_is_reported(

@@ -119,6 +119,12 @@ def test_estimates_are_medians_of_what_ended_and_lanes_run_side_by_side() -> Non
             "2026-10-25T02:45",
             ["10-25 02:00 CEST", "10-25 02:30 CEST"],
         ),
+        (
+            "*/30 * * * *",  # goes by elapsed time
+            "2026-10-25T01:45",
+            "2026-10-25T03:15",
+            [f"10-25 {t}" for t in ("02:00 CEST", "02:30 CEST", "02:00 CET", "02:30 CET", "03:00 CET")],
+        ),
         ("0 2 * * *", "2026-06-01T02:00", "2026-06-02T01:59", []),
         ("0 2 29 2 *", "2026-01-01T00:00", "2028-03-01T00:00", ["02-29 02:00 CET"]),
     ],
@@ -126,6 +132,20 @@ def test_estimates_are_medians_of_what_ended_and_lanes_run_side_by_side() -> Non
 def test_due_times_on_days_when_clocks_change(cron: str, after: str, until: str, expected: list[str]) -> None:
     found = due_times(cron, BERLIN, at(after), at(until))
     assert [shown(due, BERLIN)[5:16] + shown(due, BERLIN)[19:] for due in found] == expected
+
+
+def test_a_change_of_half_an_hour() -> None:
+    zone = "Australia/Lord_Howe"
+
+    def moment(text: str) -> int:
+        return int(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()) * S
+
+    # 02:00 becomes 02:30 there; half a year later 02:00 becomes 01:30.
+    found = due_times("15 2 * * *", zone, moment("2026-10-03T12:00"), moment("2026-10-05T12:00"))
+    assert [shown(due, zone)[5:16] for due in found] == ["10-04 02:30", "10-05 02:15"]
+    found = due_times("45 1 * * *", zone, moment("2026-04-04T12:00"), moment("2026-04-06T12:00"))
+    assert [shown(due, zone)[5:16] for due in found] == ["04-05 01:45", "04-06 01:45"]
+    assert found[0] == moment("2026-04-05T01:45")
 
 
 def test_a_look_in_the_repeated_hour_does_not_run_a_job_again() -> None:
