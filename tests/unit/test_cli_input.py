@@ -20,6 +20,7 @@ from db.devices import device_by_name, latest_facts, record_facts, register_devi
 from db.documents import parse
 from db.models import DeviceRow
 from db.plans import latest_plans
+from db.profiles import save_device_profile
 from orchestrator import measure
 from orchestrator.cli import main
 from orchestrator.library import find_bundle
@@ -515,6 +516,9 @@ def test_a_device_of_the_same_chip_borrows_a_profile_to_plan_from(world: Path) -
         desk = next(device for device in farm.inventory.devices if device.name == "desk")
         twin = replace(desk, name="twin")
         question = measure.Question(650 * 10**9, 10_000, 10**6)
+        desk_id, profile, _ = measure.stored_profile(farm, desk, work)
+        with farm.store.session() as session:  # what so small a model's samples give may be unfit to lend
+            save_device_profile(session, profile.model_copy(update={"unfit": ()}), device_id=desk_id)
         (own,) = measure.make_plans(farm, desk, work, [question])
         with farm.store.session() as session:
             row = register_device(
