@@ -5,6 +5,7 @@ Devices journal what they measure meanwhile, so a controller that waits loses no
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -47,7 +48,8 @@ def patiently(work: Callable[[], T], *, stop: Stop | None = None, limit_s: float
             now = time.monotonic()
             if since is None:
                 since = now
-                log.warning("the store is away, devices go on; waiting", limit_s=limit_s, cause=error.what)
+                limit = {} if math.isinf(limit_s) else {"limit_s": limit_s}
+                log.warning("the store is away, devices go on; waiting", **limit, cause=error.what)
             if now - since > limit_s:
                 gone = StoreUnreachableError(
                     f"{error.what} It was waited for {limit_s:g} s.",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -31,6 +34,7 @@ from orchestrator.inventory_watch import InventoryWatch
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
+from tests.agent_data import REPO
 from tests.campaign_world import begin, campaign, write_devices
 from tests.farm_world import fill, open_world, wait_for
 
@@ -126,6 +130,26 @@ def test_after_a_run_that_could_not_begin_a_new_one_does(farm: Farm, tmp_path: P
     (tmp_path / "inventory.yaml").write_text("version: 1\ndevices: [{name: late, transport: local}]\n")
     assert "run 2 of health is open" in cli("campaign", "run", "health", "--detach")[1]
     assert [(run.number, run.state) for run in runs(farm)] == [(2, "running"), (1, "failed")]
+
+
+def test_serve_does_what_fell_due_while_nothing_ran(farm: Farm, cli: Cli, tmp_path: Path) -> None:
+    schedule_id = schedule(farm, campaign(HEALTH + "devices: [desk]\n"))
+    settle_back(farm, schedule_id, 2 * HOUR_NS)
+    served = subprocess.run(
+        [sys.executable, "-c", "from orchestrator.cli import main; main()", "serve", "--once"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert served.returncode == 0, served.stderr
+    assert "health is due" in served.stderr
+    history = json.loads(cli("schedules", "history", "health", "--json")[1])
+    assert history
+    assert {(row["state"], row["cells"]) for row in history} == {("done", "1/1 done")}
+    assert ("warning", "schedule-missed") in events(farm)
 
 
 # ------------------------------------------------------------------ verbs
