@@ -82,6 +82,9 @@ class HostExchange:
             try:
                 drained = self._worker.exchange(any_device, sent, leave, PACE_S)
             except BaseException as error:  # noqa: BLE001 - whoever gave the orders judges it
+                with self._changed:
+                    if self._closed:  # the worker ended with its pool, while nobody waits for an answer
+                        return
                 self._failed(any_device, error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _AGAIN_MOST_S)

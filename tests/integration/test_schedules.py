@@ -146,6 +146,7 @@ def test_serve_does_what_fell_due_while_nothing_ran(farm: Farm, cli: Cli, tmp_pa
     )
     assert served.returncode == 0, served.stderr
     assert "health is due" in served.stderr
+    assert "failed" not in served.stderr
     history = json.loads(cli("schedules", "history", "health", "--json")[1])
     assert history
     assert {(row["state"], row["cells"]) for row in history} == {("done", "1/1 done")}
