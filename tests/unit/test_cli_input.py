@@ -346,6 +346,28 @@ def test_an_export_that_cannot_be_written_is_named(
     assert "another folder" in remedy
 
 
+def test_a_store_is_copied_exported_and_compacted(world: Path, run: Run, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy.sqlite", tmp_path / "other"
+    other.mkdir()
+    write_inventory(other, DESK)
+    assert run(world, "db", "backup", str(copy)).code == 0
+    assert run(other, "db", "restore", str(copy)).code == 0
+    what, remedy = refusal(run(other, "db", "restore", str(copy)), USAGE)
+    assert "holds data already" in what
+    assert remedy
+    for kind in ("csv", "json"):
+        files = [tmp_path / f"{root.name}.{kind}" for root in (world, other)]
+        for root, file in zip((world, other), files, strict=True):
+            assert run(root, "db", "export", "io_samples", str(file), "--format", kind).code == 0
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert files[0].stat().st_size > 1000
+    compact = ("db", "compact", "--days", "0", "--profiles", "0", "--runs", "0", "--json")
+    would = json.loads(run(other, *compact, "--dry-run").out)
+    done = json.loads(run(other, *compact, "--vacuum").out)
+    assert would == done | {"dry_run": True}
+    assert json.loads(run(other, *compact).out)["samples"] == 0
+
+
 # ------------------------------------------------------------------ datasets
 
 
