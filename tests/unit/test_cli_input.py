@@ -19,7 +19,7 @@ import structlog
 from db.devices import device_by_name, latest_facts, record_facts, register_device
 from db.documents import parse
 from db.models import DeviceRow
-from db.plans import latest_plans
+from db.plan_answers import latest_plans
 from db.profiles import save_device_profile
 from orchestrator import measure
 from orchestrator.cli import main
