@@ -17,6 +17,7 @@ from db.upsert import save_new
 from sti_runtime.errors import InputError
 from sti_runtime.manifest import Manifest
 from sti_runtime.model import ModelConfig
+from sti_runtime.model_store import ModelInfo
 from sti_runtime.records import Record
 
 Named = TypeVar("Named", ModelRow, BundleRow)
@@ -129,6 +130,14 @@ def find_model(session: Session, name_or_digest: str) -> ModelRow:
 def find_bundle(session: Session, name_or_digest: str) -> BundleRow:
     """The newest bundle of a name, or the one whose digest starts so. Raises: InputError."""
     return _find(session, BundleRow, name_or_digest, "bundle", "stifarm bundle build")
+
+
+def model_info(session: Session, digest: str) -> ModelInfo:
+    """What is known of a model. Raises: InputError when the store does not hold it."""
+    row = session.get(ModelRow, digest)
+    if row is None:
+        raise InputError(f"The store holds no model {digest[:12]}.", "Import or train it again.")
+    return ModelInfo.from_json(row.info_json.encode(), source=f"model {digest[:12]}")
 
 
 def list_models(session: Session) -> Sequence[ModelRow]:

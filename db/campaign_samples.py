@@ -149,11 +149,19 @@ def content_in(session: Session, found: Found) -> str | None:
 
 
 def accuracy_in(session: Session, found: Found) -> Accuracy | None:
-    """The accuracy of what ran, of its newest plan."""
+    """The accuracy of what ran, of its newest plan; on the rows that it ran on, where it was timed."""
     content = content_in(session, found)
     if content is None:
         return None
-    return accuracy_of(session, content, found.question.task, engine=found.question.engine)
+    jobs = {job for job, _ in found.jobs}
+    query = select(RunRow.task_data_digest).where(RunRow.job_id.in_(jobs)).order_by(RunRow.id.desc()).limit(1)
+    return accuracy_of(
+        session,
+        content,
+        found.question.task,
+        engine=found.question.engine,
+        task_data_digest=session.scalars(query).first(),
+    )
 
 
 def profile_metrics(session: Session, run_id: int) -> dict[tuple[str, str], list[int]]:

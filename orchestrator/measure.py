@@ -18,11 +18,12 @@ from db.profiles import latest_profile, profile_of_job, profile_samples, save_de
 from db.runs import accuracy_of, predictions_of
 from orchestrator import jobs
 from orchestrator.dispatch import Outcome, Request, Worker, next_repetition, run_job
+from orchestrator.drawn import Draw, dev_rows
 from orchestrator.farm import Farm
 from orchestrator.fleet import QUEUE_DEPTH, ReadyDevice
 from orchestrator.following import Advance
 from orchestrator.inventory import Device
-from orchestrator.library import DEV_SPLIT, KnownBundle, model_of, task_rows
+from orchestrator.library import KnownBundle, model_of
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
 from sti_runtime.importance_profile import ImportanceProfile, Method
 from sti_runtime.messages import IoMode, RequestKind, Unit
@@ -48,9 +49,10 @@ class Work:
     tokens: int
 
     @classmethod
-    def of(cls, farm: Farm, bundle: KnownBundle, task: str) -> Work:
-        """With the dev rows, which no training or planning has seen. Raises: InputError."""
-        digest, data = task_rows(farm, task, DEV_SPLIT, model_of(farm, bundle))
+    def of(cls, farm: Farm, bundle: KnownBundle, task: str, draw: Draw | None = None) -> Work:
+        """With the dev rows, which no training or planning has seen, or a draw of them. Raises: InputError,
+        ResourceError."""
+        digest, data = dev_rows(farm, task, model_of(farm, bundle), draw)
         return cls(bundle, task, digest, data.rows, data.tokens)
 
 
@@ -332,8 +334,10 @@ def score_plans(
     if not missing:
         return None
     request = request_of(ready, work, "evaluate", jobs.evaluate_units(missing))
-    # Nothing is timed: a slowed device need not be slow for this.
-    request = replace(request, target=replace(request.target, emulation=None))
+    # Nothing is timed: a slowed device need not be slow for this, nor this machine use a part of its CPUs.
+    whole = ready.device.transport == "local" and not ready.device.cpus
+    threads = max(1, len(ready.facts.cpus)) if whole else ready.target.threads
+    request = replace(request, target=replace(request.target, emulation=None, threads=threads))
     if run is not None:
         outcome = run(request)
     else:

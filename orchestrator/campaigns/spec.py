@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from orchestrator.drawn import Draw
 from orchestrator.errors import near
 from sti_runtime.errors import UnitsError
 from sti_runtime.messages import EngineName, RequestKind
@@ -112,8 +113,9 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...
 
 class CampaignSpec(Record):
     """A campaign as its file says. Without bundles: the newest; without tasks: the only one; without engines:
-    each device's own. ``deadline``: how long after its due time a run should be over. ``notes``: what readers
-    of its results must know, as of its data.
+    each device's own. ``dev_rows``: so many of a task's dev rows at most, a seeded draw; without: all.
+    ``deadline``: how long after its due time a run should be over. ``notes``: what readers of its results
+    must know, as of its data.
     """
 
     version: Literal[1]
@@ -132,6 +134,7 @@ class CampaignSpec(Record):
     request_kind: RequestKind = "warm"
     slack: bool = True
     importance_rows: int = Field(default=500, ge=1, le=1_000_000)
+    dev_rows: int | None = Field(default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None)
     priority: int = Field(default=10, ge=1, le=100)
     deadline: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -156,6 +159,11 @@ class CampaignSpec(Record):
     def planning_policies(self) -> tuple[Policy, ...]:
         """The policies, in the order of ``POLICIES``."""
         return tuple(name for name in POLICIES if name in self.policies)
+
+    @property
+    def draw(self) -> Draw | None:
+        """Which dev rows it is about; None: all."""
+        return None if self.dev_rows is None else Draw(self.dev_rows, self.seed)
 
     @property
     def deadline_ns(self) -> int | None:

@@ -101,7 +101,8 @@ def perform(means: Means, batch: Batch, note: Note) -> Ends:
         return _health(means, batch, device, note)
     _refuse_quarantined(means.farm, device)
     assert batch.row.task is not None
-    work = Work.of(means.farm, find_bundle(means.farm, batch.row.bundle_digest), batch.row.task)
+    bundle = find_bundle(means.farm, batch.row.bundle_digest)
+    work = Work.of(means.farm, bundle, batch.row.task, batch.spec.draw)
     ready = _ready(means, device, work, batch.row.engine or device.engine)
     if batch.row.kind == "profile":
         return _profile(means, batch, ready, work, note)

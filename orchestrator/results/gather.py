@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,20 +11,24 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db import campaign_results as queries
-from db.artifacts import bundle_manifest, find_bundle
+from db.artifacts import bundle_manifest, find_bundle, model_info, task_data
 from db.campaign_results import Samples, SpotCheck
 from db.campaign_samples import Found, Question, found_in
 from db.documents import parse
 from db.grounds import profile_record
+from db.importance import latest_importance
 from db.models import CampaignRow, CampaignRunRow, DeviceProfileRow, DeviceRow, EvaluationRow, PlanRow, RunRow
 from db.runs import Accuracy, accuracy_of
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.start import spec_of
 from orchestrator.farm import Farm
+from orchestrator.library import DEV_SPLIT
+from orchestrator.results.gains import expected_gains
 from orchestrator.results.paired import Right
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.manifest import Manifest
 from sti_runtime.messages import VerifiedEmulation, computes_alike
+from sti_runtime.model_store import ModelInfo
 from sti_runtime.shard import shard_bytes
 from sti_runtime.task_data import load_task_data
 
@@ -34,6 +38,7 @@ class Cell:
     """One question of the run with what is known of it.
 
     ``right``: by dev row; None without the labels. ``kinds``: of measurements that the campaign asks.
+    ``gain_nano``: expected of its plan by the additive model, where it rests on an importance profile.
     """
 
     found: Found
@@ -43,6 +48,7 @@ class Cell:
     accuracy: Accuracy | None
     right: Right | None
     kinds: Sequence[str] = ("execute", "evaluate")
+    gain_nano: int | None = None
 
     @property
     def asked(self) -> Question:
@@ -113,7 +119,11 @@ class DeviceFound:
 
 @dataclass(frozen=True)
 class Results:
-    """A run of a campaign, finished or not."""
+    """A run of a campaign, finished or not.
+
+    ``models``: what is known of the bundles' models, by bundle. ``estimates``: the gradient's profiles beside
+    ``importance``. ``dev_rows``: by task, how many of how many it was measured on.
+    """
 
     campaign: CampaignRow
     run: CampaignRunRow
@@ -125,6 +135,9 @@ class Results:
     importance: Mapping[tuple[str, str], ImportanceProfile]
     spot_checks: tuple[SpotCheck, ...]
     cell_states: Mapping[str, int]
+    models: Mapping[str, ModelInfo] = field(default_factory=dict)
+    estimates: Mapping[tuple[str, str], ImportanceProfile] = field(default_factory=dict)
+    dev_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -176,19 +189,31 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
     rights = _Rights(farm, session, [plan.content_digest for plan in plans.values()])
     bundles = {digest: find_bundle(session, digest) for digest in {one.question.bundle for one in found}}
     manifests = {digest: bundle_manifest(row) for digest, row in bundles.items()}
+    measured = queries.samples_of(session, found)
+    runs = queries.runs_by_id(session, {n for samples in measured if samples for n in samples.runs})
+    data = _task_data(found, measured, runs)
+    profiles = _ranked(session, plans.values())
+    gains = expected_gains(session, plans.values(), profiles)
     cells = []
-    for one, samples in zip(found, queries.samples_of(session, found), strict=True):
+    for one, samples in zip(found, measured, strict=True):
         plan = plans.get(one.plans[-1]) if one.plans else None
         accuracy = right = None
         if plan is not None:
             asked = one.question
-            accuracy = accuracy_of(session, plan.content_digest, asked.task, engine=asked.engine)
+            accuracy = accuracy_of(
+                session,
+                plan.content_digest,
+                asked.task,
+                engine=asked.engine,
+                task_data_digest=data.get((asked.bundle, asked.task)),
+            )
             if accuracy is not None:
                 right = rights.of(plan.content_digest, accuracy.task_data_digest, asked.engine)
         bundle = bundles[one.question.bundle].name
-        cells.append(Cell(one, bundle, plan, samples, accuracy, right, spec.kinds))
+        gain = None if plan is None else gains.get(plan.digest)
+        cells.append(Cell(one, bundle, plan, samples, accuracy, right, spec.kinds, gain))
     rows = queries.devices_by_name(session, {one.question.device for one in found})
-    runs = queries.runs_by_id(session, {n for cell in cells if cell.samples for n in cell.samples.runs})
+    importance = _importance(cells, profiles)
     states: dict[str, int] = {}
     for cell in cells:
         for state, count in cell.found.states.items():
@@ -201,9 +226,12 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
         devices=tuple(_device(rows[name], runs) for name in sorted(rows)),
         speeds=_speeds(session, cells, manifests),
         manifests=manifests,
-        importance=_importance(session, cells),
+        importance=importance,
         spot_checks=tuple(queries.spot_checks(session, runs, {row.id: name for name, row in rows.items()})),
         cell_states=states,
+        models={digest: model_info(session, row.model_digest) for digest, row in bundles.items()},
+        estimates=_estimates(session, importance),
+        dev_rows=_dev_rows(session, {task for _, task in data}, set(data.values())),
     )
 
 
@@ -293,17 +321,57 @@ def _speeds(session: Session, cells: Sequence[Cell], manifests: Mapping[str, Man
     return tuple(speeds)
 
 
-def _importance(session: Session, cells: Sequence[Cell]) -> dict[tuple[str, str], ImportanceProfile]:
-    """By (bundle's name, task): the profile that the newest plans rest on."""
-    named: dict[tuple[str, str], str] = {}
-    for cell in cells:
-        if cell.plan is not None and cell.plan.importance_digest and cell.asked.policy == "sti":
-            named[cell.bundle, cell.asked.task] = cell.plan.importance_digest
-    rows = queries.importance_by_digest(session, set(named.values()))
+def _task_data(
+    found: Sequence[Found], measured: Sequence[Samples | None], runs: Sequence[RunRow]
+) -> dict[tuple[str, str], str]:
+    """By bundle and task: the rows that the campaign's newest run of it was timed on."""
+    used = {run.id: run.task_data_digest for run in runs}
+    newest: dict[tuple[str, str], int] = {}
+    for one, samples in zip(found, measured, strict=True):
+        key = (one.question.bundle, one.question.task)
+        newest[key] = max(newest.get(key, 0), *(samples.runs if samples else (0,)))
+    return {key: used[run] for key, run in newest.items() if run in used}
+
+
+def _dev_rows(session: Session, tasks: Iterable[str], used: Collection[str]) -> dict[str, tuple[int, int]]:
+    """By task: rows of the data used, of those of the newest whole split."""
+    counts = {}
+    for task in tasks:
+        data = task_data(session, task)
+        mine = [row.rows for row in data if row.digest in used]
+        whole = [row.rows for row in data if row.split == DEV_SPLIT]
+        if mine and whole:
+            counts[task] = (mine[0], whole[0])
+    return counts
+
+
+def _ranked(session: Session, plans: Iterable[PlanRow]) -> dict[str, ImportanceProfile]:
+    """The importance profiles that plans rest on, by digest."""
+    digests = {plan.importance_digest for plan in plans if plan.importance_digest}
     return {
-        key: ImportanceProfile.from_json(
-            rows[digest].profile_json.encode(), source=f"importance {digest[:12]}"
-        )
-        for key, digest in named.items()
-        if digest in rows
+        digest: ImportanceProfile.from_json(row.profile_json.encode(), source=f"importance {digest[:12]}")
+        for digest, row in queries.importance_by_digest(session, digests).items()
     }
+
+
+def _importance(
+    cells: Sequence[Cell], profiles: Mapping[str, ImportanceProfile]
+) -> dict[tuple[str, str], ImportanceProfile]:
+    """By (bundle's name, task): the profile that the newest plans rest on."""
+    named = {
+        (cell.bundle, cell.asked.task): cell.plan.importance_digest or ""
+        for cell in cells
+        if cell.asked.policy == "sti" and cell.plan is not None
+    }
+    return {key: profiles[digest] for key, digest in named.items() if digest in profiles}
+
+
+def _estimates(
+    session: Session, importance: Mapping[tuple[str, str], ImportanceProfile]
+) -> dict[tuple[str, str], ImportanceProfile]:
+    """The gradient's estimate for the model of each profile, where the store holds one."""
+    found = {
+        key: latest_importance(session, profile.model_digest, key[1], "gradient")
+        for key, profile in importance.items()
+    }
+    return {key: profile for key, profile in found.items() if profile is not None}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from db.statistics import median, wilson
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, Right, difference, mean_difference, pooled_difference
+from sti_runtime.rank_statistics import rank_correlation
 from sti_runtime.units import format_bytes
 
 Verdict = Literal["reached", "not reached", "not known", "nothing to compare"]
@@ -19,6 +20,7 @@ WITHIN_POINTS = 1.0
 MEMORY_SHARE = 1 / 8
 AHEAD_POINTS = 5.0
 OVER_PPM = 10_000
+CORRELATION = 0.7
 NONE = "–"
 
 
@@ -41,6 +43,7 @@ def headline(results: Results) -> list[Claim]:
         *(_ahead(results, device) for device in results.by_starvation[:1]),
         _over_target(results),
         *_exact(results),
+        *_estimated(results),
     ]
 
 
@@ -169,15 +172,73 @@ def _exact(results: Results) -> Iterator[Claim]:
     if "exact" not in results.spec.policies or "sti" not in results.spec.policies:
         return
     cells = results.pick(policy="exact")
+    missing = any(cell.missing for cell in cells)
+    yield _expected(results, missing=missing)
     effect = _effect(results, "exact")
     mean = effect.mean
     yield Claim(
         "`exact` against `sti` (the planner `paper`) in the same places, mean over tasks: points of accuracy",
         "not below by more than noise",
         _told(mean, len(results.tasks)),
-        _verdict(None if mean is None else mean.high >= 0, missing=any(cell.missing for cell in cells)),
+        _verdict(None if mean is None else mean.high >= 0, missing=missing),
         effect.by_task,
     )
+
+
+def _expected(results: Results, *, missing: bool) -> Claim:
+    """The gain that its own model expects; a place where only the other has a plan counts as below."""
+    below = places = 0
+    details: list[str] = []
+    ahead: list[float] = []
+    for task in results.tasks:
+        of_task: list[float] = []
+        for mine, exact in _same_places(results, task, "exact"):
+            if mine.gain_nano is None or (exact.gain_nano is None and not exact.infeasible):
+                continue
+            places += 1
+            if exact.gain_nano is None or exact.gain_nano < mine.gain_nano:
+                below += 1
+            if exact.gain_nano is not None:
+                of_task.append((exact.gain_nano - mine.gain_nano) / 1e6)
+        ahead += of_task
+        if of_task:
+            details.append(f"{task}: {_gains(of_task)} in {len(of_task)} places")
+    return Claim(
+        "`exact` against `sti` in the same places: expected gain (the loss that the additive model expects to"
+        " save)",
+        "never below",
+        f"below in {below} of {places} places; {_gains(ahead)}" if ahead else NONE,
+        _verdict(below == 0 if places else None, missing=missing),
+        tuple(details),
+    )
+
+
+def _gains(differences: Sequence[float]) -> str:
+    mean = sum(differences) / len(differences)
+    return f"mean {mean:+.3g}, least {min(differences):+.3g}, most {max(differences):+.3g} milli-nats"
+
+
+def _estimated(results: Results) -> Iterator[Claim]:
+    """The gradient's estimate of importance, where the store holds one beside each exhaustive profile."""
+    found, details = list[float](), list[str]()
+    for (bundle, task), estimate in results.estimates.items():
+        whole = results.importance[bundle, task]
+        if whole.method != "exhaustive":
+            continue
+        found.append(rank_correlation(estimate.worth(), whole.worth()))
+        details.append(
+            f"{task}: {found[-1]:.2f} on {estimate.rows} rows (split-half reliability of the exhaustive one,"
+            f" {whole.rows} rows: {whole.reliability_ppm / 1e6:.2f})"
+        )
+    if found:
+        yield Claim(
+            "Importance estimated by gradient: rank correlation with the exhaustive profile by loss, the"
+            " lowest of the tasks",
+            f"≥ {CORRELATION:g}",
+            f"{min(found):.2f}",
+            _verdict(min(found) >= CORRELATION, missing=len(found) < len(results.importance)),
+            (*details, "its cost is measured by `python -m bench.importance`"),
+        )
 
 
 # ------------------------------------------------------------------ parts

@@ -11,6 +11,8 @@ from db.statistics import Interval, Proportion, median, p95_interval, summarise,
 from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, DeviceFound, Results
 from orchestrator.results.headline import effects, headline
+from orchestrator.submodel_report import submodel_table
+from orchestrator.training_report import training_lines
 from sti_runtime.messages import VerifiedEmulation
 from sti_runtime.policies import POLICIES
 from sti_runtime.shard import shard_bytes
@@ -56,6 +58,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         *_spot_checks(results),
         "## Models and tasks",
         _models(results),
+        *_submodels(results),
         *_figures(figures, out),
         "## Every policy against `sti`",
         "In the same place (device, T, |S|): accuracy less that of `sti`, paired over dev rows, mean"
@@ -86,6 +89,11 @@ def _provenance(results: Results) -> Iterator[str]:
         f" slack {'used' if spec.slack else 'not used'}, importance from up to {spec.importance_rows} rows,"
         f" seed {spec.seed}"
     )
+    if spec.draw is not None:
+        yield (
+            f"- accuracy and requests are of at most {spec.draw.rows:,} dev rows of each task, drawn by seed"
+            f" {spec.draw.seed}; where a task has more, intervals are wider than all rows would give"
+        )
     yield f"- T: {', '.join(results.targets)}; |S|: {', '.join(size.text for size in spec.preload_sizes)}"
     yield f"- stifarm {version('stifarm')}; agents: {_listed(a for d in results.devices for a in d.agents)}"
 
@@ -231,6 +239,7 @@ def _models(results: Results) -> str:
             for cell in results.pick(bundle=digest, task=task)
             if cell.accuracy is not None
         }
+        of = results.dev_rows.get(task, (0, 0))[1]
         rows.append(
             (
                 f"{name} ({digest[:12]})",
@@ -239,13 +248,28 @@ def _models(results: Results) -> str:
                 f"{len(manifest.submodels)}{', untrained' if manifest.untrained else ', trained'}",
                 manifest.quantizer.label,
                 task,
-                _listed(f"{count:,}" for count in sorted(dev)),
+                _listed(f"{count:,}" + (f" of {of:,}" if count < of else "") for count in sorted(dev)),
             )
         )
     return _table(
         ("bundle", "layers × heads × hidden", "32-bit shards", "submodels", "quantizer", "task", "dev rows"),
         rows,
     )
+
+
+def _submodels(results: Results) -> Iterator[str]:
+    """What each model's training brought: every submodel that plans may take, at 32 bits, on all dev rows."""
+    named = {cell.asked.bundle: cell.bundle for cell in results.cells}
+    for digest, name in sorted(named.items(), key=lambda each: each[1]):
+        info = results.models.get(digest)
+        if info is None or not info.scores:
+            continue
+        yield f"### Submodels of {name}"
+        if lines := training_lines(info.provenance):
+            yield "\n".join(f"- {line}" for line in lines)
+        columns, rows, caption = submodel_table(info.scores)
+        yield _table([column.lstrip(">") for column in columns], rows)
+        yield " ".join(caption.split())
 
 
 def _figures(figures: Sequence[Figure], out: Path) -> Iterator[str]:
