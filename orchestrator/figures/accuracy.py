@@ -63,13 +63,16 @@ def draw_accuracy(
                     ],
                     color=look[policy].colour,
                     marker=look[policy].marker,
+                    # Hollow: where points lie on each other, all are seen.
+                    markerfacecolor=None if policy == policies[0] else "none",
+                    markeredgewidth=1.4,
                     linestyle=look[policy].line if joined else "none",
-                    markersize=6 if policy == policies[0] else 5,
+                    markersize=6 if policy == policies[0] else 7,
                     linewidth=1.8 if policy == policies[0] else 1.2,
                     elinewidth=0.7,
                     capsize=2,
                     alpha=0.9,
-                    zorder=3 if policy == policies[0] else 2,
+                    zorder=2.5 if policy != policies[0] else 3 if joined else 2,
                 )
             if not mine:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#666666")

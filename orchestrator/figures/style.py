@@ -5,6 +5,7 @@ Source of the colours: Okabe and Ito, Color Universal Design (2008).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
 _COLOURS = (VERMILION, BLUE, GREEN, BLACK, PURPLE, ORANGE, SKY, GREY)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h", "*", ">", "X", "p", "d", "8")
 _LINES = ("-", "--", "-.", ":")
+_NUMBER = re.compile(r"-[0-9]+$")
 
 DPI = 130
 
@@ -32,15 +34,23 @@ class Look:
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each name, the same for the same names in whatever figure; the first stands out."""
+    """A look for each name, the same for the same names in whatever figure; the first stands out.
+
+    Names that differ in a number at their end (``preload-6``, ``preload-32``) share a colour.
+    """
+    families = list(dict.fromkeys(map(_family, names)))
     return {
         name: Look(
-            _COLOURS[i % len(_COLOURS)],
+            _COLOURS[(families.index(_family(name)) + i // len(_MARKERS)) % len(_COLOURS)],
             _MARKERS[i % len(_MARKERS)],
-            "-" if i == 0 else _LINES[1 + (i - 1 + i // len(_COLOURS)) % (len(_LINES) - 1)],
+            "-" if i == 0 else _LINES[1 + (i - 1) % (len(_LINES) - 1)],
         )
         for i, name in enumerate(names)
     }
+
+
+def _family(name: str) -> str:
+    return _NUMBER.sub("", name)
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -13,6 +13,12 @@ from sti_runtime.messages import LayerTrace
 _IO, _COMPUTE = 1.0, 0.0
 _HEIGHT = 0.62
 
+_ALIKE = 3.0
+"""Requests within such a factor of each other share a time axis; others would have no room in it."""
+
+_LEAST_SHARE = 0.012
+"""Of the axis: a narrower bar has no number."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -25,12 +31,20 @@ class Request:
 
 
 def draw_timelines(requests: Sequence[Request], title: str, path: Path) -> None:
-    """Draw requests below one another on one time axis. Raises: InputError, ResourceError."""
-    figure = new_figure(9, 1.1 + 1.55 * len(requests))
-    rows = figure.subplots(len(requests), 1, squeeze=False, sharex=True)
-    for axes, request in zip((row[0] for row in rows), requests, strict=True):
+    """Draw requests below one another, on one time axis unless they are too unlike in length.
+
+    Several layers may be read at once: where they are, the IO lane has a row for each.
+    Raises: InputError without Matplotlib; ResourceError when the file cannot be written.
+    """
+    figure = new_figure(9, 1.1 + 1.7 * len(requests))
+    ends = [1.04 * max(request.latency_ns, request.target_ns) / 1e6 for request in requests]
+    alike = max(ends) <= _ALIKE * min(ends)
+    rows = figure.subplots(len(requests), 1, squeeze=False)
+    for axes, request, end in zip((row[0] for row in rows), requests, ends, strict=True):
+        axes.set_xlim(0, max(ends) if alike else end)
         _lanes(axes, request)
-    rows[-1][0].set_xlabel("ms from the request", fontsize=8)
+        if not alike or axes is rows[-1][0]:
+            axes.set_xlabel("ms from the request", fontsize=8)
     figure.suptitle(title, fontsize=10)
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -51,6 +65,19 @@ def draw_timelines(requests: Sequence[Request], title: str, path: Path) -> None:
     save(figure, path)
 
 
+def io_rows(layers: Sequence[LayerTrace]) -> dict[int, int]:
+    """By layer that is read: the first row of the IO lane that is free when its reading begins."""
+    free: list[int] = []
+    rows: dict[int, int] = {}
+    for number in sorted(
+        (n for n, layer in enumerate(layers) if layer.bytes), key=lambda n: layers[n].io_start_ns
+    ):
+        row = next((r for r, end in enumerate(free) if end <= layers[number].io_start_ns), len(free))
+        free[row : row + 1] = [layers[number].io_end_ns]
+        rows[number] = row
+    return rows
+
+
 def _lanes(axes: Any, request: Request) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(request.title, fontsize=8.5, loc="left")
@@ -59,9 +86,12 @@ def _lanes(axes: Any, request: Request) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     before = 0
+    rows = io_rows(request.layers)
+    thick = _HEIGHT / (1 + max(rows.values(), default=0))
     for number, layer in enumerate(request.layers):
-        if layer.bytes:
-            _bar(axes, _IO, layer.io_start_ns, layer.io_end_ns, BLUE, str(number), "white")
+        if number in rows:
+            place = _IO + _HEIGHT / 2 - (rows[number] + 0.5) * thick
+            _bar(axes, place, layer.io_start_ns, layer.io_end_ns, BLUE, str(number), "white", thick)
         if number == 0:
             _bar(axes, _COMPUTE, 0, layer.compute_start_ns - layer.stall_ns, "#DDDDDD", "", BLACK)
         if layer.stall_ns:
@@ -73,14 +103,21 @@ def _lanes(axes: Any, request: Request) -> None:
     axes.axvline(request.latency_ns / 1e6, color=BLACK, linewidth=0.8, ymax=0.5)
 
 
-def _bar(axes: Any, lane: float, start_ns: int, end_ns: int, colour: str, text: str, ink: str) -> None:
+def _bar(
+    axes: Any,
+    lane: float,
+    start_ns: int,
+    end_ns: int,
+    colour: str,
+    text: str,
+    ink: str,
+    height: float = _HEIGHT,
+) -> None:
     if end_ns <= start_ns:
         return
     width = (end_ns - start_ns) / 1e6
-    axes.barh(
-        lane, width, left=start_ns / 1e6, height=_HEIGHT, color=colour, edgecolor="white", linewidth=0.6
-    )
-    if text:
+    axes.barh(lane, width, left=start_ns / 1e6, height=height, color=colour, edgecolor="white", linewidth=0.6)
+    if text and width >= _LEAST_SHARE * axes.get_xlim()[1]:
         axes.annotate(
             text, (start_ns / 1e6 + width / 2, lane), ha="center", va="center", fontsize=6, color=ink,
             clip_on=True,

@@ -143,7 +143,8 @@ def _timeline(session: Session, results: Results, path: Path) -> Figure | None:
                 draw_timelines(requests, f"One request of median latency on {where}", path)
                 return Figure(
                     path,
-                    f"One request of median latency on {where}, as its agent traced it. Numbers are layers.",
+                    f"One request of median latency on {where}, as its agent traced it. Numbers are layers;"
+                    " layers read at once have a row each.",
                 )
     return None
 

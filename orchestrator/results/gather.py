@@ -23,6 +23,7 @@ from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.start import spec_of
 from orchestrator.farm import Farm
 from orchestrator.library import DEV_SPLIT
+from orchestrator.report import unfit_in_words
 from orchestrator.results.gains import expected_gains
 from orchestrator.results.paired import Right
 from sti_runtime.importance_profile import ImportanceProfile
@@ -315,7 +316,7 @@ def _speeds(session: Session, cells: Sequence[Cell], manifests: Mapping[str, Man
                 task=task,
                 read_ns=shards * profile.io.median_ns(shard_bytes(model) // shards),
                 compute_ns=model.layers * profile.layer_ns(model.heads, p95=False),
-                profile="unfit: " + "; ".join(profile.unfit) if profile.unfit else "fit",
+                profile="unfit: " + "; ".join(map(unfit_in_words, profile.unfit)) if profile.unfit else "fit",
             )
         )
     return tuple(speeds)

@@ -207,7 +207,7 @@ def _expected(results: Results, *, missing: bool) -> Claim:
         "`exact` against `sti` in the same places: expected gain (the loss that the additive model expects to"
         " save)",
         "never below",
-        f"below in {below} of {places} places; {_gains(ahead)}" if ahead else NONE,
+        f"below in {below} of {places} places" + (f"; {_gains(ahead)}" if ahead else "") if places else NONE,
         _verdict(below == 0 if places else None, missing=missing),
         tuple(details),
     )

@@ -51,6 +51,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
             [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in claims],
         ),
         "\n".join(f"- {line}" for claim in claims for line in _detail(claim.what, claim.detail)),
+        _elsewhere(out),
         *_notes(results),
         "## Devices",
         _devices(results),
@@ -131,6 +132,15 @@ def _standing(results: Results) -> Iterator[str]:
 def _detail(what: str, detail: Sequence[str]) -> Iterator[str]:
     if detail:
         yield f"{what.split(':')[0]}: {'; '.join(detail)}"
+
+
+def _elsewhere(out: Path) -> str:
+    """Where the claim is judged that no campaign measures; a link where the page is one of the docs."""
+    page = "[importance](importance.md)" if out.parent.name == "docs" else "docs/importance.md"
+    return (
+        f"What importance by gradient costs beside the exhaustive one, and how it ranks: {page}, measured by"
+        " `python -m bench.importance`."
+    )
 
 
 def _notes(results: Results) -> Iterator[str]:

@@ -18,10 +18,11 @@ from orchestrator.results.headline import headline
 from orchestrator.results.page import write_page
 from orchestrator.worker import HostWorker
 from tests.campaign_world import begin, campaign, means_of, run_state, work_off, write_devices
-from tests.farm_world import fill, open_world, require_storage
+from tests.farm_world import ROWS, fill, open_world, require_storage
 
 pytestmark = pytest.mark.slow
 
+DEV_ROWS = 10
 POLICIES = "[sti, random, load-exec, std-pipeline-2, preload-32]"
 MATRIX = f"""
 name: small
@@ -33,6 +34,7 @@ preload: [0 % of 32-bit shards, 50 % of 32-bit shards]
 working: 1MB
 policies: {POLICIES}
 requests: 4
+dev_rows: {DEV_ROWS}
 notes: [Sentences are generated.]
 """
 
@@ -96,6 +98,10 @@ def test_results_of_half_a_run_and_of_all_of_it(farm: Farm, worker: HostWorker, 
     assert len(measured) == 14
     assert all(cell.samples and cell.accuracy and cell.right is not None for cell in measured)
     assert {len(cell.samples.latency_ns) + cell.samples.invalid for cell in measured if cell.samples} == {4}
+    assert {len(cell.right) for cell in measured if cell.right is not None} == {DEV_ROWS}
+    assert found.dev_rows == {"demo": (DEV_ROWS, ROWS)}
+    assert f"| {DEV_ROWS} of {ROWS} |" in page
+    assert all(cell.gain_nano is not None for cell in measured if cell.asked.policy == "sti")
     claims = headline(found)
     assert {claim.verdict for claim in claims} <= {"reached", "not reached", "nothing to compare"}
     (ahead,) = [claim for claim in claims if "std-pipeline" in claim.what]
