@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from db.statistics import median, wilson
+from orchestrator.results.effects import effect_of, same_places
 from orchestrator.results.gather import Cell, Results
-from orchestrator.results.paired import Difference, Right, difference, mean_difference, pooled_difference
+from orchestrator.results.paired import Difference, difference, mean_difference
 from sti_runtime.rank_statistics import rank_correlation
 from sti_runtime.units import format_bytes
 
@@ -174,7 +175,7 @@ def _exact(results: Results) -> Iterator[Claim]:
     cells = results.pick(policy="exact")
     missing = any(cell.missing for cell in cells)
     yield _expected(results, missing=missing)
-    effect = _effect(results, "exact")
+    effect = effect_of(results, "exact")
     mean = effect.mean
     yield Claim(
         "`exact` against `sti` (the planner `paper`) in the same places, mean over tasks: points of accuracy",
@@ -192,7 +193,7 @@ def _expected(results: Results, *, missing: bool) -> Claim:
     ahead: list[float] = []
     for task in results.tasks:
         of_task: list[float] = []
-        for mine, exact in _same_places(results, task, "exact"):
+        for mine, exact in same_places(results, task, "exact"):
             if mine.gain_nano is None or (exact.gain_nano is None and not exact.infeasible):
                 continue
             places += 1
@@ -289,55 +290,3 @@ def _why(cell: Cell | None) -> str:
     if cell.infeasible:
         return "infeasible"
     return "not measured yet" if cell.missing else "measured"
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A policy's accuracy less that of ``sti`` in the same place (device, T, |S|), mean over tasks, each
-    pooled over its places. ``infeasible``: in how many places it is where ``sti`` is not.
-    """
-
-    policy: str
-    mean: Difference | None
-    by_task: tuple[str, ...]
-    infeasible: int
-
-
-def effects(results: Results) -> list[Effect]:
-    """The effect of every policy but ``sti``."""
-    others = dict.fromkeys(cell.asked.policy for cell in results.cells if cell.asked.policy != "sti")
-    return [_effect(results, policy) for policy in others]
-
-
-def _effect(results: Results, policy: str) -> Effect:
-    by_task: dict[str, Difference] = {}
-    infeasible = 0
-    for task in results.tasks:
-        pairs: list[tuple[Right, Right]] = []
-        for mine, other in _same_places(results, task, policy):
-            infeasible += other.infeasible and not mine.infeasible
-            if mine.right is None or other.right is None or mine.right.shape != other.right.shape:
-                continue
-            if not pairs or pairs[0][0].shape == mine.right.shape:
-                pairs.append((other.right, mine.right))
-        pooled = pooled_difference(pairs)
-        if pooled is not None:
-            by_task[task] = pooled
-    words = tuple(f"{task} {found} ({found.of})" for task, found in by_task.items())
-    return Effect(policy, mean_difference(list(by_task.values())), words, infeasible)
-
-
-def _same_places(results: Results, task: str, policy: str) -> Iterator[tuple[Cell, Cell]]:
-    """(``sti``'s cell, the policy's) of each place; a policy without a use for |S| serves for every |S|."""
-    for mine in results.pick(task=task, policy="sti"):
-        asked = mine.asked
-        for other in results.pick(
-            task=task,
-            policy=policy,
-            device=asked.device,
-            target=asked.target,
-            engine=asked.engine,
-            bundle=asked.bundle,
-        ):
-            if other.asked.preload in ("", asked.preload):
-                yield mine, other

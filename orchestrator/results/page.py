@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from db.statistics import Interval, Proportion, median, p95_interval, summarise, wilson
+from orchestrator.results.effects import effects
 from orchestrator.results.figures import Figure, title_of
-from orchestrator.results.gather import Cell, DeviceFound, Results
-from orchestrator.results.headline import effects, headline
-from orchestrator.submodel_report import submodel_table
-from orchestrator.training_report import training_lines
-from sti_runtime.messages import VerifiedEmulation
+from orchestrator.results.gather import Cell, Results
+from orchestrator.results.grounds import devices, models, speeds, spot_checks, submodels
+from orchestrator.results.headline import headline
+from orchestrator.results.markdown import NONE, listed, table
 from sti_runtime.policies import POLICIES
-from sti_runtime.shard import shard_bytes
-from sti_runtime.units import NS_PER_S, format_bytes, format_ns, format_rate
-
-NONE = "–"
+from sti_runtime.units import NS_PER_S, format_bytes, format_ns
 
 _COLUMNS = (
     "T", "|S|", "policy", "n×m", "bits", "accuracy, % [95 %]", "median [95 %]", "p95 [95 %]", "≤ T",
@@ -46,7 +43,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         "\n".join(_provenance(results)),
         *_standing(results),
         "## Headline",
-        _table(
+        table(
             ("what must hold", "reach", "found [95 %]", ""),
             [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in claims],
         ),
@@ -54,27 +51,23 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         _elsewhere(out),
         *_notes(results),
         "## Devices",
-        _devices(results),
-        _speeds(results),
-        *_spot_checks(results),
+        devices(results),
+        speeds(results),
+        *spot_checks(results),
         "## Models and tasks",
-        _models(results),
-        *_submodels(results),
+        models(results),
+        *submodels(results),
         *_figures(figures, out),
         "## Every policy against `sti`",
         "In the same place (device, T, |S|): accuracy less that of `sti`, paired over dev rows, mean"
-        " over tasks. By task, in brackets in how many places.",
+        " over tasks. By task, in brackets in how many places. Requests within T of both, and the policy's"
+        " memory (all parts, geometric mean) as a multiple of that of `sti`, where both were timed.",
         _effects(results),
         "## All cells",
         _LEGEND,
         *_cells(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 # ------------------------------------------------------------------ how it was made
@@ -96,17 +89,13 @@ def _provenance(results: Results) -> Iterator[str]:
             f" {spec.draw.seed}; where a task has more, intervals are wider than all rows would give"
         )
     yield f"- T: {', '.join(results.targets)}; |S|: {', '.join(size.text for size in spec.preload_sizes)}"
-    yield f"- stifarm {version('stifarm')}; agents: {_listed(a for d in results.devices for a in d.agents)}"
+    yield f"- stifarm {version('stifarm')}; agents: {listed(a for d in results.devices for a in d.agents)}"
 
 
 def _time(wall_ns: int | None) -> str:
     return (
         "–" if wall_ns is None else f"{datetime.fromtimestamp(wall_ns // NS_PER_S, UTC):%Y-%m-%d %H:%M} UTC"
     )
-
-
-def _listed(texts: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(texts)) or NONE
 
 
 def _standing(results: Results) -> Iterator[str]:
@@ -122,8 +111,8 @@ def _standing(results: Results) -> Iterator[str]:
         groups.setdefault((cell.asked.device, cell.asked.task), []).append(cell)
     causes = dict.fromkeys(cause for cell in missing for cause in cell.found.causes)
     lines = [
-        f"- {device}, {task}: {len(cells)} without {_listed(' and '.join(cell.lacking) for cell in cells)},"
-        f" policies {_listed(cell.asked.policy for cell in cells)}"
+        f"- {device}, {task}: {len(cells)} without {listed(' and '.join(cell.lacking) for cell in cells)},"
+        f" policies {listed(cell.asked.policy for cell in cells)}"
         for (device, task), cells in groups.items()
     ]
     yield "\n".join([*lines, *(f"- cause: {cause}" for cause in causes)])
@@ -149,137 +138,7 @@ def _notes(results: Results) -> Iterator[str]:
         yield "\n".join(f"- {note}" for note in results.spec.notes)
 
 
-# ------------------------------------------------------------------ devices, models
-
-
-def _devices(results: Results) -> str:
-    return _table(
-        (
-            "device",
-            "what it is",
-            "limits: stated",
-            "verified",
-            "system",
-            "engine",
-            "threads",
-            "gates of its runs",
-        ),
-        [
-            (
-                device.row.name,
-                f"emulated ({_listed(device.mechanisms)})" if device.row.emulated else "as it is",
-                *_limits(device),
-                _listed(device.systems),
-                _listed(device.engines),
-                _listed(map(str, device.threads)),
-                _listed(f"{count} {verdict}" for verdict, count in sorted(device.gates.items())),
-            )
-            for device in results.devices
-        ],
-    )
-
-
-def _limits(device: DeviceFound) -> tuple[str, str]:
-    found: VerifiedEmulation | None = device.verified
-    if found is None:
-        return NONE, NONE
-    asked = found.emulation
-    stated, verified = [], []
-    if asked.io_bytes_per_s is not None:
-        stated.append(f"reads {format_rate(asked.io_bytes_per_s)}")
-        verified.append("?" if found.io_bytes_per_s is None else format_rate(found.io_bytes_per_s))
-    if asked.cpu_share_milli is not None:
-        stated.append(f"{asked.cpu_share_milli / 1000:g} of a CPU")
-        verified.append("?" if found.cpu_share_milli is None else f"{found.cpu_share_milli / 1000:g}")
-    return ", ".join(stated) or NONE, ", ".join(verified) or NONE
-
-
-def _speeds(results: Results) -> str:
-    order = {device: number for number, device in enumerate(results.by_starvation)}
-    targets: dict[tuple[str, str, str], dict[str, int]] = {}
-    for cell in results.cells:
-        if cell.target_ns is not None:
-            key = (cell.asked.device, cell.bundle, cell.asked.task)
-            targets.setdefault(key, {})[cell.asked.target] = cell.target_ns
-    return _table(
-        (
-            "device", "bundle", "all shards read at 32 bits", "whole model computed", "IO ÷ compute",
-            "profile", *(f"T = {target}" for target in results.targets),
-        ),
-        [
-            (
-                title_of(results, speed.device),
-                speed.bundle,
-                format_ns(speed.read_ns),
-                format_ns(speed.compute_ns),
-                f"{speed.ratio:.2f}",
-                speed.profile,
-                *(
-                    format_ns(known[target]) if target in known else NONE
-                    for known in [targets.get((speed.device, speed.bundle, speed.task), {})]
-                    for target in results.targets
-                ),
-            )
-            for speed in sorted(results.speeds, key=lambda speed: (order[speed.device], speed.bundle))
-        ],
-    )  # fmt: skip
-
-
-def _spot_checks(results: Results) -> Iterator[str]:
-    if results.spot_checks:
-        yield (
-            "Spot check: accuracy is measured once for each plan content, on one device. The classes that"
-            " timed requests gave on each device, beside those of that evaluation: "
-            + "; ".join(
-                f"{check.device}: {check.compared:,} compared, {check.different:,} different"
-                for check in results.spot_checks
-            )
-            + "."
-        )
-
-
-def _models(results: Results) -> str:
-    rows = []
-    named = {(cell.asked.bundle, cell.bundle, cell.asked.task) for cell in results.cells}
-    for digest, name, task in sorted(named, key=lambda each: each[1:]):
-        manifest = results.manifests[digest]
-        model = manifest.model
-        dev = {
-            cell.accuracy.correct.total
-            for cell in results.pick(bundle=digest, task=task)
-            if cell.accuracy is not None
-        }
-        of = results.dev_rows.get(task, (0, 0))[1]
-        rows.append(
-            (
-                f"{name} ({digest[:12]})",
-                f"{model.family}, {model.layers} × {model.heads} × {model.hidden}",
-                format_bytes(shard_bytes(model)),
-                f"{len(manifest.submodels)}{', untrained' if manifest.untrained else ', trained'}",
-                manifest.quantizer.label,
-                task,
-                _listed(f"{count:,}" + (f" of {of:,}" if count < of else "") for count in sorted(dev)),
-            )
-        )
-    return _table(
-        ("bundle", "layers × heads × hidden", "32-bit shards", "submodels", "quantizer", "task", "dev rows"),
-        rows,
-    )
-
-
-def _submodels(results: Results) -> Iterator[str]:
-    """What each model's training brought: every submodel that plans may take, at 32 bits, on all dev rows."""
-    named = {cell.asked.bundle: cell.bundle for cell in results.cells}
-    for digest, name in sorted(named.items(), key=lambda each: each[1]):
-        info = results.models.get(digest)
-        if info is None or not info.scores:
-            continue
-        yield f"### Submodels of {name}"
-        if lines := training_lines(info.provenance):
-            yield "\n".join(f"- {line}" for line in lines)
-        columns, rows, caption = submodel_table(info.scores)
-        yield _table([column.lstrip(">") for column in columns], rows)
-        yield " ".join(caption.split())
+# ------------------------------------------------------------------ figures
 
 
 def _figures(figures: Sequence[Figure], out: Path) -> Iterator[str]:
@@ -294,18 +153,33 @@ def _figures(figures: Sequence[Figure], out: Path) -> Iterator[str]:
 
 
 def _effects(results: Results) -> str:
-    return _table(
-        ("policy", "points of accuracy [95 %]", "by task", "infeasible where `sti` is not"),
+    return table(
+        (
+            "policy",
+            "points of accuracy [95 %]",
+            "by task",
+            "infeasible where `sti` is not",
+            "≤ T",
+            "≤ T, `sti` there",
+            "memory, `sti` = 1",
+        ),
         [
             (
                 f"`{effect.policy}`",
                 NONE if effect.mean is None else str(effect.mean),
                 "; ".join(effect.by_task) or NONE,
                 str(effect.infeasible),
+                _percent(effect.within),
+                _percent(effect.within_sti),
+                NONE if effect.memory is None else f"{effect.memory:.2f}",
             )
             for effect in effects(results)
         ],
     )
+
+
+def _percent(share: Proportion | None) -> str:
+    return NONE if share is None else f"{share.value_ppm / 1e4:.1f} %"
 
 
 def _cells(results: Results) -> Iterator[str]:
@@ -325,7 +199,7 @@ def _cells(results: Results) -> Iterator[str]:
                 )
             )
             several = len({cell.asked.engine for cell in cells}) > 1 or len({c.bundle for c in cells}) > 1
-            yield _table(_COLUMNS, [_cell(cell, several=several) for cell in cells])
+            yield table(_COLUMNS, [_cell(cell, several=several) for cell in cells])
 
 
 def _cell(cell: Cell, *, several: bool) -> tuple[str, ...]:

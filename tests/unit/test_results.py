@@ -18,8 +18,9 @@ from db.statistics import p95_interval, percentile, wilson
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.figures.style import looks
 from orchestrator.figures.timeline import io_rows
+from orchestrator.results.effects import effects
 from orchestrator.results.gather import Cell, Results, Speed
-from orchestrator.results.headline import effects, headline
+from orchestrator.results.headline import headline
 from orchestrator.results.paired import difference, mean_difference, pooled_difference
 from sti_runtime.messages import LayerTrace
 from sti_runtime.policies import POLICIES
@@ -114,6 +115,10 @@ def test_effects_are_of_the_same_places() -> None:
     found = {effect.policy: effect for effect in effects(results_of(*STI, *BASES, WHOLE, EXACT))}
     assert found["std-pipeline-2"].mean is not None
     assert (found["std-pipeline-2"].mean.points, found["std-pipeline-2"].infeasible) == (5.0, 0)  # +20, -10
+    assert found["std-pipeline-2"].within == wilson(100, 100)  # one cell, which stands for both |S|
+    assert found["std-pipeline-2"].within_sti == wilson(200, 200)
+    assert found["std-pipeline-2"].memory == pytest.approx(1)
+    assert found["preload-32"].memory == pytest.approx(9)
     assert found["load-exec"].mean is None
     assert found["load-exec"].infeasible == 2
     assert found["exact"].mean is not None
