@@ -330,7 +330,7 @@ def _task_data(
     newest: dict[tuple[str, str], int] = {}
     for one, samples in zip(found, measured, strict=True):
         key = (one.question.bundle, one.question.task)
-        newest[key] = max(newest.get(key, 0), *(samples.runs if samples else (0,)))
+        newest[key] = max((newest.get(key, 0), *(samples.runs if samples else ())))
     return {key: used[run] for key, run in newest.items() if run in used}
 
 
