@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from db.models import CampaignRow, CampaignRunRow
 from db.runs import Accuracy
 from db.statistics import p95_interval, percentile, wilson
 from orchestrator.campaigns.spec import CampaignSpec
+from orchestrator.campaigns.spec_file import load_campaign
 from orchestrator.figures.style import looks
 from orchestrator.figures.timeline import io_rows
 from orchestrator.results.effects import effects
@@ -182,7 +184,13 @@ def test_names_that_differ_in_a_number_share_a_colour() -> None:
     assert len({(look.colour, look.marker) for look in found.values()}) == len(POLICIES)
     for family in ("std-pipeline", "preload"):
         assert len({look.colour for name, look in found.items() if name.startswith(family)}) == 1
-    assert found["sti"].colour not in {look.colour for name, look in found.items() if name != "sti"}
+
+
+@pytest.mark.parametrize("name", ["paper", "ablations"])
+def test_no_other_policy_of_a_campaign_has_the_colour_of_sti(name: str) -> None:
+    spec = load_campaign(Path(__file__).parents[2] / "campaigns" / f"{name}.yaml")
+    found = looks(spec.planning_policies)
+    assert found["sti"].colour not in {look.colour for other, look in found.items() if other != "sti"}
 
 
 def test_layers_read_at_once_have_rows_of_their_own() -> None:
