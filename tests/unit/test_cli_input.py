@@ -553,9 +553,15 @@ def test_a_device_of_the_same_chip_borrows_a_profile_to_plan_from(world: Path) -
             kept = latest_facts(session, device_by_name(session, "desk").id)
             assert kept is not None
             facts = parse(kept.facts_json) | {"host_seen": {"chip": "SM8550"}}
-            seen = {"boot_id": kept.boot_id, "os_build": kept.os_build, "kernel": kept.kernel}
             for device_id in (row.id, kept.device_id):
-                record_facts(session, device_id, facts, **seen)
+                record_facts(
+                    session,
+                    device_id,
+                    facts,
+                    boot_id=kept.boot_id,
+                    os_build=kept.os_build,
+                    kernel=kept.kernel,
+                )
         (lent,) = measure.make_plans(farm, twin, work, [question])
         with farm.store.session() as session:
             (of_desk,) = latest_plans(session, device="desk", target_ns=question.target_ns)
