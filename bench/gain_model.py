@@ -1,15 +1,20 @@
-"""How well expected gain predicts what plans measure, over random plans of the demo model.
+"""How well expected gain predicts what plans measure, over random plans of the demo model or a trained one.
 
-    python -m bench.gain_model [--plans 120] [--rows 400] [--seed 0]
+    python -m bench.gain_model [--plans 120] [--rows 400] [--seed 0] [--model FOLDER --task sst-2]
 
-Each plan takes the whole model and draws its fidelities: a budget of bits first, then each shard's around it.
-Predicted from the exhaustive importance profile; measured are loss and correct rows of the same split.
-Rank correlations (Spearman) with 95 % intervals (bootstrap over plans) of four models of gain:
+Half the plans take the whole model, half a trained submodel. Fidelities are drawn: a budget of bits first,
+then each shard's around it. Predicted from the exhaustive importance profile; measured are loss and
+correct rows of the same split. Rank correlations (Spearman) with 95 % intervals (bootstrap over plans), and
+how far the predicted loss is off in the mean, of these models of gain:
 
-    bits       the mean fidelity alone
+    bits       the mean fidelity alone, of shards left out 0
     equal      every shard's gain the same, by the squared error of its fidelity
-    up         ``sti_runtime.gain``: each shard raised alone from the base
+    up         each shard raised alone from the base, by the squared error of its fidelity
     up + down  the mean of that and of each shard lowered alone from 32 bits: twice the cost
+    fitted     ``up``, fitted to the losses of submodels with all shards at one fidelity: ``sti_runtime.gain``
+
+FOLDER is a model folder of a home; its task's data come from STIFARM_SHARED, the profile split as
+``stifarm model train`` holds it out of train.
 """
 
 from __future__ import annotations
@@ -17,19 +22,22 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bench.importance_subjects import SEED, shared_folder
 from orchestrator.demo.demo_model import load_demo_model
 from orchestrator.demo.demo_task import TASK, demo_splits
 from sti_runtime.bundle import Bundle
 from sti_runtime.bundle_build import build_bundle
-from sti_runtime.gain import ERROR_PPM
+from sti_runtime.gain import GainModel
 from sti_runtime.importance import (
     ImportanceTask,
-    SplitScore,
+    build_profile,
     choose_base_fidelity,
     prepare_rows,
     raise_shards,
@@ -37,12 +45,44 @@ from sti_runtime.importance import (
     score_shards,
     tensors_at,
 )
+from sti_runtime.importance_levels import as_levels, score_levels, wanted_levels
+from sti_runtime.importance_profile import Score
+from sti_runtime.model import Submodel
+from sti_runtime.model_store import Model, load_model
 from sti_runtime.rank_statistics import rank_correlation
-from sti_runtime.rows import LabelledRows
+from sti_runtime.rows import LabelledRows, rows_digest
 from sti_runtime.shard import F32, ShardId
-from sti_runtime.tasks import build_task_data
+from sti_runtime.tasks import PRESETS, build_task_data, read_tsv, split_profile
 
 Tensors = Mapping[str, F32]
+FOLDERS = {"sst-2": "SST-2", "rte": "RTE", "qnli": "QNLI", "qqp": "QQP"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A plan's submodel and the fidelities of its shards."""
+
+    submodel: Submodel
+    fidelities: Mapping[ShardId, int]
+
+
+def subject(options: argparse.Namespace) -> tuple[str, Model, LabelledRows]:
+    """(name, model, rows of the profile split)."""
+    if options.model is None:
+        name, model, spec, examples = "demo model", load_demo_model(), TASK, demo_splits(1).profile
+    else:
+        name, model, spec = (
+            f"{options.model.name[:12]} on {options.task}",
+            load_model(options.model),
+            PRESETS[options.task],
+        )
+        train = read_tsv(shared_folder() / "data" / "glue" / FOLDERS[options.task] / "train.tsv", spec)
+        _, examples = split_profile(train, options.held_out, SEED)
+    assert model.tokenizer_json is not None
+    data = build_task_data(
+        examples, spec, "profile", config=model.config, tokenizer_json=model.tokenizer_json
+    )
+    return name, model, prepare_rows(data, model.config, options.rows)
 
 
 def correlation(
@@ -58,24 +98,57 @@ def correlation(
     return rank_correlation(a, b), again[25], again[974]
 
 
-def drawn_plan(
-    rng: random.Random, shards: Sequence[ShardId], fidelities: Sequence[int]
-) -> dict[ShardId, int]:
+def drawn_plan(rng: random.Random, submodel: Submodel, fidelities: Sequence[int]) -> Drawn:
     """Fidelities around a budget that is drawn first, so that plans of all sizes occur."""
     middle = rng.uniform(0, len(fidelities) - 1)
-    places = {shard: round(min(len(fidelities) - 1, max(0, rng.gauss(middle, 1.2)))) for shard in shards}
-    return {shard: fidelities[place] for shard, place in places.items()}
+    places = {
+        (layer, index): round(min(len(fidelities) - 1, max(0, rng.gauss(middle, 1.2))))
+        for layer in submodel.kept
+        for index in range(submodel.width)
+    }
+    return Drawn(submodel, {shard: fidelities[place] for shard, place in places.items()})
 
 
-def measured(
-    task: ImportanceTask, at: Mapping[int, Tensors], plan: Mapping[ShardId, int], rows: LabelledRows
-) -> SplitScore:
-    """Score one plan's fidelities."""
+def measured(task: ImportanceTask, at: Mapping[int, Tensors], plan: Drawn) -> Score:
+    """Score one plan."""
     tensors = task.base
     for fidelity, high in at.items():
-        shards = [shard for shard, k in plan.items() if k == fidelity]
-        tensors = raise_shards(ImportanceTask(task.config, tensors, high, rows), shards)
-    return score_configuration(task.config, tensors, rows, threads=1)
+        shards = [shard for shard, k in plan.fidelities.items() if k == fidelity]
+        tensors = raise_shards(ImportanceTask(task.config, tensors, high, task.rows), shards)
+    return score_configuration(task.config, tensors, task.rows, submodel=plan.submodel, threads=1).score
+
+
+def gain(model: GainModel, plan: Drawn) -> float:
+    """Expected gain over the whole model at the base, in nano-nats."""
+    rows = [layer * model.slices + index for layer, index in plan.fidelities]
+    inside = model.within(plan.submodel).choice_nano(rows, list(plan.fidelities.values()))
+    return float(model.absent_nano(plan.submodel) + inside)
+
+
+def table(
+    name: str,
+    plans: Sequence[Drawn],
+    scores: Sequence[Score],
+    models: Mapping[str, Sequence[float]],
+    base: Score,
+    seed: int,
+) -> None:
+    """Print how the models do on some plans."""
+    saved = [float(base.loss_nano - score.loss_nano) for score in scores]
+    correct = [float(score.correct) for score in scores]
+    spread = np.mean(np.abs(np.array(saved) - np.mean(saved))) / 1e6
+    print(
+        f"\n{name}: {len(plans)} plans, their losses {spread:.1f} milli-nats from their mean, in the mean\n"
+    )
+    print("| model of gain | rank correlation with loss | with accuracy | mean error of loss, milli-nats |")
+    print("|---|---|---|---:|")
+    for each, predicted in models.items():
+        cells = [
+            f"{a:.2f} [{b:.2f}, {c:.2f}]"
+            for a, b, c in (correlation(predicted, real, seed) for real in (saved, correct))
+        ]
+        off = np.mean(np.abs(np.array(predicted) - np.array(saved))) / 1e6
+        print(f"| {each} | {cells[0]} | {cells[1]} | {'' if each in ('bits', 'equal') else f'{off:.1f}'} |")
 
 
 def main() -> None:
@@ -84,59 +157,81 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=120)
     parser.add_argument("--rows", type=int, default=400, help="rows of the profile split")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, help="a model folder; without: the demo model")
+    parser.add_argument("--task", default="sst-2", choices=sorted(FOLDERS))
+    parser.add_argument("--held-out", type=int, default=500, help="rows that training held out of train")
     options = parser.parse_args()
-    model, splits = load_demo_model(), demo_splits(1)
-    assert model.tokenizer_json is not None
-    data = build_task_data(
-        splits.profile, TASK, "profile", config=model.config, tokenizer_json=model.tokenizer_json
-    )
-    rows = prepare_rows(data, model.config, options.rows)
+    name, model, rows = subject(options)
     with tempfile.TemporaryDirectory() as folder:
         path = build_bundle(
             model.config,
             model.tensors,
             model_digest=model.digest,
             submodels=model.info.submodels,
-            untrained=False,
+            untrained=model.info.untrained,
             out_root=Path(folder),
         )
         bundle = Bundle.open(path)
-        base = choose_base_fidelity(bundle, rows, threads=1).fidelity
-        at = {k: tensors_at(bundle, k) for k in bundle.manifest.fidelities}
+        manifest = bundle.manifest
+        choice = choose_base_fidelity(bundle, rows, threads=1)
+        base_fidelity, base = choice.fidelity, choice.score
+        began = time.process_time()
+        levels = dict(score_levels(bundle, wanted_levels(manifest, base_fidelity), rows, threads=1))
+        levels_s = time.process_time() - began
+        at = {k: tensors_at(bundle, k) for k in manifest.fidelities}
     config = model.config
     shards = [(layer, s) for layer in range(config.layers) for s in range(config.heads)]
-    up, down = ImportanceTask(config, at[base], at[32], rows), ImportanceTask(config, at[32], at[base], rows)
-    base_nano, full_nano = (
-        score_configuration(config, at[k], rows, threads=1).score.loss_nano for k in (base, 32)
+    up = ImportanceTask(config, at[base_fidelity], at[32], rows)
+    down = ImportanceTask(config, at[32], at[base_fidelity], rows)
+    began = time.process_time()
+    raised = dict(score_shards(up, shards, threads=1))
+    raised_s = time.process_time() - began
+    profile = build_profile(
+        config,
+        raised,
+        base,
+        base_fidelity=base_fidelity,
+        model_digest=model.digest,
+        task=options.task,
+        split_digest=rows_digest(rows),
+        rows=len(rows.labels),
+        levels=as_levels(manifest, base_fidelity, levels),
     )
-    raised = {s: base_nano - x.score.loss_nano for s, x in score_shards(up, shards, threads=1)}
-    lowered = {s: x.score.loss_nano - full_nano for s, x in score_shards(down, shards, threads=1)}
-    rng = random.Random(options.seed)
-    plans = [drawn_plan(rng, shards, bundle.manifest.fidelities) for _ in range(options.plans)]
-    scores = [measured(up, at, plan, rows).score for plan in plans]
-
-    def expected(plan: Mapping[ShardId, int], gain: Mapping[ShardId, float]) -> float:
-        error = ERROR_PPM[base]
-        return sum(gain[shard] * (error - ERROR_PPM[k]) / error for shard, k in plan.items())
-
+    whole = Submodel(kept=tuple(range(config.layers)), width=config.heads)
+    full_nano = levels[whole, 32].score.loss_nano
+    lowered = [x.score.loss_nano - full_nano for _, x in sorted(score_shards(down, shards, threads=1))]
+    fitted, assumed = GainModel.of(profile), GainModel.of(profile.model_copy(update={"levels": ()}))
+    both = [(a + max(1, b)) // 2 for a, b in zip(assumed.full_nano, lowered, strict=True)]
     models = {
-        "bits": [sum(plan.values()) / len(shards) for plan in plans],
-        "equal": [expected(plan, dict.fromkeys(shards, 1.0)) for plan in plans],
-        "up": [expected(plan, raised) for plan in plans],
-        "up + down": [expected(plan, {s: (raised[s] + lowered[s]) / 2 for s in shards}) for plan in plans],
+        "equal": replace(assumed, full_nano=(1_000_000,) * len(shards)),
+        "up": assumed,
+        "up + down": replace(assumed, full_nano=tuple(both)),
+        "fitted": fitted,
     }
-    saved = [float(base_nano - score.loss_nano) for score in scores]
-    correct = [float(score.correct) for score in scores]
-    sums = f"{sum(raised.values()) / 1e9:.4f} up, {sum(lowered.values()) / 1e9:.4f} down"
-    print(f"{len(plans)} plans, {len(rows.labels)} rows; loss {base_nano / 1e9:.4f} at {base} bits, ", end="")
-    print(f"{full_nano / 1e9:.4f} at 32; gains of single shards sum to {sums}\n")
-    print("| model of gain | rank correlation with loss | with accuracy |")
-    print("|---|---|---|")
-    for name, predicted in models.items():
-        loss, accuracy = (correlation(predicted, real, options.seed) for real in (saved, correct))
-        print(
-            f"| {name} | " + " | ".join(f"{a:.2f} [{b:.2f}, {c:.2f}]" for a, b, c in (loss, accuracy)) + " |"
-        )
+    print(
+        f"{name}: {len(rows.labels)} rows; base {base_fidelity} bits, loss {base.score.loss_nano / 1e9:.4f}"
+        f" there and {full_nano / 1e9:.4f} at 32 bits; gains of single shards sum to"
+        f" {sum(profile.worth()) / 1e9:.4f} up, {sum(lowered) / 1e9:.4f} down"
+    )
+    shares = ", ".join(f"{k} bits {ppm / 1e4:.1f}" for k, ppm in fitted.shares_ppm if k >= base_fidelity)
+    print(f"shares of the gain, %: {shares}; CPU s: shards {raised_s:.1f}, levels {levels_s:.1f}")
+    for submodel in manifest.submodels:
+        found = [levels.get((submodel, k), base).score.loss_nano / 1e9 for k in (base_fidelity, 32)]
+        print(f"  {submodel}: loss {found[0]:.4f} at the base, {found[1]:.4f} at 32")
+    rng = random.Random(options.seed)
+    smaller = [submodel for submodel in manifest.submodels if submodel != whole]
+    groups = {
+        "whole model": [drawn_plan(rng, whole, manifest.fidelities) for _ in range(options.plans // 2)],
+        "submodels": [
+            drawn_plan(rng, rng.choice(smaller), manifest.fidelities) for _ in range(options.plans // 2)
+        ],
+    }
+    groups["all"] = [plan for plans in groups.values() for plan in plans]
+    scores = {id(plan): measured(up, at, plan) for plan in groups["all"]}
+    for group, plans in groups.items():
+        predicted = {"bits": [sum(plan.fidelities.values()) / len(shards) for plan in plans]}
+        predicted |= {each: [gain(of, plan) for plan in plans] for each, of in models.items()}
+        table(group, plans, [scores[id(plan)] for plan in plans], predicted, base.score, options.seed)
 
 
 if __name__ == "__main__":

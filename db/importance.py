@@ -17,6 +17,10 @@ from sti_runtime.shard import ShardId
 BASE: ShardId = (-1, -1)
 """The key of the base's own score, with no shard raised."""
 
+LEVELS = -2
+"""The layer in the keys of scores of submodels, all shards at what is then the base fidelity; their slice is
+the submodel's number in its model."""
+
 
 @dataclass(frozen=True)
 class ScoreKey:

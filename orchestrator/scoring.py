@@ -26,7 +26,9 @@ from sti_runtime.importance import (
     tensors_at,
 )
 from sti_runtime.importance_gradient import Estimate, estimate_bundle
+from sti_runtime.importance_levels import LevelKey, as_levels, score_levels, wanted_levels
 from sti_runtime.importance_profile import ImportanceProfile, Method
+from sti_runtime.model import Submodel
 from sti_runtime.model_store import Model
 from sti_runtime.rows import LabelledRows, rows_digest
 from sti_runtime.shard import ShardId
@@ -132,6 +134,23 @@ def estimate_unit(unit: EstimateUnit) -> Estimate:
 
 
 @dataclass(frozen=True)
+class LevelUnit:
+    """Submodels to be scored with all shards at one fidelity."""
+
+    bundle: Path
+    task_data: Path
+    rows: int
+    levels: tuple[LevelKey, ...]
+
+
+def level_unit(unit: LevelUnit) -> list[tuple[LevelKey, SplitScore]]:
+    """Score one unit in a worker process, on one thread."""
+    bundle = Bundle.open(unit.bundle)
+    rows = prepare_rows(load_task_data(unit.task_data), bundle.manifest.model, unit.rows)
+    return list(score_levels(bundle, unit.levels, rows, threads=1))
+
+
+@dataclass(frozen=True)
 class Scored:
     """An importance profile; ``scored`` shards were scored now, the others were in the store."""
 
@@ -192,7 +211,29 @@ class Subject:
                 queries.record_score(session, key, shard, stored)
 
     def kept(self, base_fidelity: int) -> dict[ShardId, SplitScore]:
-        """The scores that the store holds."""
+        """The scores of shards and of the base that the store holds."""
+        return {shard: found for shard, found in self._kept(base_fidelity).items() if shard[0] >= -1}
+
+    def keep_levels(self, scores: Iterable[tuple[LevelKey, SplitScore]]) -> None:
+        """Keep scores of submodels, all shards at one fidelity."""
+        for (submodel, fidelity), found in scores:
+            self.keep(fidelity, [(self._level(submodel), found)])
+
+    def kept_levels(self, base_fidelity: int) -> dict[LevelKey, SplitScore]:
+        """Those that the store holds."""
+        wanted = wanted_levels(self.bundle.manifest, base_fidelity)
+        kept = {fidelity: self._kept(fidelity) for _, fidelity in wanted}
+        return {
+            (submodel, fidelity): kept[fidelity][self._level(submodel)]
+            for submodel, fidelity in wanted
+            if self._level(submodel) in kept[fidelity]
+        }
+
+    def _level(self, submodel: Submodel) -> ShardId:
+        known = self.model.info.submodels
+        return queries.LEVELS, known.index(submodel) if submodel in known else len(known)
+
+    def _kept(self, base_fidelity: int) -> dict[ShardId, SplitScore]:
         with self.farm.store.reader() as session:
             stored = queries.scores_done(session, self.key(base_fidelity))
         return {
@@ -215,6 +256,7 @@ class Subject:
             split_digest=rows_digest(self.rows),
             rows=self.count,
             method=method,
+            levels=as_levels(self.bundle.manifest, base_fidelity, self.kept_levels(base_fidelity)),
         )
         with self.farm.store.session() as session:
             newest = queries.latest_importance(session, self.model.digest, self.task, method)
@@ -235,8 +277,9 @@ def score_importance(
 ) -> Scored:
     """The exhaustive importance profile of a bundle's model on a task's profile split.
 
-    Kept are two profiles of the same scores, ranked by loss (returned) and by accuracy.
-    Resumable: scores are rows in the store, only missing ones are computed. Raises: InputError, PoolError.
+    Kept are two profiles of the same scores, ranked by loss (returned) and by accuracy; both hold the
+    ``levels`` too. Resumable: scores are rows in the store, only missing ones are computed.
+    Raises: InputError, PoolError.
     """
     subject = Subject.of(farm, bundle, task, rows)
     known = {k: subject.kept(k) for k in bundle.manifest.fidelities}
@@ -251,8 +294,11 @@ def score_importance(
     done = {shard: score for shard, score in known[base_fidelity].items() if shard != queries.BASE}
     config = subject.model.config
     total, before = config.layers * config.heads, len(done)
+    known_levels, wanted = subject.kept_levels(base_fidelity), wanted_levels(bundle.manifest, base_fidelity)
+    missing = [key for key in wanted if key not in known_levels]
+    steps, left = total + len(wanted), len(missing)
     if advance is not None:
-        advance(before, total)
+        advance(before + len(wanted) - left, steps)
     units = [
         ScoreUnit(bundle.bundle.path, subject.file, subject.count, base_fidelity, tuple(shards))
         for shards in plan_units(config, done, workers)
@@ -261,7 +307,18 @@ def score_importance(
         subject.keep(base_fidelity, scores)
         done |= dict(scores)
         if advance is not None:
-            advance(len(done), total)
+            advance(len(done) + len(wanted) - left, steps)
+    by_fidelity = [
+        LevelUnit(
+            bundle.bundle.path, subject.file, subject.count, tuple(key for key in missing if key[1] == k)
+        )
+        for k in sorted({fidelity for _, fidelity in missing})
+    ]
+    for _, levels in mapper.map_tasks(level_unit, by_fidelity):
+        subject.keep_levels(levels)
+        left -= len(levels)
+        if advance is not None:
+            advance(len(done) + len(wanted) - left, steps)
     subject.profile("exhaustive-accuracy", base_fidelity, base, done)
     profile = subject.profile("exhaustive", base_fidelity, base, done)
     return Scored(profile, total - before, is_above_chance(base.score.correct, subject.rows.labels))

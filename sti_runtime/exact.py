@@ -13,46 +13,64 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sti_runtime.errors import InfeasiblePlanError, ResourceError
-from sti_runtime.exact_program import Budgets, Choice, SubmodelProgram, hull_steps
+from sti_runtime.exact_program import Budgets, Choice, SubmodelProgram
 from sti_runtime.gain import GainModel
 from sti_runtime.importance_profile import ImportanceProfile
-from sti_runtime.integer_program import Solution, solve
+from sti_runtime.integer_program import Solution, relax, solve
 from sti_runtime.manifest import Manifest
 from sti_runtime.plan import Plan, Policy
 from sti_runtime.plan_build import assemble_plan, largest_first, shard_costs
 from sti_runtime.planner import plan_paper
 from sti_runtime.profile import DeviceProfile
 
-PROVEN_PPM = 100
-"""How near the proven bound a large program's gain is called optimal; small ones are solved to the end."""
+PROVEN_PPM = 1000
+"""How near the proven bound a large program's gain is called optimal, of the gain at stake: from all shards
+at their lowest fidelity to the bound. Small programs are solved to the end."""
 
 _SMALL = 400
 """Columns up to which a program is small."""
 
+_CORE_PPM = 3000
+"""A large program is solved over the columns that cost at most this much of the gain at stake."""
+
 
 @dataclass(frozen=True)
 class _Effort:
-    """How long to search: relative tolerance, nodes, trials of a tighter timeline, and solutions cut off.
+    """How long to search, over a core or all columns: nodes, tighter timelines tried, solutions cut off."""
 
-    ``margin``: of ``Program``; a large program cannot afford to cut off what is invalid by the last digit.
-    """
-
-    tolerance: float
+    core: bool
     nodes: int
     tighter: int
     cuts: int
-    margin: float
 
     def solve(
-        self, program: SubmodelProgram, timeline_ns: int | None, without: Collection[frozenset[int]] = ()
+        self,
+        program: SubmodelProgram,
+        timeline_ns: int | None,
+        known_nano: int | None,
+        without: Collection[frozenset[int]] = (),
     ) -> Solution | None:
-        """Solve so far."""
-        made = program.program(timeline_ns=timeline_ns, without=without, margin=self.margin)
-        return solve(made, tolerance=self.tolerance, nodes=self.nodes)
+        """Solve so far; nothing is chosen where ``known_nano``, a gain already found, is near enough."""
+        made = program.program(timeline_ns=timeline_ns, without=without)
+        if not self.core:
+            return solve(made, gap=0.0, nodes=self.nodes)
+        relaxed = relax(made)
+        if relaxed is None:
+            return None
+        at_stake = relaxed.bound - program.least_nano()
+        gap, forfeit = at_stake * PROVEN_PPM / 1e6, at_stake * _CORE_PPM / 1e6
+        if known_nano is not None and relaxed.bound - known_nano <= gap:
+            return Solution(None, relaxed.bound)
+        others = range(len(program.columns), len(made.gains))
+        solution = solve(made, gap=gap, nodes=self.nodes, among=relaxed.core(forfeit).union(others))
+        if solution is None or solution.chosen is None:
+            return solve(made, gap=gap, nodes=self.nodes)
+        bound = min(relaxed.bound, max(solution.bound, relaxed.bound - forfeit))
+        return Solution(solution.chosen, bound)
 
 
-_TO_THE_END = _Effort(tolerance=0.0, nodes=100_000, tighter=6, cuts=400, margin=0.0)
-_IN_A_SECOND = _Effort(tolerance=PROVEN_PPM / 1e6, nodes=10, tighter=2, cuts=0, margin=3e-6)
+_TO_THE_END = _Effort(core=False, nodes=100_000, tighter=6, cuts=400)
+_IN_A_SECOND = _Effort(core=True, nodes=20, tighter=2, cuts=0)
 
 
 @dataclass(frozen=True)
@@ -100,10 +118,8 @@ def plan_exact(
         paper, failed = None, error
     budgets = Budgets(target_ns, preload_bytes, working_bytes, slack)
     costs = shard_costs(manifest, profile, manifest.fidelities)
-    steps = hull_steps(costs, gains)
     programs = [
-        SubmodelProgram(submodel, profile, costs, gains, steps, budgets)
-        for submodel in largest_first(manifest)
+        SubmodelProgram(submodel, profile, costs, gains, budgets) for submodel in largest_first(manifest)
     ]
     best = None if paper is None else _of_paper(programs, paper)
     if joint or best is None:
@@ -136,7 +152,7 @@ def _of_paper(programs: Sequence[SubmodelProgram], paper: Plan) -> Found:
     program = next(each for each in programs if each.submodel == paper.submodel)
     held = frozenset(i for i, shard in enumerate(paper.shards) if shard.preloaded)
     choice = Choice(tuple(shard.fidelity for shard in paper.shards), held)
-    return Found(program, choice, program.gain_nano(choice), program.bound_nano())
+    return Found(program, choice, program.gain_nano(choice), program.bound_nano)
 
 
 def _among(programs: Sequence[SubmodelProgram], paper: Found | None, *, first: bool) -> Found | None:
@@ -148,10 +164,10 @@ def _among(programs: Sequence[SubmodelProgram], paper: Found | None, *, first: b
     if first:
         return next((found for each in able if isinstance(found := _search(each, None), Found)), None)
     best, unbeaten = paper, [] if paper is None else [_total(paper)]
-    for program in sorted(able, key=lambda each: -(each.absent_nano + each.bound_nano())):
-        if best is not None and program.absent_nano + program.bound_nano() <= _total(best):
+    for program in sorted(able, key=lambda each: -(each.absent_nano + each.bound_nano)):
+        if best is not None and program.absent_nano + program.bound_nano <= _total(best):
             break
-        relaxed = solve(program.program(), tolerance=0.0, nodes=0, relaxed=True)
+        relaxed = relax(program.program())
         if relaxed is None or (best is not None and program.absent_nano + relaxed.bound <= _total(best)):
             continue
         known = best.choice if best is not None and best.program is program else None
@@ -175,14 +191,14 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
     """The best valid choice for one submodel; ``known``: a valid one to beat. None when there is none, a
     bound of the gain where none was found.
 
-    The program is solved without a timeline first; then with; then the timeline is tightened until its
-    solution is valid, which may not be the best; then invalid solutions are cut off one by one, until one
+    The program is solved, with the timeline's rows where they matter; then the timeline is tightened until
+    its solution is valid, which may not be the best; then invalid solutions are cut off one by one, until one
     is valid or the bound is no more than what was found.
     """
     effort = _TO_THE_END if len(program.columns) <= _SMALL else _IN_A_SECOND
     best = known
     gain = program.gain_nano(known) if known is not None else None
-    bound = float(program.bound_nano())
+    bound = float(program.bound_nano)
 
     def ends(bound_nano: float | None) -> Found | int | None:
         if best is None or gain is None:
@@ -195,15 +211,16 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
             best, gain = choice, program.gain_nano(choice)
 
     target_ns = program.budgets.target_ns
-    for timeline_ns in (None, target_ns):
-        solution = effort.solve(program, timeline_ns)
-        if solution is None:
-            return ends(None)
-        bound, chosen = min(bound, solution.bound), solution.chosen
-        choice = program.choice(chosen)
-        better(choice)
-        if program.valid(choice) or (gain is not None and bound < gain + 1):
-            return ends(bound)
+    solution = effort.solve(program, None if program.timeline_follows else target_ns, gain)
+    if solution is None:  # beside a known plan that is a matter of rounding, and proves nothing
+        return ends(None if gain is None else bound)
+    bound, chosen = min(bound, solution.bound), solution.chosen
+    if chosen is None:
+        return ends(bound)
+    choice = program.choice(chosen)
+    better(choice)
+    if program.valid(choice) or (gain is not None and bound < gain + 1):
+        return ends(bound)
 
     tighter_ns = target_ns
     trial: Choice | None = choice
@@ -212,18 +229,21 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
         if trial is None or end_ns is None or end_ns <= target_ns:
             break
         tighter_ns -= end_ns - target_ns
-        tight = effort.solve(program, tighter_ns)
-        trial = None if tight is None else program.choice(tight.chosen)
+        tight = effort.solve(program, tighter_ns, gain)
+        trial = None if tight is None or tight.chosen is None else program.choice(tight.chosen)
         if trial is not None:
             better(trial)
 
     cut: list[frozenset[int]] = []
     for _ in range(effort.cuts):
         cut.append(frozenset(c for c in chosen if c < len(program.columns)))
-        solution = effort.solve(program, target_ns, cut)
+        solution = effort.solve(program, target_ns, gain, cut)
         if solution is None:
             return ends(None)
-        bound, chosen = min(bound, solution.bound), solution.chosen
+        bound = min(bound, solution.bound)
+        if solution.chosen is None:
+            break
+        chosen = solution.chosen
         choice = program.choice(chosen)
         better(choice)
         if program.valid(choice) or (gain is not None and bound < gain + 1):

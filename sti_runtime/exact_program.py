@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import ceil
 
@@ -59,11 +60,6 @@ class Steps:
     more: tuple[tuple[int, int], ...]
 
 
-def hull_steps(costs: ShardCosts, gains: GainModel) -> list[Steps]:
-    """Of every shard of the bundle, by row."""
-    return [_steps(costs, gains, row) for row in range(len(gains.full_nano))]
-
-
 def _steps(costs: ShardCosts, gains: GainModel, row: int) -> Steps:
     points = sorted((costs.budget_ns[k][row], -gains.shard_nano(row, k)) for k in costs.fidelities)
     hull: list[tuple[int, int]] = []
@@ -93,18 +89,17 @@ class SubmodelProgram:
         profile: DeviceProfile,
         costs: ShardCosts,
         gains: GainModel,
-        steps: Sequence[Steps],
         budgets: Budgets,
     ) -> None:
         self.submodel, self.profile, self.costs = submodel, profile, costs
-        self.gains, self.budgets = gains, budgets
+        self.gains, self.budgets = gains.within(submodel), budgets
+        self.absent_nano = gains.absent_nano(submodel)
         self.rows = shard_rows(submodel, costs.heads)
         self.layer_ns = profile.layer_ns(submodel.width)
         self.t_comp_ns = profile.t_comp_ns(submodel.width)
         spent_ns = profile.fixed_p95.total_ns + submodel.depth * self.t_comp_ns
         self.slack_ns = budgets.target_ns - spent_ns
         self.columns = self._columns()
-        self.steps = steps
         self.slowest_ns_per_byte = max(
             ns / length
             for k, lengths in costs.lengths.items()
@@ -116,15 +111,11 @@ class SubmodelProgram:
         """Whether the layers' compute alone fits T."""
         return self.slack_ns >= 0
 
-    @property
-    def absent_nano(self) -> int:
-        """What the shards that the submodel leaves out lose, at most 0."""
-        return self.gains.absent_nano(self.submodel)
-
+    @cached_property
     def bound_nano(self) -> int:
         """A cheap bound of the gain: what the time for all layers' reads, and |S| at the slowest rate of any
         version, can buy in fractions of versions."""
-        mine = [self.steps[row] for row in self.rows]
+        mine = [_steps(self.costs, self.gains, row) for row in self.rows]
         left_ns = self.aib_ns(self.submodel.depth - 1) + self.budgets.preload_bytes * self.slowest_ns_per_byte
         left_ns -= sum(steps.first_ns for steps in mine)
         gain: float = sum(steps.first_nano for steps in mine)
@@ -160,32 +151,32 @@ class SubmodelProgram:
         timeline = simulate(self._works(choice), self.profile.fixed_p95, working_bytes, sharing=sharing)
         return None if timeline is None else timeline.end_ns
 
-    def program(
-        self,
-        *,
-        timeline_ns: int | None = None,
-        without: Collection[frozenset[int]] = (),
-        margin: float = 0.0,
-    ) -> Program:
+    @property
+    def timeline_follows(self) -> bool:
+        """Whether AIB ≥ 0 makes the timeline end by T: reads cost no compute, and W holds all of them."""
+        most = sum(max(lengths[row] for lengths in self.costs.lengths.values()) for row in self.rows)
+        return self.profile.sharing().layer_ns(most) == 0 and most <= self.budgets.working_bytes
+
+    def program(self, *, timeline_ns: int | None = None, without: Collection[frozenset[int]] = ()) -> Program:
         """The program; with the rows of a timeline that ends by ``timeline_ns``, and ``without`` choices."""
-        program = Program(margin)
+        program = Program()
         for version in self.columns:
             program.add_binary(self.gains.shard_nano(self.rows[version.index], version.fidelity))
-        by_shard: list[dict[int, float]] = [{} for _ in self.rows]
+        by_shard: list[list[int]] = [[] for _ in self.rows]
         for column, version in enumerate(self.columns):
-            by_shard[version.index][column] = 1.0
-        for terms in by_shard:
-            program.add_row(terms.items(), 1.0, 1.0)
-        read: dict[int, float] = {}
-        for layer in range(self.submodel.depth):
-            bytes_ = self._streamed(layer, self.costs.lengths)
-            read |= self._streamed(layer, self.costs.budget_ns)
+            by_shard[version.index].append(column)
+        for columns in by_shard:
+            program.add_row(((column, 1.0) for column in columns), 1.0, 1.0)
+        depth, read = self.submodel.depth, dict[int, float]()
+        bytes_ = [program.add_sum(self._streamed(layer, self.costs.lengths)) for layer in range(depth)]
+        for layer in range(depth):
+            read |= program.add_sum(self._streamed(layer, self.costs.budget_ns))
             program.at_most(read.items(), self.aib_ns(layer))
-            program.at_most(bytes_.items(), self.budgets.working_bytes)
+            program.at_most(bytes_[layer].items(), self.budgets.working_bytes)
         held = {c: self._of(self.costs.lengths, v) for c, v in enumerate(self.columns) if v.preloaded}
         program.at_most(held.items(), self.budgets.preload_bytes)
         if timeline_ns is not None:
-            self._add_timeline(program, timeline_ns)
+            self._add_timeline(program, timeline_ns, bytes_)
         for choice in without:
             program.at_most(((column, 1.0) for column in choice), len(choice) - 1)
         return program
@@ -252,17 +243,16 @@ class SubmodelProgram:
                 return False
         return held_bytes <= self.budgets.preload_bytes and self.slack_ns >= 0
 
-    def _add_timeline(self, program: Program, end_ns: int) -> None:
+    def _add_timeline(self, program: Program, end_ns: int, bytes_: Sequence[Terms]) -> None:
         """Layer l starts no earlier than embedding, the layer below, its reads, and the room for them allow.
 
         With b = beside_ppm / 10⁶: before layer l starts, reads take (1 − 1/b) of the layers' compute more.
         """
         fixed, sharing, depth = self.profile.fixed_p95, self.profile.sharing(), self.submodel.depth
         slower = 1.0 - PPM / sharing.beside_ppm
-        starts = [program.add_time() for _ in range(depth)]
+        starts: list[Terms] = [{program.add_amount(): float(self.budgets.target_ns)} for _ in range(depth)]
         computes, constants = zip(*(self._compute(program, layer) for layer in range(depth)), strict=True)
-        bytes_ = [self._streamed(layer, self.costs.lengths) for layer in range(depth)]
-        reads = [self._streamed(layer, self.costs.io_ns) for layer in range(depth)]
+        reads = [program.add_sum(self._streamed(layer, self.costs.io_ns)) for layer in range(depth)]
         ns_per_byte = min(
             (
                 self.costs.io_ns[k][row] / length
@@ -274,8 +264,7 @@ class SubmodelProgram:
         def no_earlier(layer: int, parts: Iterable[tuple[Terms, float]], constant: float) -> None:
             """start(layer) ≥ Σ factor·part + constant."""
             total: dict[int, float] = defaultdict(float)
-            total[starts[layer]] -= 1.0
-            for part, factor in parts:
+            for part, factor in (*parts, (starts[layer], -1.0)):
                 for column, value in part.items():
                     total[column] += factor * value
             program.at_most(total.items(), -constant)
@@ -291,22 +280,21 @@ class SubmodelProgram:
             )
             for freed in below:
                 between = range(freed + 1, layer)
-                start = {starts[freed]: 1.0}
                 overflow = [(bytes_[i], ns_per_byte) for i in range(freed, layer + 1)]
                 room_ns = ns_per_byte * self.budgets.working_bytes
                 no_earlier(
                     layer,
-                    [(start, 1.0), (computes[freed], 1.0), *overflow]
+                    [(starts[freed], 1.0), (computes[freed], 1.0), *overflow]
                     + [(computes[i], slower) for i in between],
                     constants[freed] - room_ns + slower * sum(constants[i] for i in between),
                 )
             if layer:
-                start = {starts[layer - 1]: 1.0}
-                no_earlier(layer, [(start, 1.0), (computes[layer - 1], 1.0)], constants[layer - 1])
-        last: dict[int, float] = {starts[-1]: 1.0, **computes[-1]}
+                below_it = [(starts[layer - 1], 1.0), (computes[layer - 1], 1.0)]
+                no_earlier(layer, below_it, constants[layer - 1])
+        last = {**starts[-1], **computes[-1]}
         program.at_most(last.items(), end_ns - fixed.head_ns - constants[-1])
 
-    def _compute(self, program: Program, layer: int) -> tuple[dict[int, float], float]:
+    def _compute(self, program: Program, layer: int) -> tuple[Terms, float]:
         """A layer's compute as terms and a constant; at most 1 ns less than the timeline has it."""
         sharing, width = self.profile.sharing(), self.submodel.width
         terms: dict[int, float] = defaultdict(float)
@@ -318,7 +306,9 @@ class SubmodelProgram:
         constant = float(self.layer_ns)
         if sharing.ps_per_byte:
             constant -= 1.0
-        if sharing.each_ns:
+        if sharing.each_ns and self._least_bytes(layer) > self.budgets.preload_bytes:
+            constant += sharing.each_ns
+        elif sharing.each_ns:
             reads = program.add_binary(0.0)
             terms[reads] = sharing.each_ns
             by_shard: dict[int, dict[int, float]] = defaultdict(dict)
@@ -327,4 +317,10 @@ class SubmodelProgram:
                     by_shard[version.index][column] = 1.0
             for streamed in by_shard.values():
                 program.at_most({**streamed, reads: -1.0}.items(), 0.0)
-        return dict(terms), constant
+        return program.add_sum(terms), constant
+
+    def _least_bytes(self, layer: int) -> int:
+        """Of the layer's shards, each at its smallest version."""
+        width = self.submodel.width
+        rows = self.rows[layer * width : (layer + 1) * width]
+        return sum(min(lengths[row] for lengths in self.costs.lengths.values()) for row in rows)

@@ -30,10 +30,10 @@ from sti_runtime.encoder import (
     layer_weights,
 )
 from sti_runtime.errors import InputError
-from sti_runtime.importance_profile import ImportanceProfile, Method, Score, ShardScore
+from sti_runtime.importance_profile import ImportanceProfile, Level, Method, Score, ShardScore
 from sti_runtime.manifest import EMBEDDINGS_FILE
 from sti_runtime.metrics import F64, row_losses, wilson_interval
-from sti_runtime.model import ModelConfig
+from sti_runtime.model import ModelConfig, Submodel
 from sti_runtime.pack import unpack_version
 from sti_runtime.rank_statistics import reliability_ppm
 from sti_runtime.rows import I32, I64, Batch, LabelledRows, RowArrays, by_length, check_rows, labelled
@@ -123,16 +123,26 @@ def prepare_rows(rows: RowArrays, config: ModelConfig, limit: int | None = None)
 
 
 def score_configuration(
-    config: ModelConfig, tensors: Mapping[str, F32], rows: LabelledRows, *, threads: int = 0
+    config: ModelConfig,
+    tensors: Mapping[str, F32],
+    rows: LabelledRows,
+    *,
+    submodel: Submodel | None = None,
+    threads: int = 0,
 ) -> SplitScore:
-    """The score of one whole configuration. Raises: InputError if the model has no head."""
+    """The score of one configuration of the whole model or of ``submodel``.
+
+    Raises: InputError if the model has no head.
+    """
+    kept = range(config.layers) if submodel is None else submodel.kept
+    width = config.heads if submodel is None else submodel.width
     parameters, batches = as_torch(tensors), by_length(rows, _BATCH)
     logits = []
     with torch_threads(threads), torch.inference_mode():
         for _, batch in batches:
             x, mask = start(parameters, config, batch)
-            for layer in range(config.layers):
-                x = layer_forward(x, mask, layer_weights(parameters, config, layer, config.heads), config)
+            for layer in kept:
+                x = layer_forward(x, mask, layer_weights(parameters, config, layer, width), config)
             logits.append(logits_of(x, parameters, config, batch))
     return score_logits(_in_order(logits, batches), rows)
 
@@ -271,6 +281,7 @@ def build_profile(
     split_digest: str,
     rows: int,
     method: Method = "exhaustive",
+    levels: tuple[Level, ...] = (),
 ) -> ImportanceProfile:
     """Put the scores of all shards together, to be ranked as ``method`` says.
 
@@ -297,6 +308,7 @@ def build_profile(
         layers=config.layers,
         slices=config.heads,
         scores=tuple(ShardScore(layer=n, slice=s, score=scores[(n, s)].score) for n, s in every),
+        levels=levels,
     )
 
 

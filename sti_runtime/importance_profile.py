@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record
+from sti_runtime.model import Submodel
+from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record, canonical_json
 from sti_runtime.shard import ShardId
 
 Method = Literal["exhaustive", "exhaustive-accuracy", "gradient"]
@@ -35,6 +36,14 @@ class ShardScore(Record):
     score: Score
 
 
+class Level(Record):
+    """The score of a submodel with all its shards at one fidelity: what the gains of shards are fitted to."""
+
+    submodel: Submodel
+    fidelity: Literal[2, 3, 4, 5, 6, 32]
+    score: Score
+
+
 class ImportanceProfile(Record):
     """All N·M scores, layer-major.
 
@@ -42,6 +51,8 @@ class ImportanceProfile(Record):
     ``scores``: measured, or of method ``gradient`` estimated (the correct rows too); ``base`` is measured.
     ``reliability_ppm``: Spearman-Brown corrected split-half rank correlation of the gains that ``method``
     ranks by, ppm.
+    ``levels``: of trained submodels at the base and at the high fidelity, of the whole model at the others
+    too; may be missing. No order of shards depends on them.
     """
 
     format: Literal["stifarm-importance"]
@@ -57,6 +68,11 @@ class ImportanceProfile(Record):
     layers: Positive
     slices: Positive
     scores: tuple[ShardScore, ...]
+    levels: tuple[Level, ...] = ()
+
+    def to_json(self) -> bytes:
+        """Canonical JSON; without ``levels`` where there are none."""
+        return canonical_json(self.model_dump(mode="json", exclude=None if self.levels else {"levels"}))
 
     @model_validator(mode="after")
     def _complete(self) -> ImportanceProfile:

@@ -1,31 +1,34 @@
 """Integer programs, solved by HiGHS: the only file that imports the solver.
 
-One thread and a limit of nodes, not of time, end a search: the same program has the same solution.
+One thread and a limit of nodes, not of time, end a search: the same program has the same solution. Large
+programs are solved on their *core*: first in fractions (``relax``), then over the columns whose reduced cost
+does not rule them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sti_runtime.errors import SolverError
 
+if TYPE_CHECKING:
+    from sti_runtime.metrics import F64
+
 _LAST_RESORT_S = 60.0
 _INFINITY = float("inf")
+_FEASIBILITY = 1e-9
+"""By how much a row may be missed, of its largest coefficient: fractions of a ns or byte."""
 
 
 @dataclass
 class Program:
-    """Maximise Σ gain·x under rows of bounds; columns are binary or continuous. Built row by row.
+    """Maximise Σ gain·x under rows of bounds; columns are binary or continuous. Built row by row."""
 
-    ``margin``: by what share of its largest coefficient a bound is undercut, for the solver's tolerance.
-    """
-
-    margin: float = 0.0
     gains: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
     binary: list[bool] = field(default_factory=list)
     row_low: list[float] = field(default_factory=list)
     row_high: list[float] = field(default_factory=list)
@@ -34,16 +37,23 @@ class Program:
     def add_binary(self, gain: float) -> int:
         """A new column of 0 or 1; its index."""
         self.gains.append(gain)
-        self.upper.append(1.0)
         self.binary.append(True)
         return len(self.gains) - 1
 
-    def add_time(self) -> int:
+    def add_amount(self) -> int:
         """A new column of 0 or more; its index."""
         self.gains.append(0.0)
-        self.upper.append(_INFINITY)
         self.binary.append(False)
         return len(self.gains) - 1
+
+    def add_sum(self, terms: Mapping[int, float]) -> dict[int, float]:
+        """A new column that is Σ terms, in units of the largest; as terms to be used in rows."""
+        unit = max(terms.values(), default=0.0)
+        if unit <= 0:
+            return {}
+        column = self.add_amount()
+        self.add_row([*terms.items(), (column, -unit)], 0.0, 0.0)
+        return {column: unit}
 
     def add_row(self, terms: Iterable[tuple[int, float]], low: float, high: float) -> None:
         """``low`` ≤ Σ coefficient·column ≤ ``high``; a column may occur once. Scaled to coefficients ≤ 1."""
@@ -56,25 +66,67 @@ class Program:
 
     def at_most(self, terms: Iterable[tuple[int, float]], high: float) -> None:
         """Σ ≤ ``high``."""
-        listed = list(terms)
-        largest = max((abs(value) for _, value in listed), default=0.0)
-        self.add_row(listed, -_INFINITY, high - self.margin * largest)
+        self.add_row(terms, -_INFINITY, high)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The columns that are 1, and a proven upper bound of the gain."""
+    """The columns that are 1 (None: none found in so many nodes), and a proven bound of the gain."""
 
-    chosen: frozenset[int]
+    chosen: frozenset[int] | None
     bound: float
 
 
-def solve(program: Program, *, tolerance: float, nodes: int, relaxed: bool = False) -> Solution | None:
-    """The best solution within ``tolerance`` (relative), or as near as so many ``nodes`` allow; None when
-    there is none. ``relaxed``: of fractions; only its bound is of use.
+@dataclass(frozen=True)
+class Relaxation:
+    """The optimum of fractions: a bound of the gain, and by column what the bound falls by if it is 1."""
+
+    bound: float
+    forfeits: F64
+
+    def core(self, forfeit: float) -> frozenset[int]:
+        """Columns outside which every solution's gain is at most ``bound`` less ``forfeit``."""
+        return frozenset(np.flatnonzero(self.forfeits <= forfeit).tolist())
+
+
+def relax(program: Program) -> Relaxation | None:
+    """Solve in fractions; None when there is no solution. Raises: SolverError."""
+    if not program.gains:
+        return None if solve(program, gap=0.0, nodes=0) is None else Relaxation(0.0, np.zeros(0))
+    solver, unit = _solver(program, {"primal_feasibility_tolerance": _FEASIBILITY})
+    if not _run(solver):
+        return None
+    found = solver.getSolution()
+    forfeits = np.where(np.array(found.col_value) < 0.5, np.abs(np.array(found.col_dual)) * unit, 0.0)
+    return Relaxation(solver.getInfo().objective_function_value * unit, forfeits)
+
+
+def solve(
+    program: Program, *, gap: float, nodes: int, among: Collection[int] | None = None
+) -> Solution | None:
+    """The best solution within ``gap`` of the bound, or as near as so many ``nodes`` allow; None when there
+    is none. ``among``: other binary columns are 0; the bound holds for these only.
 
     Raises: SolverError when the solver is not installed or ends without a solution or a proof of none.
     """
+    columns = len(program.gains)
+    if columns == 0:  # the solver calls that no problem at all
+        _highspy()
+        fits = all(low <= 0 <= high for low, high in zip(program.row_low, program.row_high, strict=True))
+        return Solution(frozenset(), 0.0) if fits else None
+    options = {"mip_feasibility_tolerance": _FEASIBILITY, "mip_rel_gap": 0.0, "mip_max_nodes": nodes}
+    solver, unit = _solver(program, options, among=among, whole=True)
+    solver.setOptionValue("mip_abs_gap", gap / unit)
+    if not _run(solver):
+        return None
+    info, chosen = solver.getInfo(), None
+    if info.primal_solution_status == _highspy().SolutionStatus.kSolutionStatusFeasible:
+        values = solver.getSolution().col_value
+        chosen = frozenset(i for i in range(columns) if program.binary[i] and values[i] > 0.5)
+    return Solution(chosen, info.mip_dual_bound * unit)
+
+
+def _highspy() -> Any:
     try:
         import highspy
     except ImportError as error:
@@ -82,53 +134,65 @@ def solve(program: Program, *, tolerance: float, nodes: int, relaxed: bool = Fal
             "The planner exact needs the solver HiGHS, which is not installed here.",
             "Install it (pip install highspy), or plan with policy sti.",
         ) from error
-    columns = len(program.gains)
-    if columns == 0:  # the solver calls that no problem at all
-        fits = all(low <= 0 <= high for low, high in zip(program.row_low, program.row_high, strict=True))
-        return Solution(frozenset(), 0.0) if fits else None
-    largest = max(map(abs, program.gains), default=1.0) or 1.0
-    table = sorted(program.entries)
+    return highspy
+
+
+def _solver(
+    program: Program,
+    options: Mapping[str, float],
+    *,
+    among: Collection[int] | None = None,
+    whole: bool = False,
+) -> tuple[Any, float]:
+    """HiGHS with the program passed, and the gain that its objective counts in."""
+    highspy, columns = _highspy(), len(program.gains)
+    unit = max(map(abs, program.gains), default=1.0) or 1.0
+    binary = np.array(program.binary)
+    upper = np.where(binary, 1.0, _INFINITY)
+    if among is not None:
+        out = binary.copy()
+        out[list(among)] = False
+        upper[out] = 0.0
+    table = np.array(program.entries, np.float64).reshape(-1, 3)
+    at, rows, values = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2]
+    order = np.lexsort((rows, at))
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = columns, len(program.row_low)
     model.sense_ = highspy.ObjSense.kMaximize
-    model.col_cost_ = np.array(program.gains) / largest
+    model.col_cost_ = np.array(program.gains) / unit
     model.col_lower_ = np.zeros(columns)
-    model.col_upper_ = np.array(program.upper)
+    model.col_upper_ = upper
     model.row_lower_ = np.array(program.row_low)
     model.row_upper_ = np.array(program.row_high)
     model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    model.a_matrix_.start_ = np.searchsorted(
-        [column for column, _, _ in table], np.arange(columns + 1)
-    ).astype(np.int32)
-    model.a_matrix_.index_ = np.array([row for _, row, _ in table], np.int32)
-    model.a_matrix_.value_ = np.array([value for _, _, value in table])
-    if not relaxed:
+    model.a_matrix_.start_ = np.searchsorted(at[order], np.arange(columns + 1)).astype(np.int32)
+    model.a_matrix_.index_ = rows[order].astype(np.int32)
+    model.a_matrix_.value_ = values[order]
+    if whole:
         kinds = {True: highspy.HighsVarType.kInteger, False: highspy.HighsVarType.kContinuous}
-        model.integrality_ = [kinds[binary] for binary in program.binary]
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    for name, value in (
-        ("output_flag", False),
-        ("threads", 1),
-        ("mip_rel_gap", tolerance),
-        ("mip_abs_gap", 0.0),
-        ("mip_max_nodes", nodes),
-        ("time_limit", _LAST_RESORT_S),
-    ):
+        model.integrality_ = [kinds[each] for each in program.binary]
+    solver = highspy.Highs()
+    for name, value in {
+        "output_flag": False,
+        "threads": 1,
+        "time_limit": _LAST_RESORT_S,
+        **options,
+    }.items():
         solver.setOptionValue(name, value)
     solver.passModel(model)
+    return solver, unit
+
+
+def _run(solver: Any) -> bool:
+    """Solve; False: proven that there is no solution. Raises: SolverError when neither end is reached."""
+    highspy = _highspy()
     solver.run()
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
-        return None
-    info = solver.getInfo()
-    reached = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kSolutionLimit)
-    if status not in reached or info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+        return False
+    if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kSolutionLimit):
         raise SolverError(
-            f"HiGHS found no optimum in its limit of {nodes} nodes and {_LAST_RESORT_S:.0f} s "
-            f"({solver.modelStatusToString(status)}).",
+            f"HiGHS found no optimum in {_LAST_RESORT_S:.0f} s ({solver.modelStatusToString(status)}).",
             "Plan with policy sti.",
         )
-    values = solver.getSolution().col_value
-    bound = info.objective_function_value if relaxed else info.mip_dual_bound
-    chosen = frozenset(i for i in range(columns) if program.binary[i] and values[i] > 0.5)
-    return Solution(chosen, bound * largest)
+    return True

@@ -11,7 +11,8 @@ from db.models.base import Base, Id, Sha, Word
 class ImportanceScoreRow(Base):
     """One configuration scored on one split: shard (layer, slice) raised to 32 bits, others at the base.
 
-    The base itself (nothing raised) is layer −1, slice −1. ``quantizer``: what made the versions below
+    The base itself (nothing raised) is layer −1, slice −1; layer −2 is submodel number ``slice`` of its model
+    with all shards at ``base_fidelity``. ``quantizer``: what made the versions below
     32 bits. The half losses are over the even and the odd rows of the split, ``half_a_correct`` counts the
     correct even rows, for the split-half reliability of the rankings by loss and by accuracy. A row of an
     earlier schema lacks it and is scored again. ``device``: the one that measured it; NULL: the host.

@@ -212,6 +212,27 @@ static StiCode parse_scores(Arena *arena, const JsonValue *array, const char *so
   return STI_OK;
 }
 
+/* Levels are the host's: checked, not kept. */
+static StiCode check_levels(const JsonValue *array, const char *source, StiError *error) {
+  for (size_t i = 0; i < array->array.count; i++) {
+    Fields fields, inner;
+    ShardScore ignored;
+    fields_begin_item(&fields, &array->array.items[i], source, "ImportanceProfile", "levels", (int64_t)i, error);
+    field_literal(&fields, "fidelity", sti_fidelities, STI_FIDELITIES);
+    const JsonValue *score = field_value(&fields, "score");
+    const JsonValue *submodel = field_value(&fields, "submodel");
+    STI_TRY(fields_end(&fields));
+    STI_TRY(parse_score(score, source, "levels", (int64_t)i, &ignored, error));
+    fields_begin_item(&inner, submodel, source, "ImportanceProfile", "levels", (int64_t)i, error);
+    const JsonValue *kept = field_array(&inner, "kept", 1, INT32_MAX);
+    for (size_t k = 0; inner.code == STI_OK && k < kept->array.count; k++)
+      field_item_int(&inner, "kept", kept, k, 0, INT32_MAX);
+    field_int(&inner, "width", 1, INT32_MAX);
+    STI_TRY(fields_end(&inner));
+  }
+  return STI_OK;
+}
+
 StiCode importance_parse(Arena *arena, const char *data, size_t length, const char *source, ImportanceProfile *profile,
                          StiError *error) {
   JsonValue *value;
@@ -229,6 +250,7 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
   field_int(&fields, "reliability_ppm", INT64_MIN, INT_MOST);
   field_int(&fields, "rows", 1, INT_MOST);
   const JsonValue *scores = field_array(&fields, "scores", 0, INT32_MAX);
+  const JsonValue *levels = field_is_given(&fields, "levels") ? field_array(&fields, "levels", 0, INT32_MAX) : NULL;
   profile->slices = (int32_t)field_int(&fields, "slices", 1, INT32_MAX);
   field_digest(&fields, "split_digest");
   field_text(&fields, "task", 0, SIZE_MAX);
@@ -240,6 +262,7 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
     fields_problem(&fields, "scores must cover all %lld shards, layer-major", (long long)shards);
   STI_TRY(fields.code);
   STI_TRY(parse_scores(arena, scores, source, profile, error));
+  if (levels != NULL) STI_TRY(check_levels(levels, source, error));
   Text text = {0};
   json_canonical(&text, value);
   text_digest(&text, profile->digest);

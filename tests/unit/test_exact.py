@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sti_runtime.errors import InfeasiblePlanError, ResourceError, SolverError
 from sti_runtime.exact import plan_exact
-from sti_runtime.exact_program import Budgets, Choice, SubmodelProgram, hull_steps
+from sti_runtime.exact_program import Budgets, Choice, SubmodelProgram
 from sti_runtime.gain import ERROR_PPM, GainModel
 from sti_runtime.integer_program import Program, solve
 from sti_runtime.model import Submodel, all_submodels
@@ -114,10 +114,10 @@ def best_by_trying_all(case: Case) -> int | None:
     budgets = Budgets(case.target_ns, case.preload_bytes, case.working_bytes, case.slack)
     found: list[int] = []
     for submodel in case.manifest.submodels:
-        program = SubmodelProgram(submodel, case.profile, costs, gains, hull_steps(costs, gains), budgets)
+        program = SubmodelProgram(submodel, case.profile, costs, gains, budgets)
         if program.feasible_compute:
             mine = [program.gain_nano(choice) for choice in every_choice(program) if program.valid(choice)]
-            assert all(gain <= program.bound_nano() for gain in mine)
+            assert all(gain <= program.bound_nano for gain in mine)
             found += [program.absent_nano + gain for gain in mine]
     return max(found, default=None)
 
@@ -183,22 +183,22 @@ def test_the_solver_finds_an_optimum_says_there_is_none_or_fails() -> None:
     program = Program()
     columns = [program.add_binary(float(gain)) for gain in (5, 4, 3)]
     program.at_most([(column, float(weight)) for column, weight in zip(columns, (4, 3, 2), strict=True)], 5.0)
-    solution = solve(program, tolerance=0.0, nodes=100)
+    solution = solve(program, gap=0.0, nodes=100)
     assert solution is not None
     assert solution.chosen == frozenset(columns[1:])
     assert solution.bound == pytest.approx(7.0)
     program.add_row([(columns[0], 1.0)], 2.0, 3.0)
-    assert solve(program, tolerance=0.0, nodes=100) is None
+    assert solve(program, gap=0.0, nodes=100) is None
     endless = Program()
-    endless.gains[endless.add_time()] = 1.0
-    with pytest.raises(SolverError, match=r"no optimum in its limit.*Plan with policy sti"):
-        solve(endless, tolerance=0.0, nodes=100)
+    endless.gains[endless.add_amount()] = 1.0
+    with pytest.raises(SolverError, match=r"no optimum in 60 s.*Plan with policy sti"):
+        solve(endless, gap=0.0, nodes=100)
 
 
 def test_without_the_solver_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(SolverError, match=r"needs the solver HiGHS.*pip install highspy"):
-        solve(Program(), tolerance=0.0, nodes=1)
+        solve(Program(), gap=0.0, nodes=1)
 
 
 def test_gain_model() -> None:
