@@ -52,7 +52,7 @@ from sti_runtime.model_store import Model, load_model
 from sti_runtime.rank_statistics import rank_correlation
 from sti_runtime.rows import LabelledRows, rows_digest
 from sti_runtime.shard import F32, ShardId
-from sti_runtime.tasks import PRESETS, build_task_data, read_tsv, split_profile
+from sti_runtime.tasks import PRESETS, Example, build_task_data, read_tsv, split_profile
 
 Tensors = Mapping[str, F32]
 FOLDERS = {"sst-2": "SST-2", "rte": "RTE", "qnli": "QNLI", "qqp": "QQP"}
@@ -68,14 +68,12 @@ class Drawn:
 
 def subject(options: argparse.Namespace) -> tuple[str, Model, LabelledRows]:
     """(name, model, rows of the profile split)."""
+    examples: Sequence[Example]
     if options.model is None:
         name, model, spec, examples = "demo model", load_demo_model(), TASK, demo_splits(1).profile
     else:
-        name, model, spec = (
-            f"{options.model.name[:12]} on {options.task}",
-            load_model(options.model),
-            PRESETS[options.task],
-        )
+        model, spec = load_model(options.model), PRESETS[options.task]
+        name = f"{model.info.source} on {options.task}"
         train = read_tsv(shared_folder() / "data" / "glue" / FOLDERS[options.task] / "train.tsv", spec)
         _, examples = split_profile(train, options.held_out, SEED)
     assert model.tokenizer_json is not None

@@ -27,11 +27,11 @@ PROVEN_PPM = 1000
 """How near the proven bound a large program's gain is called optimal, of the gain at stake: from all shards
 at their lowest fidelity to the bound. Small programs are solved to the end."""
 
-_SMALL = 400
+_SMALL = 200
 """Columns up to which a program is small."""
 
-_CORE_PPM = 3000
-"""A large program is solved over the columns that cost at most this much of the gain at stake."""
+_CORE_QUARTERS = 9
+"""Columns per four shards over which a large program is solved: those that forfeit least."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,26 @@ class _Effort:
         relaxed = relax(made)
         if relaxed is None:
             return None
-        at_stake = relaxed.bound - program.least_nano()
-        gap, forfeit = at_stake * PROVEN_PPM / 1e6, at_stake * _CORE_PPM / 1e6
+        gap = (relaxed.bound - program.least_nano()) * PROVEN_PPM / 1e6
         if known_nano is not None and relaxed.bound - known_nano <= gap:
             return Solution(None, relaxed.bound)
-        others = range(len(program.columns), len(made.gains))
-        solution = solve(made, gap=gap, nodes=self.nodes, among=relaxed.core(forfeit).union(others))
-        if solution is None or solution.chosen is None:
-            return solve(made, gap=gap, nodes=self.nodes)
-        bound = min(relaxed.bound, max(solution.bound, relaxed.bound - forfeit))
-        return Solution(solution.chosen, bound)
+        versions, shards = len(program.columns), program.submodel.shards
+        count = shards * _CORE_QUARTERS // 4
+        while True:
+            core, forfeit = relaxed.core(count, versions)
+            among = core.union(range(versions, len(made.gains)))
+            solution = solve(made, gap=gap, nodes=self.nodes, among=among)
+            if solution is not None and solution.chosen is not None:
+                return Solution(
+                    solution.chosen, min(relaxed.bound, max(solution.bound, relaxed.bound - forfeit))
+                )
+            if count >= versions:
+                return solution
+            count *= 2
 
 
 _TO_THE_END = _Effort(core=False, nodes=100_000, tighter=6, cuts=400)
-_IN_A_SECOND = _Effort(core=True, nodes=20, tighter=2, cuts=0)
+_IN_A_SECOND = _Effort(core=True, nodes=5, tighter=3, cuts=0)
 
 
 @dataclass(frozen=True)
@@ -224,11 +230,11 @@ def _search(program: SubmodelProgram, known: Choice | None) -> Found | int | Non
 
     tighter_ns = target_ns
     trial: Choice | None = choice
-    for _ in range(effort.tighter):
+    for again in range(effort.tighter):
         end_ns = None if trial is None else program.end_ns(trial)
         if trial is None or end_ns is None or end_ns <= target_ns:
             break
-        tighter_ns -= end_ns - target_ns
+        tighter_ns -= (end_ns - target_ns) * (again + 1)
         tight = effort.solve(program, tighter_ns, gain)
         trial = None if tight is None or tight.chosen is None else program.choice(tight.chosen)
         if trial is not None:

@@ -4,9 +4,8 @@ The importance profile measures each shard raised alone from the base fidelity t
 add up; each fidelity brings the same share of every shard's. Where the profile holds the losses of
 submodels with all shards at one fidelity (its ``levels``), these are reproduced: each fidelity's share is
 measured, a submodel's gains are scaled to what it gains altogether, and it starts from its own loss at the
-base. Without them the loss is taken to fall as the squared error
-of the weights does (its second-order term), and a shard that the submodel leaves out has all of its weights'
-energy as error.
+base. Without them the loss is taken to fall as the squared error of the weights does (its second-order term),
+and a shard that the submodel leaves out has all of its weights' energy as error.
 
 How good this is: docs/planner.md, measured by ``bench/gain_model.py``.
 """
@@ -61,18 +60,19 @@ def measured_shares(importance: ImportanceProfile) -> dict[int, int] | None:
 def whole_losses(importance: ImportanceProfile) -> dict[int, int]:
     """Loss of the whole model by fidelity of all its shards, the base's too."""
     shards = importance.layers * importance.slices
-    return {
+    found: dict[int, int] = {importance.base_fidelity: importance.base.loss_nano}
+    return found | {
         level.fidelity: level.score.loss_nano
         for level in importance.levels
         if level.submodel.shards == shards
-    } | {importance.base_fidelity: importance.base.loss_nano}
+    }
 
 
 @dataclass(frozen=True)
 class GainModel:
     """Units: nano-nats of mean loss. ``full_nano[l·M + s]``: gain of a shard from the base to 32 bits.
 
-    ``shares_ppm``: by fidelity, in ascending order. ``spans``: of measured submodels, (submodel, what it loses
+    ``shares_ppm``: by fidelity, in ascending order. ``spans``: of measured submodels (submodel, what it loses
     at the base beside the whole model there, what it gains from there to 32 bits).
     """
 

@@ -84,9 +84,12 @@ class Relaxation:
     bound: float
     forfeits: F64
 
-    def core(self, forfeit: float) -> frozenset[int]:
-        """Columns outside which every solution's gain is at most ``bound`` less ``forfeit``."""
-        return frozenset(np.flatnonzero(self.forfeits <= forfeit).tolist())
+    def core(self, count: int, among: int) -> tuple[frozenset[int], float]:
+        """About ``count`` of the first ``among`` columns, and the forfeit that all others exceed: no solution
+        with one of them gains more than ``bound`` less that."""
+        forfeits = self.forfeits[:among]
+        most = float(np.partition(forfeits, count)[count]) if count < among else _INFINITY
+        return frozenset(np.flatnonzero(forfeits <= most).tolist()), most
 
 
 def relax(program: Program) -> Relaxation | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -20,6 +19,7 @@ from sti_runtime.model import Submodel, all_submodels
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import shard_costs
 from sti_runtime.planner import check_bundle, check_plan
+from sti_runtime.records import canonical_json
 from tests.unit.planning_data import PAGE, make_importance, make_manifest, make_profile, proportional
 from tests.unit.test_planner import UNBOUNDED, example
 from tests.unit.test_planner_properties import Case, cases
@@ -209,4 +209,32 @@ def test_gain_model() -> None:
     assert (gains.shard_nano(0, 2), gains.shard_nano(0, 32)) == (0, 1_000_000)
     assert gains.absent_nano(Submodel(kept=(0,), width=2)) == 0
     assert gains.absent_nano(Submodel(kept=(0,), width=1)) == gains.shard_nano(1, 0) < 0
-    assert replace(gains, base_fidelity=3).shard_nano(0, 2) < 0
+    higher = make_importance(1, 2, [10**9 - 1_000_000, 10**9]).model_copy(update={"base_fidelity": 3})
+    assert GainModel.of(higher).shard_nano(0, 2) < 0
+
+
+def level(submodel: Submodel, fidelity: int, loss_nano: int) -> dict[str, object]:
+    score = {"loss_nano": loss_nano, "correct": 50}
+    return {"submodel": submodel.model_dump(), "fidelity": fidelity, "score": score}
+
+
+def test_gains_are_fitted_to_measured_levels() -> None:
+    """Each shard raised alone says 3:1; together they gain 8 milli-nats, three quarters of these at 3 bits."""
+    whole, narrow = Submodel(kept=(0,), width=2), Submodel(kept=(0,), width=1)
+    bare = make_importance(1, 2, [10**9 - 3_000_000, 10**9 - 1_000_000])
+    losses = {3: 994_000_000, 4: 994_500_000, 32: 992_000_000}
+    levels = [level(whole, k, loss) for k, loss in losses.items()]
+    levels += [level(narrow, 2, 10**9 - 2_000_000), level(narrow, 32, 10**9 - 1_500_000)]
+    plain = bare.model_dump(mode="json") | {"levels": levels}
+    fitted = type(bare).from_json(canonical_json(plain), source="this test")
+    assert b"levels" not in bare.to_json()
+    assert fitted.digest != bare.digest
+    assert fitted.ranking() == bare.ranking()
+    gains = GainModel.of(fitted)
+    inside = gains.within(whole)
+    together = [inside.choice_nano([0, 1], [k, k]) for k in (2, 3, 4, 32)]
+    assert together == [0, 6_000_000, 6_000_000, 8_000_000]  # fewer bits are never expected to do better
+    assert inside.shard_nano(0, 32) == 3 * inside.shard_nano(1, 32)
+    assert gains.absent_nano(whole) == 0
+    assert gains.absent_nano(narrow) == 2_000_000  # it does better with what is left out, but at 2 bits only
+    assert gains.within(narrow).shard_nano(0, 32) == 1
