@@ -294,7 +294,7 @@ def build_profile(
             f"{len(missing)} of {len(every)} shards have no score yet, the first is {missing[0]}.",
             "Run the importance command again; it scores only what is missing.",
         )
-    return ImportanceProfile(
+    profile = ImportanceProfile(
         format="stifarm-importance",
         version=1,
         model_digest=model_digest,
@@ -308,8 +308,8 @@ def build_profile(
         layers=config.layers,
         slices=config.heads,
         scores=tuple(ShardScore(layer=n, slice=s, score=scores[(n, s)].score) for n, s in every),
-        levels=levels,
     )
+    return profile.model_copy(update={"levels": levels}) if levels else profile
 
 
 def _reliability_ppm(scores: Sequence[SplitScore], base: SplitScore, method: Method) -> int:

@@ -6,9 +6,9 @@ and independent of any device. Integers only, so that the digest is the same in 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sti_runtime.model import Submodel
 from sti_runtime.records import Digest, Integer, NonNegative, Positive, Record, canonical_json
@@ -68,7 +68,7 @@ class ImportanceProfile(Record):
     layers: Positive
     slices: Positive
     scores: tuple[ShardScore, ...]
-    levels: tuple[Level, ...] = ()
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = ()
 
     def to_json(self) -> bytes:
         """Canonical JSON; without ``levels`` where there are none."""

@@ -250,7 +250,7 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
   field_int(&fields, "reliability_ppm", INT64_MIN, INT_MOST);
   field_int(&fields, "rows", 1, INT_MOST);
   const JsonValue *scores = field_array(&fields, "scores", 0, INT32_MAX);
-  const JsonValue *levels = field_is_given(&fields, "levels") ? field_array(&fields, "levels", 0, INT32_MAX) : NULL;
+  const JsonValue *levels = field_is_given(&fields, "levels") ? field_array(&fields, "levels", 1, INT32_MAX) : NULL;
   profile->slices = (int32_t)field_int(&fields, "slices", 1, INT32_MAX);
   field_digest(&fields, "split_digest");
   field_text(&fields, "task", 0, SIZE_MAX);

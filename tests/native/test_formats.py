@@ -373,6 +373,11 @@ def test_importance(ask: Ask) -> None:
         for score in document["scores"]:
             score["score"]["correct"] = rng.choice((5, 6))
     documents += [documents[0] | {"method": method} for method in METHODS[1:]]
+    levels = [
+        {"submodel": {"kept": [0, 2], "width": 3}, "fidelity": k, "score": {"loss_nano": -k, "correct": k}}
+        for k in (2, 32)
+    ]
+    documents += [documents[0] | {"levels": levels}, documents[0] | {"levels": []}]
     taken, refused = agree(ask, "importance", damaged(documents, 2500, seed=7), verdict_of(make))
     assert taken > 200
     assert refused > 500

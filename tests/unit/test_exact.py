@@ -219,7 +219,7 @@ def level(submodel: Submodel, fidelity: int, loss_nano: int) -> dict[str, object
 
 
 def test_gains_are_fitted_to_measured_levels() -> None:
-    """Each shard raised alone says 3:1; together they gain 8 milli-nats, three quarters of these at 3 bits."""
+    """Raised alone the shards say 3:1; together they gain 8 milli-nats, three quarters of these at 3 bits."""
     whole, narrow = Submodel(kept=(0,), width=2), Submodel(kept=(0,), width=1)
     bare = make_importance(1, 2, [10**9 - 3_000_000, 10**9 - 1_000_000])
     losses = {3: 994_000_000, 4: 994_500_000, 32: 992_000_000}
