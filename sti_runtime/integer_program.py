@@ -174,9 +174,8 @@ def _solver(
     if whole:
         kinds = {True: highspy.HighsVarType.kInteger, False: highspy.HighsVarType.kContinuous}
         model.integrality_ = [kinds[each] for each in program.binary]
-    solver = highspy.Highs()
+    solver = _silent(highspy)
     for name, value in {
-        "output_flag": False,
         "threads": 1,
         "time_limit": _LAST_RESORT_S,
         **options,
@@ -184,6 +183,17 @@ def _solver(
         solver.setOptionValue(name, value)
     solver.passModel(model)
     return solver, unit
+
+
+def _silent(highspy: Any) -> Any:
+    """A solver that prints nothing: making one prints a banner unless it is silenced before its callbacks."""
+
+    class Silent(highspy.Highs):  # type: ignore[misc]
+        def enableCallbacks(self) -> None:  # noqa: N802
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()
+
+    return Silent()
 
 
 def _run(solver: Any) -> bool:

@@ -61,8 +61,9 @@ def by_accuracy(farm: Farm, work: Work) -> ImportanceProfile:
 
 
 def agree(one: ImportanceProfile, other: ImportanceProfile) -> None:
-    """Equal but for the rounding of other arithmetic: losses to 10⁻⁵ nats, the rest exactly."""
-    same = {"scores", "base", "reliability_ppm"}
+    """Equal but for the rounding of other arithmetic: losses to 10⁻⁵ nats, the rest exactly. Levels are taken
+    on this host only."""
+    same = {"scores", "base", "reliability_ppm", "levels"}
     assert one.model_dump(exclude=same) == other.model_dump(exclude=same)
     pairs = zip(one.scores, other.scores, strict=True)
     scores = [(one.base, other.base), *((mine.score, theirs.score) for mine, theirs in pairs)]

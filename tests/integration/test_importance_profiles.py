@@ -15,6 +15,7 @@ from orchestrator.farm import Farm
 from orchestrator.measure import Work, importance_of
 from orchestrator.scoring import estimate_importance, score_importance
 from sti_runtime.errors import InputError
+from sti_runtime.importance_levels import wanted_levels
 from sti_runtime.importance_profile import ImportanceProfile, Method
 from tests.farm_world import DESK, NAME, ROWS, InProcess, fill, open_world, write_inventory
 
@@ -67,6 +68,9 @@ def test_scores_of_an_earlier_schema_are_taken_again(farm: Farm) -> None:
     with farm.store.session() as session:
         session.execute(update(table).where(table.layer == 1).values(half_a_correct=None, loss_nano=5))
     assert exhaustive(farm, work) == (profile, 2)
+    assert [(str(level.submodel), level.fidelity) for level in profile.levels] == [
+        (str(submodel), k) for submodel, k in wanted_levels(work.bundle.manifest, profile.base_fidelity)
+    ]
     with farm.store.reader() as session:
         losses = session.scalars(select(table.loss_nano).where(table.layer == 1)).all()
     assert 5 not in losses

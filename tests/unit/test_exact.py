@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -193,6 +194,17 @@ def test_the_solver_finds_an_optimum_says_there_is_none_or_fails() -> None:
     endless.gains[endless.add_amount()] = 1.0
     with pytest.raises(SolverError, match=r"no optimum in 60 s.*Plan with policy sti"):
         solve(endless, gap=0.0, nodes=100)
+
+
+def test_the_solver_prints_nothing() -> None:
+    lines = [
+        "from sti_runtime.integer_program import Program, solve",
+        "program = Program()",
+        "program.add_binary(1.0)",
+        "solve(program, gap=0.0, nodes=1)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, check=True)
+    assert done.stdout == b""
 
 
 def test_without_the_solver_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
