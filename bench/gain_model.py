@@ -1,6 +1,7 @@
 """How well expected gain predicts what plans measure, over random plans of the demo model or a trained one.
 
-    python -m bench.gain_model [--plans 120] [--rows 400] [--seed 0] [--model FOLDER --task sst-2]
+    python -m bench.gain_model [--plans 120] [--rows 400] [--seed 0] [--save FILE]
+                               [--model FOLDER --task sst-2]
 
 Half the plans take the whole model, half a trained submodel. Fidelities are drawn: a budget of bits first,
 then each shard's around it. Predicted from the exhaustive importance profile; measured are loss and
@@ -158,6 +159,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder; without: the demo model")
     parser.add_argument("--task", default="sst-2", choices=sorted(FOLDERS))
     parser.add_argument("--held-out", type=int, default=500, help="rows that training held out of train")
+    parser.add_argument(
+        "--save", type=Path, help="write the importance profile there, for bench.planner_joint"
+    )
     options = parser.parse_args()
     name, model, rows = subject(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,6 +199,8 @@ def main() -> None:
         rows=len(rows.labels),
         levels=as_levels(manifest, base_fidelity, levels),
     )
+    if options.save is not None:
+        options.save.write_bytes(profile.to_json())
     whole = Submodel(kept=tuple(range(config.layers)), width=config.heads)
     full_nano = levels[whole, 32].score.loss_nano
     lowered = [x.score.loss_nano - full_nano for _, x in sorted(score_shards(down, shards, threads=1))]

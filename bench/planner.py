@@ -45,21 +45,23 @@ class Setting:
     profile: DeviceProfile
 
 
-def make_setting(trained: bool) -> Setting:
+def make_setting(
+    trained: bool, *, layers: int = LAYERS, heads: int = HEADS, weights: int = WEIGHTS_PER_SHARD
+) -> Setting:
     """BERT-base: 589,824 weights per shard; layer compute and IO such that IO is the bottleneck."""
 
     def length(layer: int, slice_: int, fidelity: int) -> int:
         outliers = 0 if fidelity == 32 else 200 + (layer * 37 + slice_ * 11) % 900
-        payload = WEIGHTS_PER_SHARD * fidelity // 8 + 8 * outliers + 256
+        payload = weights * fidelity // 8 + 8 * outliers + 256
         return -(-payload // PAGE) * PAGE
 
-    submodels = elastic_submodels(LAYERS, HEADS) if trained else None
-    manifest = make_manifest(LAYERS, HEADS, length, submodels=submodels)
-    losses = list(range(LAYERS * HEADS))
+    submodels = elastic_submodels(layers, heads) if trained else None
+    manifest = make_manifest(layers, heads, length, submodels=submodels)
+    losses = list(range(layers * heads))
     random.Random(0).shuffle(losses)
     profile = make_profile(
         bundle=manifest.digest,
-        layer_ns={m: 500_000 + 300_000 * m for m in range(1, HEADS + 1)},
+        layer_ns={m: 500_000 + 300_000 * m for m in range(1, heads + 1)},
         decompress_ns={2: 30_000, 3: 35_000, 4: 40_000, 5: 45_000, 6: 50_000, 32: 60_000},
         alpha_ns=5_000,
         ps_per_byte=10_000,
@@ -69,7 +71,7 @@ def make_setting(trained: bool) -> Setting:
         head_ns=100_000,
         median_percent=80,
     )
-    return Setting(manifest, make_importance(LAYERS, HEADS, losses), profile)
+    return Setting(manifest, make_importance(layers, heads, losses), profile)
 
 
 def plan(setting: Setting, target_ns: int, preload_bytes: int, working_bytes: int) -> Plan | None:

@@ -69,7 +69,8 @@ def target_of(setting: Setting, share: int) -> int:
     profile, manifest = setting.profile, setting.manifest
     six = next(region for region in manifest.regions if region.fidelity == 6)
     reads_ns = sum(profile.io.budget_ns(version.length) for version in six.versions)
-    return profile.fixed_p95.total_ns + (LAYERS * profile.t_comp_ns(HEADS) + reads_ns) * share // 100
+    layers, heads = manifest.model.layers, manifest.model.heads
+    return profile.fixed_p95.total_ns + (layers * profile.t_comp_ns(heads) + reads_ns) * share // 100
 
 
 def sample(
