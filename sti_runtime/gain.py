@@ -20,8 +20,7 @@ from itertools import accumulate
 from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.model import Submodel
 from sti_runtime.plan import Plan
-
-PPM = 1_000_000
+from sti_runtime.profile import PPM
 
 ERROR_PPM: dict[int, int] = {0: 1_000_000, 2: 128_500, 3: 36_800, 4: 9_730, 5: 2_540, 6: 762, 32: 0}
 """Squared error over energy of Gaussian weights as GOBO stores them at k bits; 0: not there at all."""
