@@ -97,9 +97,10 @@ class GainModel:
         )
 
     def within(self, submodel: Submodel) -> GainModel:
-        """The gains of shards in ``submodel``: fitted to what it gains altogether, if that was measured."""
+        """The gains of shards in ``submodel``, fitted to what it gains altogether if that was measured and is more
+        than nothing; else as they are, so that fidelities still have an order."""
         for known, _, gain in self.spans:
-            if known == submodel:
+            if known == submodel and gain > 0:
                 total = sum(self.full_nano[row] for row in self._held(submodel))
                 return replace(self, full_nano=tuple(max(1, full * gain // total) for full in self.full_nano))
         return self
@@ -136,7 +137,7 @@ class GainModel:
 
 
 def _spans(importance: ImportanceProfile) -> tuple[tuple[Submodel, int, int], ...]:
-    """Of the submodels measured at the base and at 32 bits, if they are better at 32."""
+    """Of the submodels measured at the base and at 32 bits."""
     whole = Submodel(kept=tuple(range(importance.layers)), width=importance.slices)
     losses = {(level.submodel, level.fidelity): level.score.loss_nano for level in importance.levels}
     losses[whole, importance.base_fidelity] = importance.base.loss_nano
@@ -144,5 +145,5 @@ def _spans(importance: ImportanceProfile) -> tuple[tuple[Submodel, int, int], ..
     for submodel in dict.fromkeys(level.submodel for level in importance.levels):
         base, full = losses.get((submodel, importance.base_fidelity)), losses.get((submodel, 32))
         if base is not None and full is not None:
-            found.append((submodel, base - importance.base.loss_nano, max(1, base - full)))
+            found.append((submodel, base - importance.base.loss_nano, base - full))
     return tuple(found)
