@@ -97,8 +97,8 @@ class GainModel:
         )
 
     def within(self, submodel: Submodel) -> GainModel:
-        """The gains of shards in ``submodel``, fitted to what it gains altogether if that was measured and is more
-        than nothing; else as they are, so that fidelities still have an order."""
+        """The gains of shards in ``submodel``, fitted to what it gains altogether if that was measured and is
+        above 0; else as they are, so that fidelities still have an order."""
         for known, _, gain in self.spans:
             if known == submodel and gain > 0:
                 total = sum(self.full_nano[row] for row in self._held(submodel))
