@@ -140,6 +140,9 @@ def _under_faults(made: Fleet, campaigns: Sequence[str], planned: list[Fault], c
             struck: list[Future[None]] = []
             for fault in planned:
                 assert not person.done(), f"nobody asks for campaigns any more: {person.exception()}"
+                for each in struck:
+                    if each.done():
+                        each.result()
                 time.sleep(max(0.0, fault.at_s - clock.now()))
                 clock(str(fault))
                 struck.append(pool.submit(made.strike, fault))

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -62,6 +64,8 @@ class Fleet:
     address: str = "127.0.0.1:0"
     refused: list[str] = field(default_factory=list)
     """Faults that could not be had, and why."""
+    turns: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    """One fault of a target at a time, also where a busy machine is late with the one before."""
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -140,7 +144,8 @@ class Fleet:
     def strike(self, fault: Fault) -> None:
         """One fault, from its beginning to its end; one that cannot be had now is noted."""
         try:
-            self._strike(fault)
+            with self.turns[fault.target]:
+                self._strike(fault)
         except (LabError, psutil.NoSuchProcess) as error:
             self.refused.append(f"{fault.number}: {error}")
 
