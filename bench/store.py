@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -178,6 +179,7 @@ def main() -> None:
             samples = fill(store, filled[kind], asked.samples)
             took_s = time.perf_counter() - began
             print(f"{kind}: {samples} samples in the store, filled in {took_s:.0f} s", flush=True)
+        os.sync()  # else what was filled is still being written beside the queries
         measure_queries(stores, filled, asked.queries, asked.seed)
 
 
