@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns, parse
@@ -222,7 +222,25 @@ def newest_task_data(session: Session, task: str, bundle_digest: str) -> dict[st
     return newest_of_splits(task_data(session, task), tokenizer_named(info))
 
 
-def newest_of_splits(newest_first: Iterable[TaskDataRow | Row[Any]], tokenizer: str | None) -> dict[str, str]:
+class DataOfSplit(Protocol):
+    """Task data as ``newest_of_splits`` takes them."""
+
+    @property
+    def split(self) -> str:
+        """Split."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the file."""
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """Of the tokenizer that made them; None: not known."""
+
+
+def newest_of_splits(
+    newest_first: Iterable[TaskDataRow | DataOfSplit], tokenizer: str | None
+) -> dict[str, str]:
     """Digest of the newest data of each split, by split; those of another tokenizer are passed over."""
     newest: dict[str, str] = {}
     for row in newest_first:

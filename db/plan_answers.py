@@ -1,4 +1,4 @@
-"""What is known of plans on their devices (``latest_plans``): three statements, however many plans they are.
+"""What is known of plans on their devices (``latest_plans``): two statements for as many as 500 plans.
 
 Statements are made once, and of tables, not of their classes: who asks waits for what the ORM does.
 """
@@ -18,7 +18,7 @@ from db.grounds import ImportanceFacts, ProfileRef, parsed_profile, predicted_in
 from db.measured import Measured, measured_of
 from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, ModelRow, PlanRow
 from db.plans import parsed_plan
-from db.runs import Accuracy, Content, accuracies_of
+from db.runs import Accuracy, accuracy_listed, evaluations_listed
 from db.staleness import stale_reasons, with_state
 from db.statistics import Interval
 from sti_runtime.plan import Plan
@@ -92,21 +92,15 @@ def latest_plans(
         for row in session.execute(query, given).all()
         if label is None or labels_of(row.device_labels_json).get(label[0]) == label[1]
     ]
-    answers = []
+    emulated = {row.id: row.emulated or row.device_emulated for row in found}
+    measured: dict[int, Measured] = {}
     for first in range(0, len(found), _AT_ONCE):
-        some = found[first : first + _AT_ONCE]
-        emulated = {row.id: row.emulated or row.device_emulated for row in some}
-        measured = measured_of(session, emulated, request_kind=request_kind)
-        contents = [_content(row) for row in some]
-        reached = accuracies_of(session, set(contents), split=split)
-        answers += [
-            _answer(row, measured.get(row.id), reached.get(content))
-            for row, content in zip(some, contents, strict=True)
-        ]
-    return answers
+        asked = {row.id: emulated[row.id] for row in found[first : first + _AT_ONCE]}
+        measured |= measured_of(session, asked, request_kind=request_kind)
+    return [_answer(row, measured.get(row.id), split) for row in found]
 
 
-_AT_ONCE = 500  # plans that statements name
+_AT_ONCE = 500  # plans that a statement names
 
 
 _OF_PLAN = (
@@ -156,6 +150,7 @@ def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
             scored.created_wall_ns.label("importance_wall_ns"),
             scored.rows.label("importance_rows"),
             model.info_json.label("model_info"),
+            evaluations_listed(plan.content_digest, plan.task).label("evaluations"),
         )
         .join_from(PlanRow.__table__, newest, newest.c.id == plan.id)
         .join(DeviceRow.__table__, device.id == plan.device_id)
@@ -203,12 +198,7 @@ def _newest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
     return query
 
 
-def _content(row: Row[Any]) -> Content:
-    engine = row.device_engine if row.profile_id is None else row.profile_engine
-    return Content(row.content_digest, row.task, tokenizer_named(row.model_info), engine)
-
-
-def _answer(row: Row[Any], measured: Measured | None, accuracy: Accuracy | None) -> PlanAnswer:
+def _answer(row: Row[Any], measured: Measured | None, split: str | None) -> PlanAnswer:
     profile = None if row.profile_id is None else parsed_profile(row.profile_json, row.profile_digest)
     importance = None
     if row.importance_wall_ns is not None:
@@ -224,7 +214,12 @@ def _answer(row: Row[Any], measured: Measured | None, accuracy: Accuracy | None)
         predicted_median_latency_ns=row.predicted_median_latency_ns,
         predicted_interval=predicted_interval(row, profile),
         measured=measured,
-        accuracy=accuracy,
+        accuracy=accuracy_listed(
+            row.evaluations,
+            tokenizer=tokenizer_named(row.model_info),
+            engine=row.device_engine if row.profile_id is None else row.profile_engine,
+            split=split,
+        ),
         profiles=references(row, profile, importance),
         stale=stale_reasons(row),
         borrowed=row.borrowed,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.artifacts import newest_of_splits
 from db.documents import parse
+from db.json_rows import json_rows
 from db.models import DeviceRow, EvaluationRow, RunRow, TaskDataRow
 from db.statistics import Proportion, wilson
 from sti_runtime.messages import computes_alike
@@ -94,45 +95,57 @@ def accuracy_of(
     return _newest_accuracy(found.all(), engine)
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What an accuracy is asked of: a content with the task it is for, the tokenizer of its model (None: not
-    known) and the engine that computes it."""
+class _Evaluation(NamedTuple):
+    """Task data, with one evaluation of a content on them: all of it None where there is none."""
 
-    digest: str
-    task: str
-    tokenizer: str | None
+    split: str
+    task_data_digest: str
+    tokenizer_digest: str | None
+    created_wall_ns: int
+    id: int | None
     engine: str
+    correct: int
+    rows: int
+    loss_nano: int
+    wall_ns: int
+
+    @property
+    def digest(self) -> str:
+        """Of the task data."""
+        return self.task_data_digest
 
 
-def accuracies_of(
-    session: Session, contents: Collection[Content], *, split: str | None = None
-) -> dict[Content, Accuracy]:
-    """As ``accuracy_of``, of many contents, each on its task's newest data that its model can read."""
-    data: dict[str, dict[str, Row[Any]]] = {}
-    evaluated: dict[str, list[Row[Any]]] = {}
-    asked = {
-        "tasks": sorted({content.task for content in contents}),
-        "contents": sorted({content.digest for content in contents}),
+def evaluations_listed(content_digest: ColumnElement[str], task: ColumnElement[str]) -> ScalarSelect[str]:
+    """Of an enclosing query's columns: a content's evaluations on each data of its task, for
+    ``accuracy_listed``."""
+    # Of tables and not of their classes: plan queries wait for it.
+    evaluations, of_task = EvaluationRow.__table__.alias(), TaskDataRow.__table__.alias()
+    row, data = evaluations.c, of_task.c
+    evaluated = (row.task_data_digest == data.digest) & (row.content_digest == content_digest)
+    of_data = (data.split, data.digest, data.tokenizer_digest, data.created_wall_ns)
+    of_row = (row.id, row.engine, row.correct, row.rows, row.loss_nano, row.wall_ns)
+    return (
+        select(json_rows(*of_data, *of_row))
+        .select_from(of_task.outerjoin(evaluations, evaluated))
+        .where(data.task == task)
+        .scalar_subquery()
+    )
+
+
+def accuracy_listed(
+    listed: str | None, *, tokenizer: str | None, engine: str, split: str | None = None
+) -> Accuracy | None:
+    """As ``accuracy_of``, on the newest data that a model of ``tokenizer`` (None: not known) can read."""
+    found = [_Evaluation(*each) for each in parse(listed or "[]")]
+    newest_first = sorted(found, key=lambda each: -each.created_wall_ns)
+    newest = newest_of_splits(newest_first, tokenizer)
+    chosen = {
+        digest
+        for name, digest in newest.items()
+        if (name not in SEEN_SPLITS if split is None else name == split)
     }
-    for row in session.execute(_data_evaluated(), asked).all():
-        data.setdefault(row.task, {})[row.task_data_digest] = row
-        if row.content_digest is not None:
-            evaluated.setdefault(row.content_digest, []).append(row)
-    found: dict[Content, Accuracy] = {}
-    for content in contents:
-        newest = newest_of_splits(data.get(content.task, {}).values(), content.tokenizer)
-        chosen = {
-            digest
-            for name, digest in newest.items()
-            if (name not in SEEN_SPLITS if split is None else name == split)
-        }
-        of_content = [e for e in evaluated.get(content.digest, ()) if e.task_data_digest in chosen]
-        of_content.sort(key=lambda each: -each.id)
-        accuracy = _newest_accuracy(of_content, content.engine)
-        if accuracy is not None:
-            found[content] = accuracy
-    return found
+    evaluated = [each for each in found if each.id is not None and each.task_data_digest in chosen]
+    return _newest_accuracy(sorted(evaluated, key=lambda each: -(each.id or 0)), engine)
 
 
 def predictions_of(
@@ -175,33 +188,6 @@ def _evaluations() -> Select[*tuple[Any, ...]]:
         .join(TaskDataRow, TaskDataRow.digest == row.task_data_digest)
         .where(row.content_digest == bindparam("content"))
         .order_by(row.id.desc())
-    )
-
-
-@cache
-def _data_evaluated() -> Select[*tuple[Any, ...]]:
-    """Data of tasks, the newest first, each with what contents reached on them."""
-    # Of tables and not of their classes: plan queries wait for it.
-    row, data = EvaluationRow.__table__.c, TaskDataRow.__table__.c
-    of_content = row.content_digest.in_(bindparam("contents", expanding=True))
-    figures = ("id", "content_digest", "engine", "correct", "rows", "loss_nano", "wall_ns")
-    return (
-        select(
-            data.task,
-            data.split,
-            data.digest,
-            data.tokenizer_digest,
-            data.digest.label("task_data_digest"),
-            *(row[name] for name in figures),
-        )
-        .join_from(
-            TaskDataRow.__table__,
-            EvaluationRow.__table__,
-            (row.task_data_digest == data.digest) & of_content,
-            isouter=True,
-        )
-        .where(data.task.in_(bindparam("tasks", expanding=True)))
-        .order_by(data.created_wall_ns.desc())
     )
 
 
