@@ -203,6 +203,19 @@ def list_tasks(session: Session) -> Sequence[TaskRow]:
     return session.scalars(select(TaskRow).order_by(TaskRow.name)).all()
 
 
+_DRAWN = "-seed-"
+
+
+def drawn_split(split: str, rows: int, seed: int) -> str:
+    """What a split is called of which only so many rows are kept, drawn by a seed."""
+    return f"{split}-{rows}{_DRAWN}{seed}"
+
+
+def is_drawn(split: str) -> bool:
+    """Whether a split is a draw of another one's rows: it answers only who asks for it."""
+    return _DRAWN in split
+
+
 def task_data(session: Session, task: str, split: str | None = None) -> Sequence[TaskDataRow]:
     """A task's data of one split or of all, newest first."""
     query = select(TaskDataRow).where(TaskDataRow.task == task)

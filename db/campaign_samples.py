@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
+from db.jobs import task_data_asked
 from db.models import (
     CampaignBatchRow,
     CampaignCellRow,
@@ -149,18 +150,16 @@ def content_in(session: Session, found: Found) -> str | None:
 
 
 def accuracy_in(session: Session, found: Found) -> Accuracy | None:
-    """The accuracy of what ran, of its newest plan; on the rows that it ran on, where it was timed."""
+    """The accuracy of what ran, of its newest plan, on the rows that its newest job asked for."""
     content = content_in(session, found)
     if content is None:
         return None
-    jobs = {job for job, _ in found.jobs}
-    query = select(RunRow.task_data_digest).where(RunRow.job_id.in_(jobs)).order_by(RunRow.id.desc()).limit(1)
     return accuracy_of(
         session,
         content,
         found.question.task,
         engine=found.question.engine,
-        task_data_digest=session.scalars(query).first(),
+        task_data_digest=task_data_asked(session, {job for job, _ in found.jobs}),
     )
 
 

@@ -28,7 +28,7 @@ _NUMBERS = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fal
 
 
 def numbers(value: Sequence[Any] | Mapping[str, Any]) -> str:
-    """``document`` of plain data in which no text is: nothing has to be replaced."""
+    """``document`` of plain data whose texts are the store's own words: nothing has to be replaced."""
     return _NUMBERS.encode(value)
 
 

@@ -98,6 +98,12 @@ def _job(text: str, job_id: str) -> Job:
     return Job.from_json(text.encode(), source=f"job {job_id}")
 
 
+def task_data_asked(session: Session, job_ids: Collection[str]) -> str | None:
+    """The task data that the newest of the jobs asks for; None when none of them does."""
+    query = select(JobRow).where(JobRow.id.in_(job_ids)).order_by(JobRow.created_wall_ns.desc())
+    return next((job.task_data for job in map(job_record, session.scalars(query)) if job.task_data), None)
+
+
 def open_jobs(session: Session, *, device_id: int | None = None) -> Sequence[JobRow]:
     """Queued and running jobs, oldest first."""
     query = select(JobRow).where(JobRow.state.in_(("queued", "running")))
@@ -168,6 +174,13 @@ def unheard_attempts(session: Session, job_id: str, *, before: int) -> Sequence[
     left = and_(table.job_id != job_id, table.state == "running", table.device_id == device)
     query = select(table.job_id, table.number).where(or_(given_up, left)).order_by(table.id)
     return [(job, number) for job, number in session.execute(query)]
+
+
+def was_done_before(session: Session, job_id: str, number: int) -> bool:
+    """Whether an attempt before ``number`` has done the job."""
+    table = AttemptRow
+    done = select(table.id).where(table.job_id == job_id, table.number < number, table.state == "done")
+    return session.execute(done.limit(1)).first() is not None
 
 
 def open_attempt(session: Session, device_id: int) -> AttemptRow | None:

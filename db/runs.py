@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, select
 from sqlalchemy.orm import Session
 
-from db.artifacts import newest_of_splits
+from db.artifacts import is_drawn, newest_of_splits
 from db.documents import parse
 from db.json_rows import json_rows
 from db.models import DeviceRow, EvaluationRow, RunRow, TaskDataRow
@@ -81,8 +81,8 @@ def accuracy_of(
 
     ``engine``: that engine's evaluation if there is one, else that of one that computes alike (another
     arithmetic has another accuracy); None: any engine's. ``split``: by default any that
-    was neither trained nor planned on. ``task_data_digest``: on exactly these data, of whatever split;
-    without it, data that were replaced since may answer.
+    was neither trained nor planned on, nor is a draw. ``task_data_digest``: on exactly these data, of
+    whatever split; without it, data that were replaced since may answer.
     """
     conditions = [TaskDataRow.task == task]
     if task_data_digest is not None:
@@ -91,8 +91,10 @@ def accuracy_of(
         conditions.append(TaskDataRow.split == split)
     elif task_data_digest is None:
         conditions.append(TaskDataRow.split.not_in(SEEN_SPLITS))
-    found = session.execute(_evaluations().where(*conditions), {"content": content_digest})
-    return _newest_accuracy(found.all(), engine)
+    found = session.execute(_evaluations().where(*conditions), {"content": content_digest}).all()
+    if split is None and task_data_digest is None:
+        found = [each for each in found if not is_drawn(each.split)]
+    return _newest_accuracy(found, engine)
 
 
 class _Evaluation(NamedTuple):
@@ -142,7 +144,7 @@ def accuracy_listed(
     chosen = {
         digest
         for name, digest in newest.items()
-        if (name not in SEEN_SPLITS if split is None else name == split)
+        if (name not in SEEN_SPLITS and not is_drawn(name) if split is None else name == split)
     }
     evaluated = [each for each in found if each.id is not None and each.task_data_digest in chosen]
     return _newest_accuracy(sorted(evaluated, key=lambda each: -(each.id or 0)), engine)

@@ -191,6 +191,8 @@ def run_job(
     job, grant = begun
     try:
         drain_unheard(store, worker, request, job, grant, stop)
+        if was_done(store, job, stop):
+            return patiently(lambda: _outcome(store, request, job.id, ran=False), stop=stop)
         _drive(store, worker, request, job, grant, advance, stop)
     except BaseException as error:
         note_end(store, worker, request, job, error)
@@ -384,6 +386,20 @@ def drain_unheard(
             take = partial(_take_in, store, request, job_id, number, polled.records, grant)
             patiently(take, stop=stop)
             drive = Drive(request.device, job_id, offset=polled.next_offset)
+
+
+def was_done(store: Store, job: Job, stop: Stop | None) -> bool:
+    """Whether an attempt that was given up turned out, by its late journal, to have done the job; the one
+    that was to repeat it is then given up in its stead, before it began."""
+
+    def look() -> bool:
+        with store.session() as session:
+            done = job_queries.was_done_before(session, job.id, job.attempt)
+            if done:
+                job_queries.end_attempt(session, job.id, job.attempt, "lost", job_state="done")
+            return done
+
+    return patiently(look, stop=stop)
 
 
 def _pause(duration_s: float, stop: Stop | None) -> None:

@@ -28,7 +28,7 @@ class Draw:
     @property
     def split(self) -> str:
         """What the split of the drawn rows is called."""
-        return f"{DEV_SPLIT}-{self.rows}-seed-{self.seed}"
+        return artifacts.drawn_split(DEV_SPLIT, self.rows, self.seed)
 
     def of(self, data: TaskData) -> TaskData:
         """The drawn rows, in their order; ``data`` itself when it has no more."""
@@ -55,6 +55,10 @@ def dev_rows(farm: Farm, task: str, model: Model, draw: Draw | None) -> tuple[st
     if drawn is data:
         return digest, data
     path = store_task_data(drawn, farm.settings.tasks)
+    with farm.store.reader() as session:
+        known = artifacts.task_data(session, task, drawn.info.split)
+        if any(row.digest == path.stem for row in known):
+            return path.stem, drawn
     with farm.store.session() as session:
         artifacts.save_task_data(
             session,

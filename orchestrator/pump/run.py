@@ -20,6 +20,7 @@ from orchestrator.dispatch import (
     give_back_lease,
     lose,
     note_end,
+    was_done,
 )
 from orchestrator.following import Shown
 from orchestrator.patience import patiently
@@ -95,6 +96,10 @@ def begin_alone(
         if not isinstance(begun, Outcome):
             run.job, run.grant = begun
             drain_unheard(store, worker, run.request, run.job, run.grant, run)
+            if was_done(store, run.job, run):
+                give_back_lease(store, run.grant)
+                run.job = run.grant = None
+                return begin_job(store, owner, run.request, run)
         return begun
     except BaseException as error:  # noqa: BLE001 - handed to the caller of the job
         return error

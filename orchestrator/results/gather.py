@@ -17,6 +17,7 @@ from db.campaign_samples import Found, Question, found_in
 from db.documents import parse
 from db.grounds import profile_record
 from db.importance import latest_importance
+from db.jobs import task_data_asked
 from db.models import CampaignRow, CampaignRunRow, DeviceProfileRow, DeviceRow, EvaluationRow, PlanRow, RunRow
 from db.runs import Accuracy, accuracy_of
 from orchestrator.campaigns.spec import CampaignSpec
@@ -192,9 +193,9 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
     manifests = {digest: bundle_manifest(row) for digest, row in bundles.items()}
     measured = queries.samples_of(session, found)
     runs = queries.runs_by_id(session, {n for samples in measured if samples for n in samples.runs})
-    data = _task_data(found, measured, runs)
+    data = _task_data(session, found, measured, runs)
     profiles = _ranked(session, plans.values())
-    gains = expected_gains(session, plans.values(), profiles)
+    gains = expected_gains(plans.values(), profiles)
     cells = []
     for one, samples in zip(found, measured, strict=True):
         plan = plans.get(one.plans[-1]) if one.plans else None
@@ -323,15 +324,21 @@ def _speeds(session: Session, cells: Sequence[Cell], manifests: Mapping[str, Man
 
 
 def _task_data(
-    found: Sequence[Found], measured: Sequence[Samples | None], runs: Sequence[RunRow]
+    session: Session, found: Sequence[Found], measured: Sequence[Samples | None], runs: Sequence[RunRow]
 ) -> dict[tuple[str, str], str]:
-    """By bundle and task: the rows that the campaign's newest run of it was timed on."""
+    """By bundle and task: the rows that the campaign's newest run of it was timed on; where nothing was
+    timed, that its newest job asked for."""
     used = {run.id: run.task_data_digest for run in runs}
     newest: dict[tuple[str, str], int] = {}
     for one, samples in zip(found, measured, strict=True):
         key = (one.question.bundle, one.question.task)
         newest[key] = max((newest.get(key, 0), *(samples.runs if samples else ())))
-    return {key: used[run] for key, run in newest.items() if run in used}
+    jobs: dict[tuple[str, str], set[str]] = {}
+    for one in found:
+        jobs.setdefault((one.question.bundle, one.question.task), set()).update(job for job, _ in one.jobs)
+    asked = {key: task_data_asked(session, ids) for key, ids in jobs.items() if newest[key] not in used}
+    timed = {key: used[run] for key, run in newest.items() if run in used}
+    return timed | {key: digest for key, digest in asked.items() if digest is not None}
 
 
 def _dev_rows(session: Session, tasks: Iterable[str], used: Collection[str]) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import leases
-from db.artifacts import find_bundle, find_model, save_bundle, save_task_data
+from db.artifacts import drawn_split, find_bundle, find_model, save_bundle, save_task_data
 from db.audit import Audit, audit_attempt
 from db.devices import (
     device_by_name,
@@ -978,6 +978,19 @@ def test_accuracy_on_data_that_were_replaced_does_not_answer(store: Store) -> No
         }
         assert [None if a is None else a.correct.count for a in by_data.values()] == [30, 11, None]
         assert predictions_of(session, content, newer) == (1,) * 20
+
+
+def test_accuracy_on_a_draw_of_rows_answers_only_who_asks_for_it(store: Store) -> None:
+    made = make(store)
+    put(store, made, world.journal(made.job, made.plan))
+    draw = drawn_split("dev", 20, 1)
+    _register(store, "1" * 64, draw)
+    _evaluate(store, made, data="1" * 64, rows=20, correct=11)
+    assert [_correct(store), _correct(store, split="dev"), _correct(store, split=draw)] == [30, 30, 11]
+    with store.reader() as session:
+        found = accuracy_of(session, made.plan.content_digest, world.TASK)
+    assert found is not None
+    assert found.split == "dev"
 
 
 def test_accuracy_answers_for_engines_that_compute_alike(store: Store) -> None:

@@ -25,7 +25,7 @@ from orchestrator.pump.loop import Pump
 from orchestrator.pump.watch import Drained, Order
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import ProbeUnit
-from tests.farm_world import open_world, stored_records, wait_for, write_inventory
+from tests.farm_world import attempts_of, open_world, stored_records, wait_for, write_inventory
 
 COUNT, UNITS = 6, 3
 QUICK = "job: 300ms, seed: 2"
@@ -241,4 +241,11 @@ def test_a_controller_that_lost_a_lease_writes_nothing_of_that_device(tmp_path: 
                 running[0].result()
             assert all(each.result().complete for each in running[1:])
         assert stored_records(farm, requests[0].job_id, 1) == []
+        # When the other controller is done, what the device had measured comes in, and is not measured again.
+        with farm.store.session() as session:
+            session.execute(update(LeaseRow).values(expires_wall_ns=0))
+        with Pump(farm.store, worker, farm.owner) as pump:
+            outcome = pump.run_job(requests[0])
+        assert (outcome.complete, outcome.ran) == (True, False)
+        assert attempts_of(farm, requests[0].job_id) == [(1, "done"), (2, "lost")]
         worker.close()

@@ -271,11 +271,13 @@ def test_a_controller_that_lost_its_lease_writes_nothing(farm: Farm, tmp_path: P
     assert stored_records(farm, request.job_id, 1) == []
     written = only_folder(tmp_path) / "journal.log"
     wait_for(lambda: b'"type":"end"' in written.read_bytes(), "the end of the first attempt")
-    # Under a lease of its own it goes on, and has what was measured before.
+    # Under a lease of its own it has what was measured before, which is not measured again.
     outcome = run(farm, worker, request)
-    assert outcome.complete
-    for folder in job_folders(tmp_path, "desk", "probe"):
-        assert stored_records(farm, request.job_id, int(folder.name)) == journal(folder)
+    assert (outcome.complete, outcome.ran) == (True, False)
+    assert stored_records(farm, request.job_id, 1) == journal(only_folder(tmp_path))
+    assert attempts_of(farm, request.job_id) == [(1, "done"), (2, "lost")]
+    assert job_states(farm)[request.job_id] == "done"
+    assert not run(farm, worker, request).ran
     worker.close()
 
 
