@@ -1,7 +1,8 @@
-"""What can be known of devices while another command drives them: nothing there or in the store is changed.
+"""What can be known of devices while another command drives them; the store is not changed.
 
 A device that is in use, or shares its machine with one that is, is not touched, for something may be timed
-there; of it the store tells what was last seen. The others are looked at without their agent.
+there; of it the store tells what was last seen. The others are looked at without their agent (the work folder
+is made where it is missing). Leases are read once: a job that begins meanwhile has a look beside it.
 """
 
 from __future__ import annotations

@@ -186,15 +186,23 @@ def _exact(results: Results) -> Iterator[Claim]:
     )
 
 
+def _grounds(cell: Cell) -> tuple[str | None, str] | None:
+    """The profiles that a cell's plan rests on."""
+    return None if cell.plan is None else (cell.plan.importance_digest, cell.plan.device_profile_digest)
+
+
 def _expected(results: Results, *, missing: bool) -> Claim:
     """The gain that its own model expects; a place where only the other has a plan counts as below."""
-    below = places = 0
+    below = places = apart = 0
     details: list[str] = []
     ahead: list[float] = []
     for task in results.tasks:
         of_task: list[float] = []
         for mine, exact in same_places(results, task, "exact"):
             if mine.gain_nano is None or (exact.gain_nano is None and not exact.infeasible):
+                continue
+            if exact.plan is not None and _grounds(mine) != _grounds(exact):
+                apart += 1
                 continue
             places += 1
             if exact.gain_nano is None or exact.gain_nano < mine.gain_nano:
@@ -204,6 +212,8 @@ def _expected(results: Results, *, missing: bool) -> Claim:
         ahead += of_task
         if of_task:
             details.append(f"{task}: {_gains(of_task)} in {len(of_task)} places")
+    if apart:
+        details.append(f"left out: {apart} places whose plans rest on other profiles")
     return Claim(
         "`exact` against `sti` in the same places: expected gain (the loss that the additive model expects to"
         " save)",

@@ -83,10 +83,13 @@ def _provenance(results: Results) -> Iterator[str]:
         f" slack {'used' if spec.slack else 'not used'}, importance from up to {spec.importance_rows} rows,"
         f" seed {spec.seed}"
     )
-    if spec.draw is not None:
+    drawn = [
+        f"{task} {rows:,} of {whole:,}" for task, (rows, whole) in results.dev_rows.items() if rows < whole
+    ]
+    if drawn:
         yield (
-            f"- accuracy and requests are of at most {spec.draw.rows:,} dev rows of each task, drawn by seed"
-            f" {spec.draw.seed}; where a task has more, intervals are wider than all rows would give"
+            f"- accuracy and requests are of a draw of the dev rows, {', '.join(drawn)}: intervals are wider"
+            " than all rows would give"
         )
     yield f"- T: {', '.join(results.targets)}; |S|: {', '.join(size.text for size in spec.preload_sizes)}"
     yield f"- stifarm {version('stifarm')}; agents: {listed(a for d in results.devices for a in d.agents)}"
