@@ -125,7 +125,7 @@ def controllers(
             "Controllers",
             columns,
             [
-                (one["name"], one["stifarm"], one["pid"], utc_text(one["started_wall_ns"]),
+                (one["name"], one["stifarm"], str(one["pid"]), utc_text(one["started_wall_ns"]),
                  f"{one['silent_s']} s ago", one["state"])
                 for one in rows
             ],

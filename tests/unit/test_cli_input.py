@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from tests.checkpoints import random_model, write_checkpoint
 from tests.farm_world import (
     BOARD,
     DESK,
+    as_controller,
     fill,
     make_ready,
     open_world,
@@ -576,6 +578,13 @@ def test_a_device_of_the_same_chip_borrows_a_profile_to_plan_from(world: Path) -
     assert narrow is not None
     assert wide is not None
     assert (wide.low, wide.high) == (narrow.low // 2, 2 * narrow.high)
+
+
+def test_controllers_are_listed(world: Path, run: Run) -> None:
+    with open_world(world) as farm, as_controller(farm):
+        answer = run(world, "host", "controllers")
+    assert (answer.code, str(os.getpid()) in answer.out) == (0, True), answer
+    assert "alive" in answer.out
 
 
 def test_a_working_buffer_too_small_for_any_shard_is_named(world: Path, run: Run) -> None:
