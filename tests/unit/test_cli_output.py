@@ -291,12 +291,12 @@ def test_a_hint_names_the_farm_that_was_asked() -> None:
 REMEDY = (
     "See their health: stifarm devices check; or end it when no program uses it any more: "
     "/a/very/long/folder/.venv/bin/adb -P 6000 kill-server. Else copy it: mkdir -p .stifarm && scp "
-    "bench:/farm/.stifarm/ray_token .stifarm/ray_token"
+    "bench:lab/.stifarm/ray_token .stifarm/ray_token"
 )
 COMMANDS = (
     "stifarm devices check;",
     "/a/very/long/folder/.venv/bin/adb -P 6000 kill-server.",
-    "mkdir -p .stifarm && scp bench:/farm/.stifarm/ray_token .stifarm/ray_token",
+    "mkdir -p .stifarm && scp bench:lab/.stifarm/ray_token .stifarm/ray_token",
 )
 
 
