@@ -392,6 +392,9 @@ def was_done(store: Store, job: Job, stop: Stop | None) -> bool:
     """Whether an attempt that was given up turned out, by its late journal, to have done the job; the one
     that was to repeat it is then given up in its stead, before it began."""
 
+    if job.attempt == 1:
+        return False
+
     def look() -> bool:
         with store.session() as session:
             done = job_queries.was_done_before(session, job.id, job.attempt)
