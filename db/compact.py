@@ -28,6 +28,7 @@ from db.models import (
     RunRow,
     SampleSummaryRow,
 )
+from db.plans import place_among_answers
 from db.session import Store
 from db.statistics import median, median_interval, p95
 from sti_runtime.errors import InputError
@@ -147,19 +148,7 @@ def _candidates(session: Session, retention: Retention, before_ns: int, after: i
 
 def _latest_plans() -> Subquery:
     """The newest plan of every question: id and profile."""
-    plan = PlanRow
-    question = (
-        plan.device_id,
-        plan.task,
-        plan.policy,
-        plan.target_ns,
-        plan.preload_bytes,
-        plan.working_bytes,
-    )
-    place = func.row_number().over(
-        partition_by=question, order_by=(plan.planned_wall_ns.desc(), plan.id.desc())
-    )
-    placed = select(plan.id, plan.device_profile_id, place.label("place")).subquery()
+    placed = select(PlanRow.id, PlanRow.device_profile_id, place_among_answers()).subquery()
     return select(placed.c.id, placed.c.device_profile_id).where(placed.c.place == 1).subquery()
 
 

@@ -127,7 +127,7 @@ def write_run(
     figures = request_figures(result)
     run["measured_json"] = in_brief(figures)
     requests = zip(result.requests, figures, strict=True)
-    pending.add_run(run, [_request_row(source, result, i, *each) for i, each in enumerate(requests)])
+    pending.add_run(run, [_request_row(source, i, *each) for i, each in enumerate(requests)])
     return None
 
 
@@ -136,15 +136,17 @@ def request_figures(result: ExecuteResult) -> list[RequestFigures]:
     return [
         RequestFigures(
             warmup=each.warmup,
-            valid=request_verdict(result, each).valid,
+            valid=verdict.valid,
             latency_ns=each.latency_ns,
             stall_ns=each.stall_ns,
             storage_bytes=each.storage_bytes,
             planned_bytes=each.planned_bytes,
             mode_asked=each.mode_asked,
             mode_proven=mode_proven(each.mode_proven, each.planned_bytes, each.storage_bytes),
+            reasons=verdict.reasons,
         )
         for each in result.requests
+        for verdict in [request_verdict(result, each)]
     ]
 
 
@@ -153,16 +155,14 @@ def _reasons(*reasons: str) -> str:
     return document(list(reasons))
 
 
-def _request_row(
-    source: Source, result: ExecuteResult, ordinal: int, request: RequestSample, figures: RequestFigures
-) -> Values:
+def _request_row(source: Source, ordinal: int, request: RequestSample, figures: RequestFigures) -> Values:
     """A request as ``db.source.REQUESTS`` has it but for the run's id."""
     return (
         ordinal,
         request.row,
         figures.warmup,
         figures.valid,
-        _reasons(*request_verdict(result, request).reasons),
+        _reasons(*figures.reasons),
         source.emulated,
         figures.latency_ns,
         figures.stall_ns,

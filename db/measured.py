@@ -73,7 +73,7 @@ NOT_KEPT = "{}"
 
 @dataclass(frozen=True, slots=True)
 class RequestFigures:
-    """Of one request what answers are made of: its row's columns of these names."""
+    """Of one request what answers are made of, and ``reasons`` for which it is not valid."""
 
     warmup: bool
     valid: bool
@@ -83,6 +83,7 @@ class RequestFigures:
     planned_bytes: int
     mode_asked: str
     mode_proven: str
+    reasons: tuple[str, ...]
 
 
 def in_brief(requests: Iterable[RequestFigures]) -> str:
@@ -168,12 +169,7 @@ def _measured(runs: Sequence[Any], request_kind: str) -> Measured | None:
     )
 
 
-_RUN_COLUMNS = (
-    "plan_id",
-    "job_id",
-    "unit",
-    "attempt",
-    "emulated",
+_PROVENANCE = (
     "agent_digest",
     "engine",
     "threads",
@@ -182,6 +178,18 @@ _RUN_COLUMNS = (
     "io_mechanism",
     "cpu_mechanism",
     "emulation_json",
+)
+"""What the runs that are summed up have in common."""
+
+_provenance = attrgetter(*_PROVENANCE)
+
+_RUN_COLUMNS = (
+    "plan_id",
+    "job_id",
+    "unit",
+    "attempt",
+    "emulated",
+    *_PROVENANCE,
     "io_mode_proven",
     "gate_verdict",
     "resident_bytes",
@@ -217,18 +225,6 @@ def _median_counted(briefs: Sequence[Mapping[str, Any]], name: str) -> int:
         for place in ((ends[-1] - 1) // 2, ends[-1] // 2)
     )
     return (low + high) // 2
-
-
-_provenance = attrgetter(
-    "agent_digest",
-    "engine",
-    "threads",
-    "os_build",
-    "kernel",
-    "io_mechanism",
-    "cpu_mechanism",
-    "emulation_json",
-)
 
 
 def _newest_attempts(runs: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select
+from sqlalchemy import Row, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db.artifacts import tokenizer_named
@@ -17,7 +17,7 @@ from db.devices import labels_of
 from db.grounds import ImportanceFacts, ProfileRef, parsed_profile, predicted_interval, references
 from db.measured import Measured, measured_of
 from db.models import BundleRow, DeviceProfileRow, DeviceRow, ImportanceProfileRow, ModelRow, PlanRow
-from db.plans import parsed_plan
+from db.plans import parsed_plan, place_among_answers
 from db.runs import Accuracy, accuracy_listed, evaluations_listed
 from db.staleness import stale_reasons, with_state
 from db.statistics import Interval
@@ -168,19 +168,8 @@ def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
 def _newest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, ...]]:
     """Plans that match, each with its place among those of its question, the newest first."""
     plan, device = PlanRow.__table__.c, DeviceRow.__table__.c
-    place = func.row_number().over(
-        partition_by=(
-            plan.device_id,
-            plan.task,
-            plan.policy,
-            plan.target_ns,
-            plan.preload_bytes,
-            plan.working_bytes,
-        ),
-        order_by=(plan.planned_wall_ns.desc(), plan.id.desc()),
-    )
     query = (
-        select(plan.id, place.label("place"))
+        select(plan.id, place_among_answers())
         .join_from(PlanRow.__table__, DeviceRow.__table__, device.id == plan.device_id)
         .where(device.retired_wall_ns.is_(None))
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from sqlalchemy import select, update
+from sqlalchemy import Label, func, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document, now_wall_ns
 from db.errors import StoreError
 from db.models import BundleRow, DeviceProfileRow, DeviceRow, PlanRow
+from db.models.plans import QUESTION
 from db.upsert import save_new
 from sti_runtime.errors import InputError
 from sti_runtime.plan import PLAN_CAP_BYTES, Plan
@@ -74,6 +75,14 @@ def ensure_plan(session: Session, plan: Plan, *, device_id: int, task: str) -> i
         PlanRow.device_id == device_id, PlanRow.task == task, PlanRow.digest == digest
     )
     return session.scalars(query).one()
+
+
+def place_among_answers() -> Label[int]:
+    """A plan's ``place`` among those to its question, the newest first."""
+    plan = PlanRow.__table__.c
+    order = (plan.planned_wall_ns.desc(), plan.id.desc())
+    partition = [plan[name] for name in QUESTION]
+    return func.row_number().over(partition_by=partition, order_by=order).label("place")
 
 
 def plan_by_digest(session: Session, digest: str) -> Plan:

@@ -39,6 +39,10 @@ class DeviceProfileRow(Base):
     created_wall_ns: Mapped[int]
 
 
+QUESTION = ("device_id", "task", "policy", "target_ns", "preload_bytes", "working_bytes")
+"""Columns of a plan that name what it answers; its newest plan is the answer."""
+
+
 class PlanRow(Base):
     """A plan for one device and task. ``planned_wall_ns``: when it was last the planner's answer.
 
@@ -52,12 +56,7 @@ class PlanRow(Base):
         UniqueConstraint("device_id", "task", "digest"),
         Index(
             "ix_plans_question",
-            "device_id",
-            "task",
-            "policy",
-            "target_ns",
-            "preload_bytes",
-            "working_bytes",
+            *QUESTION,
             "planned_wall_ns",
         ),
     )
