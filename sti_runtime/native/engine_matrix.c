@@ -61,7 +61,7 @@ bool outliers_are_sound(const Matrix *matrix) {
   return ascending && (n == 0 || positions[n - 1] < stream_length(matrix));
 }
 
-/* |value| ≤ 127. Adding 1.5 · 2^23 leaves the nearest integer in the low bits. */
+/* |value| ≤ STI_MOST_WEIGHT8. Adding 1.5 · 2^23 leaves the nearest integer in the low bits. */
 static int8_t rounded(float value) {
   uint32_t bits;
   value += 12582912.0f;
@@ -76,7 +76,7 @@ void quantize_tables(Matrix *matrices, int32_t count, int32_t step, int8_t (*tab
     if (m->fidelity == 32) continue; /* tables are ascending: the ends are the extremes */
     most = fmaxf(most, fmaxf(fabsf(m->table[0]), fabsf(m->table[(1 << m->fidelity) - 1])));
   }
-  float inverse = most > 0 ? 127.0f / most : 0.0f;
+  float inverse = most > 0 ? STI_MOST_WEIGHT8 / most : 0.0f;
   for (int32_t i = 0; i < count; i++) {
     Matrix *m = &matrices[i * step];
     if (m->fidelity == 32) continue;
@@ -84,7 +84,7 @@ void quantize_tables(Matrix *matrices, int32_t count, int32_t step, int8_t (*tab
     for (int code = 0; code < 1 << m->fidelity; code++) table[code] = rounded(m->table[code] * inverse);
     for (int size = 1 << m->fidelity; size < 64; size *= 2) memcpy(table + size, table, (size_t)size);
     m->table8 = table;
-    m->scale = most / 127.0f;
+    m->scale = most / STI_MOST_WEIGHT8;
   }
 }
 

@@ -17,6 +17,10 @@ typedef struct {
   int32_t count, lines; /* lines: of all spans that are left */
 } Ahead;
 
+/* Of int8 weights, on every ISA: the most with which two products with an unsigned byte sum up in 16 bits (AVX2 has no
+ * other product of bytes). Activations keep all 8 bits, for theirs are the larger errors. */
+#define STI_MOST_WEIGHT8 64
+
 /* c = (add ? c : 0) + (bias ? bias : 0) + a · w: `panels` panels, 16·panels columns of c. */
 typedef struct {
   int32_t rows, inputs, panels;
@@ -40,7 +44,7 @@ typedef struct {
   const uint8_t *a;                         /* [rows, inputs]: signed, or unsigned with an offset (Kernels.offset) */
   int64_t a_stride;
   const float *row_scale;                   /* [rows] */
-  const int8_t *w;                          /* [panels][inputs/4][16][4], panels w_panel apart */
+  const int8_t *w;                          /* [panels][inputs/4][16][4], panels w_panel apart; ± STI_MOST_WEIGHT8 */
   int64_t w_panel;
   float scale;                              /* of the weights */
   const float *x;                           /* [rows, inputs]: a before quantization */

@@ -8,15 +8,14 @@
 #define NV 2
 #define MR8 4
 #define NV8 2
-#define OFFSET 0
+#define OFFSET 128
 #define FEW_REGISTERS
 
 #include "kernels_vector.h"
 
-/* Byte products are of an unsigned and a signed factor: |a| and the weight with a's sign; |·| ≤ 127 cannot saturate. */
+/* Byte products are of an unsigned and a signed factor; two of them fit 16 bits, for weights are STI_MOST_WEIGHT8 at most. */
 INLINE VI dot4(VI sum, VI weights, int32_t a) {
-  __m256i x = _mm256_set1_epi32(a);
-  __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8((__m256i)weights, x));
+  __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(a), (__m256i)weights);
   return sum + (VI)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 

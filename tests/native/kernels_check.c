@@ -37,7 +37,7 @@ static void check_decode(const Kernels *kernels, int fidelity) {
   int8_t table8[64];
   memset(planes, 0, sizeof planes);
   for (int i = 0; i < 64; i++) table[i] = noise_float();
-  for (int i = 0; i < 64; i++) table8[i] = (int8_t)((i & ((1 << fidelity) - 1)) * 4 - 127);
+  for (int i = 0; i < 64; i++) table8[i] = (int8_t)((i & ((1 << fidelity) - 1)) * 2 - STI_MOST_WEIGHT8);
   static int codes[BLOCKS * BLOCK];
   for (int i = 0; i < BLOCKS * BLOCK; i++) {
     int code = codes[i] = (int)(noise() & ((1u << fidelity) - 1)), block = i / BLOCK, j = i % BLOCK;
@@ -109,7 +109,10 @@ static void check_product8(const Kernels *kernels) {
   fill(scale, MOST_ROWS);
   memcpy(before, c, sizeof before);
   bool extreme = noise() % 4 == 0; /* where sums of byte products would saturate */
-  for (size_t i = 0; i < sizeof w; i++) w[i] = (int8_t)(extreme ? 127 - 254 * (int)(i / 7 % 2) : between(-127, 127));
+  for (size_t i = 0; i < sizeof w; i++) {
+    const int most = STI_MOST_WEIGHT8;
+    w[i] = (int8_t)(extreme ? most - 2 * most * (int)(i / 7 % 2) : between(-most, most));
+  }
   for (size_t i = 0; i < sizeof a8; i++) {
     a8[i] = (uint8_t)((extreme ? 127 - 254 * (int)(i / 9 % 2) : between(-127, 127)) + kernels->offset);
   }
