@@ -25,8 +25,18 @@ _CLOCKS = {"khz": 1, "mhz": 10**3, "ghz": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str, table: dict[str, int], example: str, what: str) -> int:
+def lacks_unit(text: str) -> bool:
+    """Whether a text is a number alone."""
     match = _QUANTITY.fullmatch(text)
+    return match is not None and not match[2]
+
+
+def _parse(text: str, table: dict[str, int], example: str, what: str, *, likely: tuple[str, ...] = ()) -> int:
+    """``likely``: the units that a number without one may be meant in, where it needs one."""
+    match = _QUANTITY.fullmatch(text)
+    if likely and lacks_unit(text):
+        meant = " or ".join(f"{text.strip()}{unit}" for unit in likely)
+        raise UnitsError(f"{text!r} has no unit.", f"Write it like {meant}.")
     if match is None or match[2].lower() not in table:
         raise UnitsError(f"{text!r} is not {what}.", f"Write it like {example}.")
     value = int(Decimal(match[1]) * table[match[2].lower()])
@@ -42,7 +52,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_duration_ns(text: str) -> int:
     """Nanoseconds from "150ms" or "0.2 s"; a bare number is refused. Raises: UnitsError."""
-    return _parse(text, _TIMES, "150ms or 0.2s", "a duration")
+    return _parse(text, _TIMES, "150ms or 0.2s", "a duration", likely=("ms", "s"))
 
 
 def parse_rate(text: str) -> int:
@@ -57,7 +67,7 @@ def parse_rate(text: str) -> int:
 
 def parse_khz(text: str) -> int:
     """Kilohertz from "1.8GHz" or "600 MHz"; a bare number is refused. Raises: UnitsError."""
-    return _parse(text, _CLOCKS, "1.8GHz or 600MHz", "a clock frequency")
+    return _parse(text, _CLOCKS, "1.8GHz or 600MHz", "a clock frequency", likely=("MHz",))
 
 
 def format_bytes(count: int) -> str:

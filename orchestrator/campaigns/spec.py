@@ -16,7 +16,7 @@ from sti_runtime.messages import EngineName, RequestKind
 from sti_runtime.plan import Policy
 from sti_runtime.policies import POLICIES
 from sti_runtime.records import Record
-from sti_runtime.units import parse_bytes, parse_duration_ns
+from sti_runtime.units import lacks_unit, parse_bytes, parse_duration_ns
 
 CellKind = Literal["health", "importance", "profile", "execute", "evaluate"]
 
@@ -25,7 +25,7 @@ PLANNED: tuple[CellKind, ...] = ("execute", "evaluate")
 
 PPM = 1_000_000
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s+of\s+whole-model\s+compute")
-_TARGET_EXAMPLE = "Write it like 100ms or 0.5 of whole-model compute."
+_TARGET_EXAMPLE = "Write it like {} or 0.5 of whole-model compute."
 _SHARD_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)\s*%\s+of\s+32-bit\s+shards")
 _PRELOAD_EXAMPLE = "Write it like 1MB or 0.6 % of 32-bit shards."
 _PINNED = re.compile(r"(?P<bundle>.*\S)\s+for\s+(?P<task>\S+)")
@@ -47,14 +47,15 @@ def parse_target(text: str) -> Target:
     if share is not None:
         share_ppm = round(float(share[1]) * PPM)
         if share_ppm == 0:
-            raise UnitsError(f"{text!r} is no time at all.", _TARGET_EXAMPLE)
+            raise UnitsError(f"{text!r} is no time at all.", _TARGET_EXAMPLE.format("100ms"))
         return Target(text, None, share_ppm)
     try:
         target_ns = parse_duration_ns(text)
     except UnitsError as error:
-        raise UnitsError(error.what, _TARGET_EXAMPLE) from error
+        meant = f"{text}ms" if lacks_unit(text) else "100ms"
+        raise UnitsError(error.what, _TARGET_EXAMPLE.format(meant)) from error
     if target_ns == 0:
-        raise UnitsError("No latency can be 0.", _TARGET_EXAMPLE)
+        raise UnitsError("No latency can be 0.", _TARGET_EXAMPLE.format("100ms"))
     return Target(text, target_ns, None)
 
 

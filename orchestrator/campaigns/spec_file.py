@@ -18,6 +18,9 @@ from orchestrator.yaml_fields import NotYamlError, composed
 CAP_BYTES = 1 << 20
 """Longest campaign file: far above any real one."""
 
+_UNITS = {"targets": "ms", "preload": "MB", "working": "MB", "deadline": "h"}
+"""Fields of quantities, with the unit that a number alone is likely meant in."""
+
 _Place = tuple[str | int, ...]
 
 
@@ -87,6 +90,10 @@ def _problem(detail: ErrorDetails, lines: Mapping[_Place, int]) -> Problem:
         return Problem(line, f"there is no field {name!r}. {near(name, CampaignSpec.model_fields)}")
     if detail["type"] == "missing":
         return Problem(line, f"the campaign lacks {name!r}.")
+    unit, given = _UNITS.get(str(place[0]) if place else ""), detail.get("input")
+    if unit is not None and isinstance(given, (int, float)) and not isinstance(given, bool):
+        meant = f" Write it like {given}{unit}." if given >= 0 else ""
+        return Problem(line, f"{name}: {given} has no unit.{meant}")
     return Problem(line, f"{name}: {_words(detail)}")
 
 

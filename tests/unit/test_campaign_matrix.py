@@ -82,6 +82,28 @@ def test_bad_files(text: bytes, what: str) -> None:
         parse_campaign(text, Path("c.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("targets: [1s, 60]", "targets.1: 60 has no unit. Write it like 60ms."),
+        ("targets: 0.5", "targets: 0.5 has no unit. Write it like 0.5ms."),
+        ("targets: ['60']", "targets: '60' has no unit. Write it like 60ms or 0.5 of whole-model compute."),
+        ("preload: [0, 1MB]", "preload.0: 0 has no unit. Write it like 0MB."),
+        ("preload: 1", "preload: 1 has no unit. Write it like 1MB."),
+        ("working: 4", "working: 4 has no unit. Write it like 4MB."),
+        ("deadline: 4", "deadline: 4 has no unit. Write it like 4h."),
+        ("deadline: '60'", "deadline: '60' has no unit. Write it like 60ms or 60s."),
+        ("deadline: -4", "deadline: -4 has no unit."),
+    ],
+)
+def test_a_number_without_its_unit_is_told_with_the_one_that_may_be_meant(field: str, said: str) -> None:
+    text = f"version: 1\nname: n\nkinds: health\n{field}\n"
+    with pytest.raises(CampaignFileError) as caught:
+        parse_campaign(text.encode(), Path("c.yaml"))
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.what) == (4, said)
+
+
 def test_targets_are_times_or_shares_of_whole_model_compute() -> None:
     assert parse_target("100ms").target_ns == 100_000_000
     assert parse_target("0.5  of whole-model compute").share_ppm == 500_000

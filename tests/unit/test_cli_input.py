@@ -140,7 +140,7 @@ QUERY = ("plans", "query")
         (("importance", "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
         ((*QUERY, "--task", "sst-3"), "There is no task 'sst-3'", "Known tasks: demo"),
         # quantities
-        (("plan", "--target", "100"), "--target: '100' is not a duration", "150ms"),
+        (("plan", "--target", "100"), "--target: '100' has no unit", "Write it like 100ms or 100s."),
         (("plan", "--target", "100 parsecs"), "'100 parsecs'", "150ms"),
         (("plan", "--target", "0ms"), "--target: no latency can be 0", "100ms"),
         (("plan", "--target", ","), "No target latency", "--target 100ms"),

@@ -212,7 +212,7 @@ def device_with(lines: str) -> str:
         ("gates:\n  min_battery_percent: 101", 6, "between 0 and 100"),
         ("gates:\n  min_free: 200 apples", 6, "min_free: '200 apples' is not a size. Write it like"),
         ("gates:\n  min_fre: 200MB", 6, "Did you mean min_free?"),
-        ("gates:\n  clocks: {min: 1800}", 6, "min: '1800' is not a clock frequency. Write it like 1.8GHz"),
+        ("gates:\n  clocks: {min: 1800}", 6, "min: '1800' has no unit. Write it like 1800MHz."),
         ("gates:\n  clocks: {min: 2GHz, max: 1.8GHz}", 6, "clocks: min is above max."),
         ("gates:\n  clocks: {governor: Fast!}", 6, "governor must be the kernel's name of one"),
         ("gates:\n  clocks: performance", 6, "clocks must"),
