@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document
+from db.errors import ReplacedError
 from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignCellRow, CampaignRow, CampaignRunRow
 from sti_runtime.errors import FormatError, InputError
@@ -21,6 +22,17 @@ OPEN = ("queued", "running")
 """States of a run that has not ended, and of a cell."""
 
 _AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The run of a campaign to work on, None when nothing is missing of its last one. ``how``: it was open;
+    ``missing`` of its cells were put back; it has begun.
+    """
+
+    run: CampaignRunRow | None
+    how: Literal["open", "reopened", "begun", "complete"]
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,21 @@ def has_content(campaign: CampaignRow, spec: Record) -> bool:
     return kept == spec
 
 
+def lock_campaign(session: Session, campaign_id: int, spec: Record) -> CampaignRow:
+    """The campaign as it is now; nobody replaces it before this transaction ends.
+
+    Raises: ReplacedError when it asks something else than ``spec`` by now.
+    """
+    query = select(CampaignRow).where(CampaignRow.id == campaign_id).with_for_update()
+    row = session.scalars(query.execution_options(populate_existing=True)).one()
+    if not has_content(row, spec):
+        raise ReplacedError(
+            f"The campaign {row.name} was given other content meanwhile.",
+            f"See what goes on there: stifarm campaign status {row.name}; then run this command again.",
+        )
+    return row
+
+
 def find_campaign(session: Session, name: str) -> CampaignRow | None:
     """A campaign by its name."""
     return session.scalars(select(CampaignRow).where(CampaignRow.name == name)).one_or_none()
@@ -144,6 +171,24 @@ def create_run(
     while some := list(islice(waiting, _AT_ONCE)):
         _insert(session, run.id, some)
     return run
+
+
+def go_on(session: Session, campaign_id: int, spec: Record, *, again: bool = False) -> Taken | None:
+    """Take the campaign's open run, or what is missing of its last one; None: it is for a new run to begin.
+
+    ``again``: the last one, if it has ended, is left as it is. Raises: ReplacedError.
+    """
+    campaign = lock_campaign(session, campaign_id, spec)
+    opened = open_runs(session, campaign_id=campaign_id)
+    if opened:
+        return Taken(opened[0], "open")
+    last = None if again else last_run(session, campaign)
+    if last is None:
+        return None
+    missing = reopen_run(session, last.id)
+    if missing:
+        return Taken(last, "reopened", missing)
+    return Taken(None, "complete") if cell_counts(session, [last.id])[last.id] else None
 
 
 def runs_of(session: Session, campaign_id: int, *, limit: int | None = None) -> Sequence[CampaignRunRow]:

@@ -8,11 +8,14 @@ StifarmError
     ├── QuarantinedError     the farm has put the device in quarantine
     └── LeaseHeldError       another controller holds the device
         └── DeviceReservedError   a person does
+
+InputError
+└── ReplacedError            the campaign was given other content since it was read
 """
 
 from __future__ import annotations
 
-from sti_runtime.errors import StifarmError
+from sti_runtime.errors import InputError, StifarmError
 
 
 class StoreError(StifarmError):
@@ -36,6 +39,10 @@ class StoreVersionError(StoreError):
 
 class QuarantinedError(StoreError):
     """The farm has put the device in quarantine: it gets no jobs but health checks."""
+
+
+class ReplacedError(InputError):
+    """A campaign was given other content after it was read; nothing was changed."""
 
 
 class LeaseHeldError(StoreError):

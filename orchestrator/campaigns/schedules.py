@@ -7,7 +7,8 @@ from typing import cast
 import structlog
 from sqlalchemy.orm import Session
 
-from db.campaigns import Trigger, create_run, open_runs, runs_of
+from db.campaigns import Trigger, create_run, lock_campaign, open_runs, runs_of
+from db.errors import ReplacedError
 from db.events import EventLevel, record_event
 from db.leases import database_wall_ns
 from db.models import CampaignRow, CampaignRunRow, ScheduleRow
@@ -38,6 +39,17 @@ def _fire(farm: Farm, schedule_id: int, campaign: CampaignRow) -> bool:
         resolved = resolve(farm, spec_of(campaign))
     except StifarmError as error:
         resolved = error
+    try:
+        return _settled(farm, schedule_id, campaign, resolved)
+    except ReplacedError as error:
+        _log.info("will be looked at again", campaign=campaign.name, cause=error.what)
+        return False
+
+
+def _settled(
+    farm: Farm, schedule_id: int, campaign: CampaignRow, resolved: Resolved | StifarmError
+) -> bool:
+    """Deal with a schedule's due times; whether there is a run of one. Raises: ReplacedError."""
     with farm.store.session() as session:
         schedule = lock_schedule(session, schedule_id)
         if schedule is None:
@@ -66,8 +78,13 @@ def _begin(
     decision: Decision,
     resolved: Resolved | StifarmError,
 ) -> bool:
-    """The run of a due time: begun, queued behind another, skipped for it, or failed before its start."""
+    """The run of a due time: begun, queued behind another, skipped for it, or failed before its start.
+
+    Raises: ReplacedError.
+    """
     trigger, due = cast(Trigger, decision.trigger), decision.due_wall_ns
+    if not isinstance(resolved, StifarmError):
+        lock_campaign(session, campaign.id, resolved.spec)
     before = open_runs(session, campaign_id=campaign.id)
     state, cause = "running", ""
     if isinstance(resolved, StifarmError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.campaign_work import durations
-from db.campaigns import Trigger, create_run, save_campaign
+from db.campaigns import Taken, Trigger, create_run, go_on, lock_campaign, runs_of, save_campaign
 from db.models import CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, left_ns
 from orchestrator.campaigns.expand import MOST_IN_ALL, Content, count_batches, count_cells, expand
@@ -120,7 +120,9 @@ def begin_run(
     due_wall_ns: int | None = None,
 ) -> CampaignRunRow | None:
     """A new run with all its batches; None when the schedule has one of that due time. ``number``: for its
-    orders, which differ from run to run."""
+    orders, which differ from run to run. Raises: ReplacedError when the campaign asks something else by now.
+    """
+    campaign = lock_campaign(session, campaign.id, resolved.spec)
     seed = int(sha256_hex(f"{resolved.spec.seed}/{campaign.name}/{number}".encode())[:8], 16)
     return create_run(
         session,
@@ -131,6 +133,24 @@ def begin_run(
         schedule_id=schedule_id,
         due_wall_ns=due_wall_ns,
     )
+
+
+def take_run(farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool) -> Taken:
+    """The run to work on: the open one, the last one's missing cells, a new one.
+
+    Raises: ReplacedError; as ``resolve`` where a new one begins.
+    """
+    with farm.store.session() as session:
+        taken = go_on(session, campaign.id, spec, again=again)
+    if taken is not None:
+        return taken
+    resolved = resolve(farm, spec)
+    with farm.store.session() as session:
+        taken = go_on(session, campaign.id, spec, again=again)  # another command may have been faster
+        if taken is not None:
+            return taken
+        number = len(runs_of(session, campaign.id)) + 1
+        return Taken(begin_run(session, campaign, resolved, trigger="manual", number=number), "begun")
 
 
 def spec_of(campaign: CampaignRow) -> CampaignSpec:

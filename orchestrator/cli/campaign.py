@@ -17,8 +17,6 @@ from db.campaigns import (
     last_run,
     list_campaigns,
     open_runs,
-    reopen_run,
-    runs_of,
 )
 from db.models import CampaignRow, CampaignRunRow
 from db.schedules import put_schedule
@@ -29,11 +27,11 @@ from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.spec_file import load_campaign
 from orchestrator.campaigns.start import (
     Resolved,
-    begin_run,
     estimated_ns,
     keep_campaign,
     resolve,
     spec_of,
+    take_run,
 )
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.campaigns.steps import Means
@@ -87,7 +85,7 @@ def run(
         if _is_new(farm, spec, again=again, replace=replace):
             _agree(farm, resolved or resolve(farm, spec), yes=yes)
         campaign = _keep(farm, spec, replace=replace)
-        opened = _open_run(farm, campaign, spec, again=again)
+        opened = _taken(farm, campaign, spec, again=again)
         if opened is None:
             success(f"{campaign.name}: nothing is missing of its last run; --again measures anew")
             return
@@ -286,22 +284,11 @@ def _agree(farm: Farm, resolved: Resolved, *, yes: bool) -> None:
     typer.confirm(f"{what} Is that meant?", abort=True, err=True)
 
 
-def _open_run(farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool) -> CampaignRunRow | None:
-    """The run to work on: the open one, the last one's missing cells, a new one. None: nothing is missing."""
-    with farm.store.session() as session:
-        opened = open_runs(session, campaign_id=campaign.id)
-        if opened:
-            note(f"goes on with run {opened[0].number}")
-            return opened[0]
-        last = None if again else last_run(session, campaign)
-        if last is not None:
-            missing = reopen_run(session, last.id)
-            if missing:
-                note(f"run {last.number}: {missing} cells are missing and will be measured")
-                return last
-            if cell_counts(session, [last.id])[last.id]:
-                return None
-    resolved = resolve(farm, spec)
-    with farm.store.session() as session:
-        number = len(runs_of(session, campaign.id)) + 1
-        return begin_run(session, campaign, resolved, trigger="manual", number=number)
+def _taken(farm: Farm, campaign: CampaignRow, spec: CampaignSpec, *, again: bool) -> CampaignRunRow | None:
+    """The run to work on, told where it is none that begins now; None: nothing is missing."""
+    taken = take_run(farm, campaign, spec, again=again)
+    if taken.run is not None and taken.how == "open":
+        note(f"goes on with run {taken.run.number}")
+    elif taken.run is not None and taken.how == "reopened":
+        note(f"run {taken.run.number}: {taken.missing} cells are missing and will be measured")
+    return taken.run

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from db.campaigns import list_campaigns, open_runs, runs_of
+from db.campaigns import list_campaigns, lock_campaign, open_runs, runs_of
 from db.events import record_event
 from db.models import CampaignRow, ScheduleRow
 from db.schedules import list_schedules, schedule_of, set_schedule_state
@@ -103,6 +103,7 @@ def run_now(context: typer.Context, name: NameArgument) -> None:
         know_hosts(farm)
         resolved = resolve(farm, spec_of(campaign))
         with farm.store.session() as session:
+            lock_campaign(session, campaign.id, resolved.spec)
             opened = open_runs(session, campaign_id=campaign.id)
             if opened:
                 raise CampaignError(

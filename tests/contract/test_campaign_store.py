@@ -20,14 +20,17 @@ from db.campaigns import (
     cell_counts,
     create_run,
     end_run,
+    go_on,
     has_content,
     last_run,
+    lock_campaign,
     open_runs,
     reopen_run,
     runs_of,
     save_campaign,
     start_queued,
 )
+from db.errors import ReplacedError
 from db.events import latest_events
 from db.ingest import ingest
 from db.jobs import begin_attempt, create_job
@@ -254,6 +257,65 @@ def test_a_campaign_that_was_replaced_has_no_run_to_go_on_with(store: Store) -> 
         assert made is not None
         assert last is not None
         assert last.id == made.id
+
+
+def test_a_run_is_taken_of_what_the_campaign_asks_now(store: Store) -> None:
+    run_id = ended(store, (batch(0, "a", "health"), CellEnd("failed", "no")))
+    with store.session() as session:
+        read = campaign(session)
+    with store.session() as session:
+        campaign(session, content="two", replace=True)  # as another host does, behind the first one's back
+    with pytest.raises(ReplacedError, match="other content meanwhile"), store.session() as session:
+        go_on(session, read.id, Spec(name="one"))
+    assert counts(store, run_id) == {"failed": 1}
+    with store.session() as session:
+        assert go_on(session, read.id, Spec(name="two")) is None  # a new run is to begin
+    assert counts(store, run_id) == {"failed": 1}
+
+
+def test_what_is_missing_is_taken_once_and_then_what_is_open(store: Store) -> None:
+    run_id = ended(store, (batch(0, "a", "health"), CellEnd("failed", "no")))
+    with store.session() as session:
+        read = campaign(session)
+        assert go_on(session, read.id, Spec(name="one"), again=True) is None
+    for how, missing in (("reopened", 1), ("open", 0)):
+        with store.session() as session:
+            taken = go_on(session, read.id, Spec(name="one"))
+            assert taken is not None
+            assert taken.run is not None
+            assert (taken.run.id, taken.how, taken.missing) == (run_id, how, missing)
+    (only,) = ready(store)
+    assert claim(store, only.batch_id, "me")
+    assert finish(store, only.batch_id, "me")
+    with store.session() as session:
+        assert conclude_run(session, session.get_one(CampaignRunRow, run_id))
+    with store.session() as session:
+        taken = go_on(session, read.id, Spec(name="one"))
+        assert taken is not None
+        assert (taken.run, taken.how) == (None, "complete")
+
+
+def test_nobody_replaces_a_campaign_while_a_run_of_it_is_taken(store: Store) -> None:
+    run_id = ended(store, (batch(0, "a", "health"), CellEnd("failed", "no")))
+    begun = threading.Event()
+
+    def replace() -> None:
+        begun.set()
+        with store.session() as session:
+            campaign(session, content="two", replace=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        with store.session() as session:
+            read = campaign(session)
+            lock_campaign(session, read.id, Spec(name="one"))
+            replaced = pool.submit(replace)
+            assert begun.wait(60)
+            taken = go_on(session, read.id, Spec(name="one"))
+            assert taken is not None
+            assert taken.how == "reopened"
+        with pytest.raises(InputError, match="is open"):
+            replaced.result(60)
+    assert counts(store, run_id) == {"queued": 1}
 
 
 class LaterSpec(Spec):
