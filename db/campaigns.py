@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.documents import document
@@ -214,6 +214,18 @@ def open_runs(session: Session, *, campaign_id: int | None = None) -> Sequence[C
     if campaign_id is not None:
         query = query.where(CampaignRunRow.campaign_id == campaign_id)
     return session.scalars(query.order_by(CampaignRunRow.due_wall_ns, CampaignRunRow.id)).all()
+
+
+def newest_run_id(session: Session) -> int:
+    """The highest row id of a run; 0 when there is none."""
+    return session.scalar(select(func.max(CampaignRunRow.id))) or 0
+
+
+def runs_among(session: Session, run_ids: Collection[int], *, after: int) -> Sequence[CampaignRunRow]:
+    """The runs with these row ids or one above ``after``, and all that are open, in the order of their ids."""
+    table = CampaignRunRow
+    wanted = or_(table.id.in_(run_ids), table.id > after, table.state.in_(OPEN))
+    return session.scalars(select(table).where(wanted).order_by(table.id)).all()
 
 
 def cell_counts(session: Session, run_ids: Sequence[int]) -> Mapping[int, Mapping[str, int]]:

@@ -131,6 +131,8 @@ def status_cells(status: RunStatus) -> tuple[str, ...]:
     """A line of the status table."""
     others = [f"{count} {state}" for state, count in sorted(status.counts.items()) if state != "done"]
     now = [f"{device or 'host'}: {what}" for device, what in sorted(status.doing.items())]
+    if status.worked_on is False:
+        now = ["nobody works on it"]
     return (
         status.campaign,
         str(status.number),

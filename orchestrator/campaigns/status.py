@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from db.campaign_work import durations, left, put_back_causes, under_way
 from db.campaigns import OPEN, cell_counts, runs_of
+from db.controllers import living_controllers
 from db.leases import database_wall_ns
-from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
+from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow, ControllerRow
 from orchestrator.campaigns.estimate import Typical, left_ns
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.farm import Farm
+from orchestrator.processes import identify
 from sti_runtime.units import NS_PER_S
 
 _NOT_LEFT = ("done", "failed", "skipped", "infeasible", "cancelled")
@@ -21,6 +24,7 @@ _NOT_LEFT = ("done", "failed", "skipped", "infeasible", "cancelled")
 class RunStatus:
     """Where one run stands. ``elapsed_ns``: the true time since it began; ``left_ns``: an estimate, None when
     it is over. ``doing``: what goes on by device ("" is the host); ``waits``: why batches were put back.
+    ``worked_on``: whether there is a controller that may work on it; None when it is over.
     """
 
     campaign: str
@@ -33,6 +37,7 @@ class RunStatus:
     left_ns: int | None
     doing: Mapping[str, str]
     waits: tuple[str, ...]
+    worked_on: bool | None = None
 
     @property
     def total(self) -> int:
@@ -56,6 +61,8 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
         counts = cell_counts(session, [run.id for _, run in found])
         waits = {run.id: put_back_causes(session, run.id) for _, run in found if run.state in OPEN}
         waiting = {run.id: left(session, run.id).get(run.id, {}) for _, run in found if run.state in OPEN}
+        controllers = living_controllers(session) if waiting else ()
+    at_work = any(map(_there, controllers))
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     return [
         RunStatus(
@@ -69,11 +76,17 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
             left_ns=left_ns(waiting[run.id], typical, lambda name: lanes.get(name, name or ""))
             if run.id in waiting
             else None,
-            doing=_doing(going, run, now),
+            doing=_doing(going, run, now) if at_work else {},
             waits=tuple(waits.get(run.id, ())),
+            worked_on=at_work if run.state in OPEN else None,
         )
         for campaign, run in found
     ]
+
+
+def _there(controller: ControllerRow) -> bool:
+    """Whether a controller that is not silent so far is still there: of this machine, its process."""
+    return controller.host != socket.gethostname() or identify(controller.pid) is not None
 
 
 def _elapsed(run: CampaignRunRow, now_wall_ns: int) -> int | None:

@@ -36,9 +36,9 @@ from orchestrator.campaigns.start import (
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.campaigns.steps import Means
 from orchestrator.cli.campaign_results import results
-from orchestrator.cli.campaign_view import compare, report, status
+from orchestrator.cli.campaign_view import compare, report, status, unattended
 from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, Session, driving, farm_of
-from orchestrator.cli.output import emit_json, note, success, table
+from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import ControllerBusyError, Farm
 from orchestrator.host_book import know_hosts
@@ -90,7 +90,7 @@ def run(
             success(f"{campaign.name}: nothing is missing of its last run; --again measures anew")
             return
         if detach:
-            success(f"run {opened.number} of {campaign.name} is open; stifarm serve works on it")
+            tell_open(context, farm, campaign, opened)
             return
         drive(farm, ",".join(spec.devices), campaign, opened)
         (ended,) = statuses(farm, [campaign])
@@ -101,6 +101,15 @@ def run(
         note(f"its results: stifarm campaign report {campaign.name}; judged, and as a page: campaign results")
     if ended.state != "done":
         raise typer.Exit(SOME_FAILED if ended.counts.get("done") else FAILED)
+
+
+def tell_open(context: typer.Context, farm: Farm, campaign: CampaignRow, run: CampaignRunRow) -> None:
+    """Say that a run is open that is left to a controller, and where there is none, how to start one."""
+    left_alone = unattended(context, statuses(farm, [campaign]))
+    doing = "" if left_alone else "; stifarm serve works on it"
+    success(f"run {run.number} of {campaign.name} is open{doing}")
+    if left_alone:
+        warn(left_alone)
 
 
 def means_of(session: Session) -> Means:

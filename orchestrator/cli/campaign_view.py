@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.live import Live
+from rich.table import Table
 
 from db.campaigns import OPEN, find_campaign, list_campaigns, runs_of
 from db.models import CampaignRow, CampaignRunRow
@@ -27,7 +28,7 @@ from orchestrator.campaigns.report import (
     status_cells,
 )
 from orchestrator.campaigns.status import RunStatus, statuses
-from orchestrator.cli.context import JsonOption, farm_of
+from orchestrator.cli.context import JsonOption, Options, farm_of
 from orchestrator.cli.output import TableText, emit_json, grid, note, out, table, tables, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
@@ -55,12 +56,27 @@ def status(
             emit_json([asdict(one) for one in found])
             return
         if watch:
-            _watch(farm, campaigns)
+            _watch(context, farm, campaigns)
             return
         table("Campaigns", STATUS_COLUMNS, [status_cells(one) for one in found])
+        if left_alone := unattended(context, found):
+            warn(left_alone)
 
 
-def _watch(farm: Farm, campaigns: Sequence[CampaignRow]) -> None:
+def unattended(context: typer.Context, found: Sequence[RunStatus]) -> str:
+    """That nobody works on runs that are open, and the command that does; empty where somebody may."""
+    names = [one.campaign for one in found if one.worked_on is False]
+    if not names:
+        return ""
+    options = context.obj
+    assert isinstance(options, Options)
+    return (
+        f"no controller works on the open runs of {', '.join(dict.fromkeys(names))}. Start one:"
+        f" {options.again('serve')}; or go on here: {options.again(f'campaign run {names[0]}')}"
+    )
+
+
+def _watch(context: typer.Context, farm: Farm, campaigns: Sequence[CampaignRow]) -> None:
     """Show the newest runs until none is open; where no terminal is, a line whenever a count changes."""
 
     def look() -> list[RunStatus]:
@@ -68,23 +84,31 @@ def _watch(farm: Farm, campaigns: Sequence[CampaignRow]) -> None:
 
     found = look()
     if not out.is_terminal:
-        told = ""
+        told = "", ""
         while True:
             line = "; ".join(
                 f"{one.campaign} {one.number}: {one.ended}/{one.total} {one.state}" for one in found
             )
-            if line != told:
+            left_alone = unattended(context, found)
+            if (line, left_alone) != told:
                 out.print(line, soft_wrap=True)
-                told = line
+                if left_alone != told[1] and left_alone:
+                    warn(left_alone)
+                told = line, left_alone
             if all(one.state not in OPEN for one in found):
                 return
             time.sleep(_WATCH_S)
             found = look()
-    with Live(grid("Campaigns", STATUS_COLUMNS, map(status_cells, found)), console=out) as live:
+
+    def shown() -> Table:
+        caption = unattended(context, found)
+        return grid("Campaigns", STATUS_COLUMNS, map(status_cells, found), caption=caption)
+
+    with Live(shown(), console=out) as live:
         while any(one.state in OPEN for one in found):
             time.sleep(_WATCH_S)
             found = look()
-            live.update(grid("Campaigns", STATUS_COLUMNS, map(status_cells, found)))
+            live.update(shown())
 
 
 def report(

@@ -18,11 +18,12 @@ from db.schedules import list_schedules, schedule_of, set_schedule_state
 from orchestrator.alerts.delivery import telling
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.due import next_due, shown
+from orchestrator.campaigns.ends import RunEnds
 from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
-from orchestrator.cli.campaign import means_of
-from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, farm_of
+from orchestrator.cli.campaign import means_of, tell_open
+from orchestrator.cli.context import JsonOption, Options, PortsOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm, impatient
@@ -112,7 +113,7 @@ def run_now(context: typer.Context, name: NameArgument) -> None:
             number = len(runs_of(session, campaign.id)) + 1
             run = begin_run(session, campaign, resolved, trigger="manual", number=number)
         assert run is not None
-        success(f"run {run.number} of {name} is open; stifarm serve works on it")
+        tell_open(context, farm, campaign, run)
 
 
 @schedules_app.command("history")
@@ -170,9 +171,15 @@ def serve(
     ):
         note("serving: schedules fire and open campaigns are worked on; Ctrl-C stops it")
         controller = Controller(means_of(session))
-        watch = InventoryWatch(farm.settings.inventory)
+        watch, ends = InventoryWatch(farm.settings.inventory), RunEnds(farm.store)
+
+        def tick() -> None:
+            _tick(session, watch)
+            _tell_ends(context, ends)
+
         try:
-            controller.run(lambda idle: once and idle and _no_run(farm), tick=lambda: _tick(session, watch))
+            controller.run(lambda idle: once and idle and _no_run(farm), tick=tick)
+            _tell_ends(context, ends)
         except KeyboardInterrupt:
             note("stopped; open campaigns go on with the next stifarm serve or campaign run")
 
@@ -223,6 +230,17 @@ def reread(
 def _fire(farm: Farm) -> None:
     for name in fire_due(farm):
         note(f"{name} is due")
+
+
+def _tell_ends(context: typer.Context, ends: RunEnds) -> None:
+    """A line for each run that has ended since the last look."""
+    options = context.obj
+    assert isinstance(options, Options)
+    for end in ends.look():
+        seen_by = f"campaign report {end.campaign} --run {end.number}"
+        if not end.counts:
+            seen_by = f"schedules history {end.campaign}"
+        (success if end.state == "done" else warn)(f"{end}. See it: {options.again(seen_by)}")
 
 
 def _no_run(farm: Farm) -> bool:

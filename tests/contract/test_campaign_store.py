@@ -20,6 +20,7 @@ from db.campaigns import (
     cell_counts,
     create_run,
     end_run,
+    find_campaign,
     go_on,
     has_content,
     last_run,
@@ -54,6 +55,7 @@ from db.schedules import (
 from db.session import Store
 from orchestrator.campaigns.compare import compare_runs
 from orchestrator.campaigns.conclude import conclude_run
+from orchestrator.campaigns.ends import RunEnds
 from sti_runtime.errors import InputError
 from sti_runtime.records import Record
 from tests.contract import store_world as world
@@ -184,6 +186,26 @@ def test_a_run_ends_once_and_says_what_is_missing(store: Store) -> None:
     assert counts(store, run_id) == {"done": 1, "queued": 1}
 
 
+def test_each_end_of_a_run_is_told_once(store: Store) -> None:
+    ended(store, (batch(0, "a", "health"), CellEnd("done")))
+    ends = RunEnds(store)
+    begin(store, [batch(0, "a", "health"), batch(1, "b", "health")])
+    assert ends.look() == []  # one ended before, one has not
+    for each, state in zip(ready(store), ("done", "failed"), strict=True):
+        assert claim(store, each.batch_id, "me")
+        assert finish(store, each.batch_id, "me", state)
+    with store.session() as session:
+        (run,) = open_runs(session)
+        assert conclude_run(session, run)
+        cause = "run 2 was still under way"
+        create_run(session, campaign(session), [], trigger="schedule", state="skipped", cause=cause)
+    end, skipped = ends.look()
+    assert end.elapsed_ns is not None
+    assert str(end).startswith("run 2 of night: failed; 2 cells: 1 done, 1 failed; took ")
+    assert str(skipped) == "run 3 of night: skipped (run 2 was still under way)"
+    assert ends.look() == []
+
+
 def test_a_plan_with_other_content_is_told_with_what_is_new(store: Store) -> None:
     with store.session() as session:
         made = world.populate(session)
@@ -306,7 +328,8 @@ def test_nobody_replaces_a_campaign_while_a_run_of_it_is_taken(store: Store) -> 
 
     with ThreadPoolExecutor(1) as pool:
         with store.session() as session:
-            read = campaign(session)
+            read = find_campaign(session, "night")
+            assert read is not None
             lock_campaign(session, read.id, Spec(name="one"))
             replaced = pool.submit(replace)
             assert begun.wait(60)

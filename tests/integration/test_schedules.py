@@ -18,16 +18,18 @@ from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from db.campaigns import open_runs, runs_of
+from db.controllers import begin_controller
+from db.errors import ReplacedError
 from db.events import latest_events
 from db.models import CampaignRunRow, ScheduleRow
 from db.schedules import put_schedule
 from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.spec_file import load_campaign
-from orchestrator.campaigns.start import keep_campaign
+from orchestrator.campaigns.start import begin_run, keep_campaign, resolve, take_run
 from orchestrator.cli import main
 from orchestrator.cli.schedules import reread
-from orchestrator.farm import Farm
+from orchestrator.farm import Farm, controlling
 from orchestrator.hosts import HostOffer, SeenHost
 from orchestrator.inventory import Device
 from orchestrator.inventory_watch import InventoryWatch
@@ -147,6 +149,8 @@ def test_serve_does_what_fell_due_while_nothing_ran(farm: Farm, cli: Cli, tmp_pa
     assert served.returncode == 0, served.stderr
     assert "health is due" in served.stderr
     assert "failed" not in served.stderr
+    assert "run 1 of health: done; 1 cell: 1 done; took" in " ".join(served.stderr.split())
+    assert "stifarm campaign report health --run 1" in served.stderr
     history = json.loads(cli("schedules", "history", "health", "--json")[1])
     assert history
     assert {(row["state"], row["cells"]) for row in history} == {("done", "1/1 done")}
@@ -197,6 +201,46 @@ def test_wrong_input_is_told_before_anything_begins(farm: Farm, cli: Cli, tmp_pa
         assert (code, what in said) == (2, True), said
     with farm.store.reader() as session:
         assert list(open_runs(session)) == []
+
+
+def test_open_runs_that_nobody_works_on_are_told_with_what_to_do(
+    farm: Farm, cli: Cli, tmp_path: Path
+) -> None:
+    assert "no controller" not in cli("campaign", "status")[1]
+    code, said = cli("campaign", "run", write(tmp_path, HEALTH), "--detach")
+    assert (code, "stifarm serve works on it" in said) == (0, False), said
+    for verb in (("status",), ("status", "health"), ("run", "health", "--detach")):
+        code, said = cli("campaign", *verb)
+        assert "no controller works on the open runs of health. Start one: stifarm" in said, said
+        assert "campaign run health" in said
+    (status,) = json.loads(cli("campaign", "status", "--json")[1])
+    assert status["worked_on"] is False
+    with controlling(farm):
+        (status,) = json.loads(cli("campaign", "status", "--json")[1])
+        assert status["worked_on"] is True
+        assert "no controller" not in cli("campaign", "status")[1]
+        assert "stifarm serve works on it" in cli("campaign", "run", "health", "--detach")[1]
+    with farm.store.session() as session:  # killed: its process is gone, and its heartbeat recent
+        begin_controller(session, host=socket.gethostname(), home="elsewhere", stifarm="1", pid=2**22 + 1)
+    assert "no controller works" in cli("campaign", "status")[1]
+    with farm.store.session() as session:
+        begin_controller(session, host="another", home="elsewhere", stifarm="1", pid=2**22 + 1)
+    assert "no controller works" not in cli("campaign", "status")[1]
+
+
+def test_a_campaign_that_is_replaced_while_it_begins_does_not_begin(farm: Farm) -> None:
+    asked, other = campaign(HEALTH), campaign(HEALTH + "priority: 3\n")
+    with farm.store.session() as session:
+        read = keep_campaign(session, asked)
+    with farm.store.session() as session:
+        keep_campaign(session, other, replace=True)
+    with pytest.raises(ReplacedError, match="other content meanwhile"):
+        take_run(farm, read, asked, again=True)
+    with pytest.raises(ReplacedError), farm.store.session() as session:
+        begin_run(session, read, resolve(farm, asked), trigger="manual", number=1)
+    assert runs(farm) == []
+    taken = take_run(farm, read, other, again=False)
+    assert taken.how == "begun"
 
 
 def test_two_campaigns_of_one_name(cli: Cli, tmp_path: Path) -> None:
