@@ -93,6 +93,18 @@ def first_cause(session: Session, run_id: int, device: str) -> str | None:
     ).one_or_none()
 
 
+def importance_taken(session: Session, run_id: int) -> list[tuple[str, str, str]]:
+    """(bundle's digest, task, what) of the importance that a run took from the store."""
+    query = (
+        select(_Batch.bundle_digest, _Batch.task, _Cell.cause)
+        .join(_Cell, _Cell.batch_id == _Batch.id)
+        .where(_Batch.run_id == run_id, _Batch.kind == "importance", _Cell.state == "done")
+        .where(_Cell.cause.is_not(None))
+        .order_by(_Batch.number)
+    )
+    return [(bundle or "", task or "", cause or "") for bundle, task, cause in session.execute(query)]
+
+
 def found_in(session: Session, run_id: int, *, kind: str = "execute") -> list[Found]:
     """What the run's cells of a kind found, finished or not, by question."""
     pools: dict[Question, _Pool] = {}

@@ -148,13 +148,14 @@ def save_importance_profile(session: Session, profile: ImportanceProfile) -> str
 def latest_importance(
     session: Session, model_digest: str, task: str, method: Method | None = None
 ) -> ImportanceProfile | None:
-    """The newest profile of a model on a task by ``method``; None when there is none.
+    """The newest profile of a model on a task by ``method`` (of two of one moment, that of the lower digest);
+    None when there is none.
 
     Without a method: the newest exhaustive one, in its absence the newest estimate.
     """
     table = ImportanceProfileRow
     query = select(table).where(table.model_digest == model_digest, table.task == task)
-    newest_first = query.order_by(table.created_wall_ns.desc()).limit(1)
+    newest_first = query.order_by(table.created_wall_ns.desc(), table.digest).limit(1)
     for wanted in ("exhaustive", "gradient") if method is None else (method,):
         row = session.scalars(newest_first.where(table.method == wanted)).one_or_none()
         if row is not None:

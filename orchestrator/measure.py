@@ -167,6 +167,10 @@ class Answer:
     infeasible: InfeasiblePlanError | ResourceError | None
 
 
+IMPORTANCE_ROWS = 500
+"""Labelled rows of the profile split that shards are scored on, unless asked otherwise."""
+
+
 def importance_of(
     farm: Farm, bundle: KnownBundle, task: str, method: Method | None = None
 ) -> ImportanceProfile:

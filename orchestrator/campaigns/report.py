@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db.artifacts import list_bundles
-from db.campaign_samples import Found, accuracy_in, found_in
+from db.campaign_samples import Found, accuracy_in, found_in, importance_taken
 from db.runs import Accuracy
 from db.statistics import Proportion, Summary, summarise, wilson
 from orchestrator.campaigns.compare import Compared
@@ -50,6 +50,15 @@ def rows_of(session: Session, run_id: int) -> list[Row]:
     names = {row.digest: row.name for row in list_bundles(session)}
     found = found_in(session, run_id) or found_in(session, run_id, kind="evaluate")
     return [_row(session, one, names.get(one.question.bundle, "?")) for one in found]
+
+
+def importance_of_run(session: Session, run_id: int) -> list[str]:
+    """Which importance a run took from the store, by bundle and task."""
+    names = {row.digest: row.name for row in list_bundles(session)}
+    return [
+        f"importance of {names.get(bundle, '?')} on {task}: {what}"
+        for bundle, task, what in importance_taken(session, run_id)
+    ]
 
 
 def _row(session: Session, found: Found, bundle: str) -> Row:

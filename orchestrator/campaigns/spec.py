@@ -114,7 +114,7 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...
 
 class CampaignSpec(Record):
     """A campaign as its file says. Without bundles: the newest; without tasks: the only one; without engines:
-    each device's own. ``dev_rows``: so many of a task's dev rows at most, a seeded draw; without: all.
+    each device's own; without importance_rows: the store's profile. ``dev_rows``: so many of a task's dev rows at most, a seeded draw; without: all.
     ``deadline``: how long after its due time a run should be over. ``notes``: what readers of its results
     must know, as of its data.
     """
@@ -134,7 +134,7 @@ class CampaignSpec(Record):
     requests: int = Field(default=30, ge=1, le=1000)
     request_kind: RequestKind = "warm"
     slack: bool = True
-    importance_rows: int = Field(default=500, ge=1, le=1_000_000)
+    importance_rows: int | None = Field(default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None)
     dev_rows: int | None = Field(default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None)
     priority: int = Field(default=10, ge=1, le=100)
     deadline: str | None = None

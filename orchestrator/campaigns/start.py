@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.campaign_work import durations
-from db.campaigns import Taken, Trigger, create_run, go_on, lock_campaign, runs_of, save_campaign
+from db.campaigns import (
+    Taken,
+    Trigger,
+    create_run,
+    find_campaign,
+    go_on,
+    has_content,
+    lock_campaign,
+    runs_of,
+    save_campaign,
+)
 from db.models import CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, left_ns
 from orchestrator.campaigns.expand import MOST_IN_ALL, Content, count_batches, count_cells, expand
@@ -18,6 +28,7 @@ from orchestrator.farm import Farm
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle, only_task
 from orchestrator.matching import select
+from orchestrator.measure import IMPORTANCE_ROWS
 from sti_runtime.errors import InputError
 from sti_runtime.records import sha256_hex
 from sti_runtime.shard import shard_bytes
@@ -106,6 +117,17 @@ def keep_campaign(session: Session, spec: CampaignSpec, *, replace: bool = False
         seed=spec.seed,
         replace=replace,
     )
+
+
+def as_kept(farm: Farm, spec: CampaignSpec) -> CampaignSpec:
+    """The campaign as the store keeps it, where it is the same but for the importance rows, which earlier
+    versions kept of a file without them: it goes on with what it began with."""
+    if spec.importance_rows is not None:
+        return spec
+    with farm.store.reader() as session:
+        row = find_campaign(session, spec.name)
+    earlier = spec.model_copy(update={"importance_rows": IMPORTANCE_ROWS})
+    return earlier if row is not None and has_content(row, earlier) else spec
 
 
 def begin_run(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from db.campaign_work import CellEnd
 from db.devices import list_devices
+from db.importance import latest_importance
 from db.models import CampaignBatchRow, CampaignCellRow
 from db.plans import plan_by_digest
 from db.quarantine import refuse_quarantined
@@ -114,24 +115,30 @@ def perform(means: Means, batch: Batch, note: Note) -> Ends:
 
 
 def _importance(means: Means, batch: Batch) -> Ends:
-    from orchestrator.scoring import score_importance  # loads PyTorch
-
     assert batch.row.task is not None
+    bundle, rows = find_bundle(means.farm, batch.row.bundle_digest), batch.spec.importance_rows
+    if rows is None:
+        with means.farm.store.reader() as session:
+            kept = latest_importance(session, bundle.model_digest, batch.row.task, "exhaustive")
+        if kept is not None:
+            taken = f"the store's importance profile {kept.digest[:12]}, of {kept.rows:,} rows, is used"
+            return batch.all(CellEnd("done", taken))
+    from orchestrator.scoring import score_importance  # loads PyTorch
 
     def advance(_done: int, _total: int) -> None:
         if means.farm.stop.is_set():
             raise KeyboardInterrupt
 
-    score_importance(
+    made = score_importance(
         means.farm,
         means.mapper,
-        find_bundle(means.farm, batch.row.bundle_digest),
+        bundle,
         batch.row.task,
-        rows=batch.spec.importance_rows,
+        rows=rows or measure.IMPORTANCE_ROWS,
         workers=means.cpus,
         advance=advance,
     )
-    return batch.all(CellEnd("done"))
+    return batch.all(CellEnd("done", None if made.scored else "the store has the scores of all its shards"))
 
 
 def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:

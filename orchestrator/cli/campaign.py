@@ -22,11 +22,12 @@ from db.models import CampaignRow, CampaignRunRow
 from db.schedules import put_schedule
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.due import check_cron, next_due, shown
-from orchestrator.campaigns.report import STATUS_COLUMNS, status_cells
+from orchestrator.campaigns.report import STATUS_COLUMNS, importance_of_run, status_cells
 from orchestrator.campaigns.spec import CampaignSpec
 from orchestrator.campaigns.spec_file import load_campaign
 from orchestrator.campaigns.start import (
     Resolved,
+    as_kept,
     estimated_ns,
     keep_campaign,
     resolve,
@@ -81,7 +82,7 @@ def run(
     """
     with farm_of(context) as farm:
         know_hosts(farm)
-        spec, resolved = _asked(farm, target)
+        spec, resolved = _asked(farm, target, replace=replace)
         if _is_new(farm, spec, again=again, replace=replace):
             _agree(farm, resolved or resolve(farm, spec), yes=yes)
         campaign = _keep(farm, spec, replace=replace)
@@ -94,10 +95,14 @@ def run(
             return
         drive(farm, ",".join(spec.devices), campaign, opened)
         (ended,) = statuses(farm, [campaign])
+        with farm.store.reader() as session:
+            importance = importance_of_run(session, opened.id)
     if json:
         emit_json({"campaign": campaign.name, "run": ended.number, "state": ended.state, **ended.counts})
     else:
         table("Campaign", STATUS_COLUMNS, [status_cells(ended)])
+        for said in importance:
+            note(said)
         note(f"its results: stifarm campaign report {campaign.name}; judged, and as a page: campaign results")
     if ended.state != "done":
         raise typer.Exit(SOME_FAILED if ended.counts.get("done") else FAILED)
@@ -227,7 +232,7 @@ def schedule(
     check_cron(cron, timezone)
     with farm_of(context) as farm:
         know_hosts(farm)
-        spec, resolved = _asked(farm, target)
+        spec, resolved = _asked(farm, target, replace=replace)
         _agree(farm, resolved or resolve(farm, spec), yes=yes)
         campaign = _keep(farm, spec, replace=replace)
         with farm.store.session() as session:
@@ -253,13 +258,19 @@ def named_campaign(farm: Farm, name: str) -> CampaignRow:
     return found
 
 
-def _asked(farm: Farm, target: str) -> tuple[CampaignSpec, Resolved | None]:
+def _asked(farm: Farm, target: str, *, replace: bool) -> tuple[CampaignSpec, Resolved | None]:
     """The campaign that an argument names, and what a file's stands for now: that of the store may go on with
     a run whose bundles are gone. Raises: CampaignError, CampaignFileError, InputError."""
     path = Path(target)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         return spec_of(named_campaign(farm, target)), None
     spec = load_campaign(path)
+    if not replace and (kept := as_kept(farm, spec)) != spec:
+        note(
+            f"{spec.name} is kept with importance_rows: {kept.importance_rows} and goes on with them; to take"
+            " the store's profile instead, as this file says now: --replace"
+        )
+        spec = kept
     return spec, resolve(farm, spec)
 
 

@@ -22,6 +22,7 @@ from orchestrator.campaigns.report import (
     STATUS_COLUMNS,
     causes_of,
     compare_cells,
+    importance_of_run,
     report_cells,
     report_json,
     rows_of,
@@ -127,10 +128,11 @@ def report(
         campaign = known_campaigns(farm, name)[0]
         run = find_run(farm, campaign, number)
         with farm.store.reader() as session:
-            rows = rows_of(session, run.id)
+            rows, importance = rows_of(session, run.id), importance_of_run(session, run.id)
         standing = next(one for one in statuses(farm, [campaign], runs=None) if one.number == run.number)
     if json:
-        emit_json({"status": asdict(standing), "cells": [report_json(row) for row in rows]})
+        cells = [report_json(row) for row in rows]
+        emit_json({"status": asdict(standing), "importance": importance, "cells": cells})
         return
     title = f"Run {run.number} of {name}: {run.state}"
     tables(
@@ -139,8 +141,8 @@ def report(
             TableText("All its cells", STATUS_COLUMNS, [status_cells(standing)]),
         ]
     )
-    for cause in causes_of(rows):
-        note(f"  {cause}")
+    for said in (*importance, *causes_of(rows)):
+        note(f"  {said}")
 
 
 def compare(

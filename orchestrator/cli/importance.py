@@ -25,13 +25,13 @@ from orchestrator.cli.heat import heat_map, milli, whole
 from orchestrator.cli.output import emit_json, fail, heading, lines, note, steps, styled, success, table, warn
 from orchestrator.farm import Farm, controlling
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
-from orchestrator.measure import importance_of
+from orchestrator.measure import IMPORTANCE_ROWS, importance_of
 from sti_runtime.errors import InputError
 from sti_runtime.importance_profile import METHODS, ImportanceProfile
 from sti_runtime.rank_statistics import rank_correlation
 
-EXHAUSTIVE_ROWS, GRADIENT_ROWS = 500, 250
-"""Labelled rows of the profile split, unless asked otherwise."""
+GRADIENT_ROWS = 250
+"""As IMPORTANCE_ROWS, of an estimate."""
 
 _LISTED = 8
 
@@ -51,7 +51,7 @@ def importance(
         int | None,
         typer.Option(
             min=1,
-            help=f"Labelled rows of the profile split; {EXHAUSTIVE_ROWS}, of gradient {GRADIENT_ROWS}.",
+            help=f"Labelled rows of the profile split; {IMPORTANCE_ROWS}, of gradient {GRADIENT_ROWS}.",
         ),
     ] = None,
     devices: Annotated[
@@ -82,13 +82,13 @@ def importance(
         name = only_task(farm, task, known)
         task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
         if devices is not None:
-            _on_devices(farm, devices, known, name, rows=rows or EXHAUSTIVE_ROWS, json=json)
+            _on_devices(farm, devices, known, name, rows=rows or IMPORTANCE_ROWS, json=json)
         with controlling(farm), RayPool(farm.settings) as pool:
             note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
             if method == "gradient":
                 profile = estimate_step(farm, pool, known, name, rows=rows or GRADIENT_ROWS, quiet=json)
             else:
-                profile = importance_step(farm, pool, known, name, rows=rows or EXHAUSTIVE_ROWS, quiet=json)
+                profile = importance_step(farm, pool, known, name, rows=rows or IMPORTANCE_ROWS, quiet=json)
     if json:
         emit_json(profile.model_dump(mode="json"))
     else:

@@ -80,9 +80,13 @@ def _provenance(results: Results) -> Iterator[str]:
     yield f"- campaign `{spec.name}` ({digest}), run {run.number}: {began} to {ended}"
     yield (
         f"- {spec.requests} {spec.request_kind} requests × {spec.repeats} for each cell, W = {spec.working},"
-        f" slack {'used' if spec.slack else 'not used'}, importance from up to {spec.importance_rows} rows,"
-        f" seed {spec.seed}"
+        f" slack {'used' if spec.slack else 'not used'}, seed {spec.seed}"
     )
+    ranked = (
+        f"{bundle} on {task} {profile.digest[:12]} of {profile.rows:,} rows"
+        for (bundle, task), profile in sorted(results.importance.items())
+    )
+    yield f"- importance profiles: {listed(ranked)}"
     drawn = [
         f"{task} {rows:,} of {whole:,}" for task, (rows, whole) in results.dev_rows.items() if rows < whole
     ]

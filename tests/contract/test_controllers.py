@@ -14,6 +14,7 @@ from db.controllers import (
     begin_controller,
     end_controller,
     list_controllers,
+    living_controllers,
 )
 from db.errors import LeaseHeldError
 from db.events import latest_events
@@ -64,6 +65,16 @@ def test_a_controller_is_a_row_until_it_ends(store: Store) -> None:
     assert alive(store) == []
     with store.reader() as session:
         assert [row.name for row in list_controllers(session, ended=True)] == [name]
+
+
+def test_a_silent_one_may_work_on_nothing(store: Store) -> None:
+    names = [enter(store, "bench").name, enter(store, "other").name]
+    with store.session() as session:
+        assert {row.name for row in living_controllers(session)} == {*names}
+        silence(session, names[0], HEARTBEAT_TTL_NS + HEARTBEAT_TTL_NS)
+        assert [row.name for row in living_controllers(session)] == names[1:]
+        end_controller(session, names[1])
+        assert living_controllers(session) == []
 
 
 def test_a_killed_one_is_succeeded_under_its_leases(store: Store, device: int) -> None:

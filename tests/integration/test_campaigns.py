@@ -22,14 +22,18 @@ from db.quarantine import begin_quarantine, quarantine_of, steps_since
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.compare import compare_runs
 from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.report import importance_of_run
 from orchestrator.campaigns.steps import perform
 from orchestrator.device_facts.seen import Seen
 from orchestrator.errors import LinkError
 from orchestrator.farm import Farm
 from orchestrator.fleet import probe_device
 from orchestrator.health.recovery import climb
+from orchestrator.measure import importance_of
 from orchestrator.recovering import Stepped
+from orchestrator.scoring import estimate_importance
 from orchestrator.worker import HostWorker
+from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.messages import ResultRecord
 from tests.campaign_world import (
     begin,
@@ -43,6 +47,7 @@ from tests.campaign_world import (
     write_devices,
 )
 from tests.farm_world import (
+    InProcess,
     attempts_of,
     fill,
     job_folders,
@@ -145,6 +150,36 @@ def test_a_matrix_is_measured_and_again_only_what_is_missing(
         {cell.job_id for batch, cell in cells(farm, each) if batch.kind == "profile"}
         for each in (run_id, second)
     ]
+
+
+def test_importance_that_is_not_asked_is_the_newest_of_the_store(farm: Farm, worker: HostWorker) -> None:
+    work = fill(farm)
+
+    def run(more: str = "") -> tuple[list[str], ImportanceProfile]:
+        name = f"i{len(more)}"
+        run_id = begin(farm, campaign(f"name: {name}\ndevices: [desk]\nkinds: [importance]\n{more}"))
+        work_off(farm, worker)
+        assert run_state(farm, run_id) == "done"
+        with farm.store.reader() as session:
+            said = importance_of_run(session, run_id)
+        return said, importance_of(farm, work.bundle, work.task)
+
+    estimate_importance(farm, InProcess(), work.bundle, work.task, rows=4)  # which is never taken
+    said, made = run()
+    assert (said, made.method) == ([], "exhaustive")
+    said, few = run("importance_rows: 6\n")
+    assert (said, few.rows) == ([], 6)
+    assert few.digest != made.digest
+    said, taken = run()
+    assert taken.digest == few.digest
+    (what,) = said
+    assert what == f"importance of tiny on demo: the store's importance profile {few.digest[:12]}, of 6 rows, is used"
+    said, newest = run(f"importance_rows: {made.rows}\n")
+    assert (said, newest.digest) == (
+        ["importance of tiny on demo: the store has the scores of all its shards"],
+        made.digest,
+    )
+    assert made.digest[:12] in run()[0][0]
 
 
 def test_a_device_that_fails_stops_no_other_and_is_reported(

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text as sql
 from sqlalchemy import update
 
-from db.campaigns import open_runs, runs_of
+from db.campaigns import find_campaign, open_runs, runs_of
 from db.controllers import begin_controller
 from db.errors import ReplacedError
 from db.events import latest_events
@@ -149,8 +149,9 @@ def test_serve_does_what_fell_due_while_nothing_ran(farm: Farm, cli: Cli, tmp_pa
     assert served.returncode == 0, served.stderr
     assert "health is due" in served.stderr
     assert "failed" not in served.stderr
-    assert "run 1 of health: done; 1 cell: 1 done; took" in " ".join(served.stderr.split())
-    assert "stifarm campaign report health --run 1" in served.stderr
+    told = " ".join(served.stderr.split())
+    assert "run 1 of health: done; 1 cell: 1 done; took" in told
+    assert "See it: stifarm campaign report health --run 1" in told
     history = json.loads(cli("schedules", "history", "health", "--json")[1])
     assert history
     assert {(row["state"], row["cells"]) for row in history} == {("done", "1/1 done")}
@@ -255,6 +256,27 @@ def test_two_campaigns_of_one_name(cli: Cli, tmp_path: Path) -> None:
     assert "no run of it is open" not in cli("campaign", "cancel", "health")[1]
     assert "no run of it is open" in cli("campaign", "cancel", "health")[1]
     assert cli("campaign", "cancel", "healht")[0] == 2
+
+
+def test_a_campaign_that_an_earlier_version_kept_goes_on_with_its_rows(
+    farm: Farm, cli: Cli, tmp_path: Path
+) -> None:
+    with farm.store.session() as session:
+        kept = keep_campaign(session, campaign(HEALTH + "importance_rows: 500\n"))
+    path = write(tmp_path, HEALTH)
+    code, said = cli("campaign", "run", path, "--detach")
+    assert (code, "is kept with importance_rows: 500" in said) == (0, True), said
+    with farm.store.reader() as session:
+        found = find_campaign(session, "health")
+    assert found is not None
+    assert found.spec_digest == kept.spec_digest
+    assert cli("campaign", "cancel", "health")[0] == 0
+    code, said = cli("campaign", "run", path, "--detach", "--replace")
+    assert (code, "importance_rows" in said) == (0, False), said
+    with farm.store.reader() as session:
+        found = find_campaign(session, "health")
+    assert found is not None
+    assert "importance_rows" not in found.spec_json
 
 
 def test_a_large_matrix_is_begun_after_a_yes_only(farm: Farm, cli: Cli, tmp_path: Path) -> None:
