@@ -6,6 +6,7 @@ database's clock; the same owner takes its own up again at once, as a controller
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -268,16 +269,53 @@ def had(session: Session, now_wall_ns: int) -> Mapping[tuple[int, str | None], i
     return {(run, device): int(spent_ns or 0) for run, device, spent_ns in session.execute(query)}
 
 
-def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, str, int]]:
-    """(device, kind, ns) of the newest batches that ended with something done."""
-    done = exists().where(_Cell.batch_id == _Batch.id, _Cell.state == "done")
+def sizes(session: Session, run_id: int) -> Mapping[tuple[str | None, str], tuple[int, int]]:
+    """By (device, kind) of a run: how many batches it has, and how many parts they are of in all.
+
+    A part is what the time that a batch takes goes with: of execute a request to a cell, else a cell.
+    """
     query = (
-        select(_Batch.device, _Batch.kind, _Batch.ended_wall_ns - _Batch.started_wall_ns)
-        .where(_Batch.state == "ended", _Batch.started_wall_ns.is_not(None), done)
+        select(_Batch.device, _Batch.kind, func.count(_Batch.id.distinct()), func.count())
+        .join(_Cell, _Cell.batch_id == _Batch.id)
+        .where(_Batch.run_id == run_id)
+        .group_by(_Batch.device, _Batch.kind)
+    )
+    campaign_id = session.get_one(_Run, run_id).campaign_id
+    requests = _requests(session, {campaign_id})[campaign_id]
+    return {
+        (device, kind): (batches, cells * (requests if kind == "execute" else 1))
+        for device, kind, batches, cells in session.execute(query)
+    }
+
+
+def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, str, int, int]]:
+    """(device, kind, parts, ns) of the newest batches that ended with something measured; ``parts`` as in
+    ``sizes``, of the cells that were measured. What the store knew, or what had no plan, took no time."""
+    measured = and_(
+        _Cell.batch_id == _Batch.id,
+        _Cell.state == "done",
+        or_(_Cell.job_id.is_not(None), _Cell.cause.is_(None)),
+    )
+    cells = select(func.count()).select_from(_Cell).where(measured).correlate(_Batch).scalar_subquery()
+    query = (
+        select(_Batch.device, _Batch.kind, _Batch.ended_wall_ns - _Batch.started_wall_ns, cells, _Run.campaign_id)
+        .join(_Run, _Run.id == _Batch.run_id)
+        .where(_Batch.state == "ended", _Batch.started_wall_ns.is_not(None), exists().where(measured))
         .order_by(_Batch.ended_wall_ns.desc())
         .limit(limit)
     )
-    return [(device, kind, max(0, spent or 0)) for device, kind, spent in session.execute(query)]
+    found = session.execute(query).all()
+    requests = _requests(session, {campaign_id for *_, campaign_id in found})
+    return [
+        (device, kind, count * (requests[campaign_id] if kind == "execute" else 1), max(0, spent or 0))
+        for device, kind, spent, count, campaign_id in found
+    ]
+
+
+def _requests(session: Session, campaign_ids: Collection[int]) -> dict[int, int]:
+    """How many counted requests campaigns ask of a cell, as they are now."""
+    query = select(CampaignRow.id, CampaignRow.spec_json).where(CampaignRow.id.in_(campaign_ids))
+    return {id_: int(json.loads(spec).get("requests", 1)) for id_, spec in session.execute(query)}
 
 
 def last_moves(session: Session) -> Mapping[str | None, int]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Event
 
 import structlog
+from sqlalchemy.orm import Session
 
 from db import campaign_work as work
 from db.campaigns import open_runs, start_queued
@@ -24,7 +25,7 @@ from db.leases import database_wall_ns
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.choose import next_batch
 from orchestrator.campaigns.conclude import conclude_run
-from orchestrator.campaigns.estimate import Typical, left_by_lane
+from orchestrator.campaigns.estimate import Typical, amounts, left_by_lane
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.campaigns.steps import Batch, Ends, Means, perform
 from orchestrator.errors import CommandTimeoutError, LinkError, TransientError
@@ -76,6 +77,8 @@ class Controller:
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._unsaved: list[_Ended] = []
         self._renewed = time.monotonic()
+        self._sizes: Mapping[int, Mapping[tuple[str | None, str], tuple[int, int]]] = {}
+        """What the open runs are of, which does not change; see ``db.campaign_work.sizes``."""
         self._missed: set[str | None] = set()
         """Devices out of reach that batches wait for."""
 
@@ -156,8 +159,8 @@ class Controller:
             now = database_wall_ns(session)
             waiting = work.waiting(session, now)
             under_way = work.under_way(session)
-            left, had = work.left(session), work.had(session, now)
-            typical = Typical.of(work.durations(session)) if waiting else Typical({}, {})
+            had = work.had(session, now)
+            left_of = self._left_of(session) if any(each.deadline_wall_ns for each in waiting) else {}
             moved = work.last_moves(session) if waiting or under_way else {}
         mine = [row for row in under_way if row.owner == owner and row.id not in self._active]
         lapsed = [row for row in under_way if row.owner != owner and (row.claimed_until_wall_ns or 0) < now]
@@ -173,10 +176,6 @@ class Controller:
         had_of: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         for (run_id, device), spent_ns in had.items():
             had_of[self._lane(device) or ""][run_id] += spent_ns
-        left_of: dict[str, dict[int, int]] = defaultdict(dict)
-        for run_id, counts in left.items():
-            for lane, ns in left_by_lane(counts, typical, lambda device: self._lane(device) or "").items():
-                left_of[lane][run_id] = ns
         by_lane: dict[str, list[work.Waiting]] = defaultdict(list)
         self._tell_missed({each.device for each in waiting if self._lane(each.device) is None} - elsewhere)
         for each in waiting:
@@ -188,10 +187,23 @@ class Controller:
             elif each.ready and (each.device is None or each.device not in elsewhere):
                 by_lane[lane_or_none].append(each)
         for lane, ready in by_lane.items():
-            chosen = None if lane in self._busy else next_batch(ready, had_of[lane], left_of[lane], now)
+            chosen = None if lane in self._busy else next_batch(ready, had_of[lane], left_of.get(lane, {}), now)
             if chosen is not None:
                 self._begin(pool, chosen.batch_id, lane)
         return any(by_lane.values())
+
+    def _left_of(self, session: Session) -> Mapping[str, Mapping[int, int]]:
+        """By lane and run: about how many ns of work are left, which says whose deadline is in danger."""
+        left, typical = work.left(session), Typical.of(work.durations(session))
+        self._sizes = {run_id: self._sizes.get(run_id) or work.sizes(session, run_id) for run_id in left}
+        found: dict[str, dict[int, int]] = defaultdict(dict)
+        for run_id, counts in left.items():
+            lanes = left_by_lane(
+                amounts(counts, self._sizes[run_id]), typical, lambda device: self._lane(device) or ""
+            )
+            for lane, ns in lanes.items():
+                found[lane][run_id] = ns
+        return found
 
     @property
     def _busy(self) -> set[str]:

@@ -49,7 +49,7 @@ class Combination:
 def count_cells(spec: CampaignSpec, devices: Sequence[Device], contents: Sequence[Content]) -> int:
     """How many cells ``expand`` will make of it, without making them."""
     pairs = sum(len(_engines(spec, device)) for device in devices) * len(contents)
-    matrix = len(spec.targets) * sum(_group_sizes(spec))
+    matrix = count_planned(spec)
     planned = bool(spec.planned_kinds)
     return (
         len(devices) * ("health" in spec.kinds)
@@ -58,6 +58,11 @@ def count_cells(spec: CampaignSpec, devices: Sequence[Device], contents: Sequenc
         + pairs * matrix * (spec.repeats if "execute" in spec.kinds else 0)
         + pairs * matrix * ("evaluate" in spec.kinds)
     )
+
+
+def count_planned(spec: CampaignSpec) -> int:
+    """How many planned cells one device, content, engine and repeat have."""
+    return len(spec.targets) * sum(_group_sizes(spec))
 
 
 def count_batches(spec: CampaignSpec) -> int:

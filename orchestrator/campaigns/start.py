@@ -19,8 +19,15 @@ from db.campaigns import (
     save_campaign,
 )
 from db.models import CampaignRow, CampaignRunRow
-from orchestrator.campaigns.estimate import Typical, left_ns
-from orchestrator.campaigns.expand import MOST_IN_ALL, Content, count_batches, count_cells, expand
+from orchestrator.campaigns.estimate import Amount, Typical, left_ns
+from orchestrator.campaigns.expand import (
+    MOST_IN_ALL,
+    Content,
+    count_batches,
+    count_cells,
+    count_planned,
+    expand,
+)
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.campaigns.spec import CampaignSpec, parse_bundle
 from orchestrator.errors import CampaignError
@@ -84,26 +91,27 @@ def estimated_ns(farm: Farm, resolved: Resolved) -> int:
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     with farm.store.reader() as session:
         typical = Typical.of(durations(session))
-    return left_ns(_batch_counts(resolved), typical, lambda device: lanes[device])
+    return left_ns(amounts_of(resolved), typical, lambda device: lanes[device])
 
 
-def _batch_counts(resolved: Resolved) -> dict[tuple[str | None, str], int]:
-    """Batches by (device, kind), without making them."""
-    spec, counts = resolved.spec, dict[tuple[str | None, str], int]()
-    chunks = count_batches(spec)
+def amounts_of(resolved: Resolved) -> dict[tuple[str | None, str], Amount]:
+    """What a run has to do by (device, kind), without making its batches."""
+    spec, found = resolved.spec, dict[tuple[str | None, str], Amount]()
+    chunks, cells = count_batches(spec), count_planned(spec)
     if spec.planned_kinds or "importance" in spec.kinds:
-        counts[None, "importance"] = len(resolved.contents)
+        found[None, "importance"] = Amount(len(resolved.contents), len(resolved.contents))
     for device in resolved.devices:
         pairs = len(resolved.contents) * max(1, len(spec.engines))
-        for kind, count in (
-            ("health", 1),
-            ("profile", pairs * spec.repeats),
-            ("execute", pairs * spec.repeats * chunks),
-            ("evaluate", pairs * chunks),
+        timed = pairs * spec.repeats
+        for kind, amount in (
+            ("health", Amount(1, 1)),
+            ("profile", Amount(timed, timed)),
+            ("execute", Amount(timed * chunks, timed * cells * spec.requests)),
+            ("evaluate", Amount(pairs * chunks, pairs * cells)),
         ):
             if kind in spec.kinds:
-                counts[device.name, kind] = count
-    return counts
+                found[device.name, kind] = amount
+    return found
 
 
 def keep_campaign(session: Session, spec: CampaignSpec, *, replace: bool = False) -> CampaignRow:

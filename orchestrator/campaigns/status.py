@@ -6,12 +6,12 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from db.campaign_work import durations, left, put_back_causes, under_way
+from db.campaign_work import durations, left, put_back_causes, sizes, under_way
 from db.campaigns import OPEN, cell_counts, runs_of
 from db.controllers import living_controllers
 from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow, ControllerRow
-from orchestrator.campaigns.estimate import Typical, left_ns
+from orchestrator.campaigns.estimate import Typical, amounts, left_ns
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.farm import Farm
 from orchestrator.processes import identify
@@ -60,7 +60,11 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
         ]
         counts = cell_counts(session, [run.id for _, run in found])
         waits = {run.id: put_back_causes(session, run.id) for _, run in found if run.state in OPEN}
-        waiting = {run.id: left(session, run.id).get(run.id, {}) for _, run in found if run.state in OPEN}
+        waiting = {
+            run.id: amounts(left(session, run.id).get(run.id, {}), sizes(session, run.id))
+            for _, run in found
+            if run.state in OPEN
+        }
         controllers = living_controllers(session) if waiting else ()
     at_work = any(map(_there, controllers))
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)

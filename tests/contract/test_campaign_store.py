@@ -347,6 +347,12 @@ class LaterSpec(Spec):
     notes: str = ""
 
 
+class Asked(Record):
+    """What asks a number of requests."""
+
+    requests: int
+
+
 class OtherSpec(Record):
     """What cannot be read from a ``Spec``."""
 
@@ -508,9 +514,34 @@ def test_durations_and_shares_are_those_of_what_ran(store: Store) -> None:
             .where(table.id == first.batch_id)
             .values(ended_wall_ns=table.started_wall_ns + 7 * S)
         )
-        assert work.durations(session) == [("a", "health", 7 * S)]
+        assert work.durations(session) == [("a", "health", 1, 7 * S)]
         assert work.had(session, database_wall_ns(session)) == {(run_id, "a"): 7 * S}
         assert work.left(session) == {run_id: {("a", "health"): 1}}
+
+
+def test_durations_are_of_what_was_measured_by_its_size(store: Store) -> None:
+    kinds = ("execute", "execute", "evaluate", "execute")
+    batches = [batch(n, "a", kind, cells=3) for n, kind in enumerate(kinds)]
+    with store.session() as session:
+        made = world.populate(session)
+        asked = save_campaign(
+            session, Asked(requests=5), name="night", priority=1, deadline_ns=None, seed=0
+        )
+        run = create_run(session, asked, batches, trigger="manual")
+        assert run is not None
+        assert work.sizes(session, run.id) == {("a", "execute"): (3, 9 * 5), ("a", "evaluate"): (1, 3)}
+    measured, no_plan = CellEnd("done", job_id=made.job.id), CellEnd("infeasible", "no plan")
+    known = CellEnd("done", "its accuracy was known")
+    found = ([measured] * 3, [measured, measured, no_plan], [known] * 3, [no_plan] * 3)
+    with store.session() as session:
+        rows = session.scalars(select(CampaignBatchRow).order_by(CampaignBatchRow.number)).all()
+        for row, ends in zip(rows, found, strict=True):
+            assert work.claim(session, row.id, "me")
+            cells = work.cells_of(session, row.id)
+            kept = {cell.id: end for cell, end in zip(cells, ends, strict=True)}
+            assert work.end_batch(session, row.id, "me", kept)
+        took = [(device, kind, parts) for device, kind, parts, _ in work.durations(session)]
+    assert sorted(took) == [("a", "execute", 2 * 5), ("a", "execute", 3 * 5)]
 
 
 # ------------------------------------------------------------------ schedules

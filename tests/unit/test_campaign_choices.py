@@ -24,7 +24,15 @@ from orchestrator.campaigns.due import (
     shown,
     unsettled,
 )
-from orchestrator.campaigns.estimate import DEFAULT_NS, Typical, left_by_lane, left_ns
+from orchestrator.campaigns.estimate import (
+    GUESSES,
+    Amount,
+    Line,
+    Typical,
+    amounts,
+    left_by_lane,
+    left_ns,
+)
 from orchestrator.errors import CampaignError
 
 S = 10**9
@@ -92,14 +100,33 @@ def test_a_deadline_that_would_be_missed_goes_first_and_one_that_is_past_does_no
 
 
 def test_estimates_are_medians_of_what_ended_and_lanes_run_side_by_side() -> None:
-    typical = Typical.of([("a", "execute", 10 * S), ("a", "execute", 30 * S), ("a", "execute", 20 * S)])
-    assert typical.batch_ns("a", "execute") == typical.batch_ns("b", "execute") == 20 * S
-    assert typical.batch_ns("b", "profile") == DEFAULT_NS["profile"]
+    typical = Typical.of([("a", "health", 1, seconds * S) for seconds in (10, 30, 20)])
+    assert typical.line("a", "health") == typical.line("b", "health") == Line(0, 20 * S)
+    assert typical.line("b", "profile") == GUESSES["profile"]
     lanes = {"a": "1", "b": "1", "c": "2", None: "host"}
-    left: dict[tuple[str | None, str], int] = {("a", "execute"): 2, ("b", "execute"): 1, ("c", "execute"): 1}
+    left: dict[tuple[str | None, str], Amount] = {
+        ("a", "health"): Amount(2, 2), ("b", "health"): Amount(1, 1), ("c", "health"): Amount(1, 1)
+    }  # fmt: skip
     assert left_by_lane(left, typical, lanes.__getitem__) == {"1": 60 * S, "2": 20 * S}
     assert left_ns(left, typical, lanes.__getitem__) == 60 * S
     assert left_ns({}, typical, lanes.__getitem__) == 0
+
+
+def test_a_large_batch_is_not_taken_for_a_small_one() -> None:
+    # 4 s for each batch, and half a second for each request: of 1 cell, of 2 cells, one that had to wait.
+    took = [(30, 19 * S), (30, 19 * S), (30, 99 * S), (60, 34 * S), (60, 34 * S)]
+    line = Line.of(took)
+    assert line == Line(4 * S, S // 2)
+    assert line.ns(Amount(10, 10 * 24 * 100)) == 12_040 * S
+    assert Line.of([(30, 15 * S), (30, 21 * S), (30, 18 * S)]) == Line(0, 18 * S // 30)  # of one size
+    assert Line.of([(30, 60 * S), (60, 30 * S)]) == Line(0, 5 * S // 4)  # larger ones took no longer
+    assert Line.of([(1, 1 * S), (2, 10 * S)]) == Line(0, 3 * S)  # no batch takes less than nothing
+
+
+def test_what_is_left_of_a_run_has_batches_of_its_sizes() -> None:
+    sizes = {("a", "execute"): (10, 10 * 24 * 30), (None, "importance"): (1, 1)}
+    assert amounts({("a", "execute"): 3}, sizes) == {("a", "execute"): Amount(3, 3 * 24 * 30)}
+    assert amounts({("b", "execute"): 3}, sizes) == {("b", "execute"): Amount(3, 3)}
 
 
 # ------------------------------------------------------------------ due times

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.campaigns.estimate import Amount
 from orchestrator.campaigns.expand import MOST_CELLS, Content, count_batches, count_cells, expand
 from orchestrator.campaigns.spec import CampaignSpec, parse_bundle, parse_preload, parse_target
 from orchestrator.campaigns.spec_file import load_campaign, parse_campaign
+from orchestrator.campaigns.start import Resolved, amounts_of
 from orchestrator.errors import CampaignFileError
 from orchestrator.inventory import parse_inventory
 from sti_runtime.errors import UnitsError
@@ -219,6 +221,23 @@ def test_the_count_is_what_expands_and_no_cell_comes_twice(
             b for b in batches if b.kind == "evaluate" and b.device == "a" and b.bundle_digest == "b" * 64
         ]
         assert len(of_one) == count_batches(asked) * max(1, len(engines))
+
+
+def test_an_estimate_counts_what_expands() -> None:
+    asked = spec(
+        kinds=("health", "profile", "execute", "evaluate"),
+        targets=tuple(f"{n}ms" for n in range(1, 14)),
+        policies=tuple(POLICIES),
+        repeats=2,
+        requests=7,
+        engines=("native", "native-int8"),
+    )
+    made: dict[tuple[str | None, str], Amount] = {}
+    for batch in expand(asked, DEVICES, CONTENTS, seed=1):
+        before = made.get((batch.device, batch.kind), Amount(0, 0))
+        parts = len(batch.cells) * (asked.requests if batch.kind == "execute" else 1)
+        made[batch.device, batch.kind] = Amount(before.batches + 1, before.parts + parts)
+    assert amounts_of(Resolved(asked, DEVICES, CONTENTS)) == made
 
 
 def test_a_million_cells_are_counted_without_being_made() -> None:
