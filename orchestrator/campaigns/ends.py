@@ -15,8 +15,8 @@ from orchestrator.campaigns.status import format_span
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended. ``elapsed_ns``: since it began, None when it never did; ``cause``: why it was cancelled,
-    skipped or could not begin."""
+    """How a run ended. ``elapsed_ns``: since it began, None when it never did; ``cause``: why it was
+    cancelled, was skipped or could not begin."""
 
     campaign: str
     number: int

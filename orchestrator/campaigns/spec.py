@@ -114,7 +114,8 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...
 
 class CampaignSpec(Record):
     """A campaign as its file says. Without bundles: the newest; without tasks: the only one; without engines:
-    each device's own; without importance_rows: the store's profile. ``dev_rows``: so many of a task's dev rows at most, a seeded draw; without: all.
+    each device's own; without importance_rows: the store's profile. ``dev_rows``: so many of a task's dev
+    rows at most, a seeded draw; without: all.
     ``deadline``: how long after its due time a run should be over. ``notes``: what readers of its results
     must know, as of its data.
     """

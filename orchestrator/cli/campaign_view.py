@@ -29,7 +29,7 @@ from orchestrator.campaigns.report import (
     status_cells,
 )
 from orchestrator.campaigns.status import RunStatus, statuses
-from orchestrator.cli.context import JsonOption, Options, farm_of
+from orchestrator.cli.context import JsonOption, farm_of
 from orchestrator.cli.output import TableText, emit_json, grid, note, out, table, tables, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
@@ -69,11 +69,10 @@ def unattended(context: typer.Context, found: Sequence[RunStatus]) -> str:
     names = [one.campaign for one in found if one.worked_on is False]
     if not names:
         return ""
-    options = context.obj
-    assert isinstance(options, Options)
+    again = context.obj.again
     return (
         f"no controller works on the open runs of {', '.join(dict.fromkeys(names))}. Start one:"
-        f" {options.again('serve')}; or go on here: {options.again(f'campaign run {names[0]}')}"
+        f" {again('serve')}; or go on here: {again(f'campaign run {names[0]}')}"
     )
 
 

@@ -23,7 +23,7 @@ from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
 from orchestrator.cli.campaign import means_of, tell_open
-from orchestrator.cli.context import JsonOption, Options, PortsOption, Session, driving, farm_of
+from orchestrator.cli.context import JsonOption, PortsOption, Session, driving, farm_of
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm, impatient
@@ -234,13 +234,11 @@ def _fire(farm: Farm) -> None:
 
 def _tell_ends(context: typer.Context, ends: RunEnds) -> None:
     """A line for each run that has ended since the last look."""
-    options = context.obj
-    assert isinstance(options, Options)
     for end in ends.look():
         seen_by = f"campaign report {end.campaign} --run {end.number}"
         if not end.counts:
             seen_by = f"schedules history {end.campaign}"
-        (success if end.state == "done" else warn)(f"{end}. See it: {options.again(seen_by)}")
+        (success if end.state == "done" else warn)(f"{end}. See it: {context.obj.again(seen_by)}")
 
 
 def _no_run(farm: Farm) -> bool:
