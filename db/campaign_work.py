@@ -298,7 +298,9 @@ def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, 
     )
     cells = select(func.count()).select_from(_Cell).where(measured).correlate(_Batch).scalar_subquery()
     query = (
-        select(_Batch.device, _Batch.kind, _Batch.ended_wall_ns - _Batch.started_wall_ns, cells, _Run.campaign_id)
+        select(
+            _Batch.device, _Batch.kind, _Batch.ended_wall_ns - _Batch.started_wall_ns, cells, _Run.campaign_id
+        )
         .join(_Run, _Run.id == _Batch.run_id)
         .where(_Batch.state == "ended", _Batch.started_wall_ns.is_not(None), exists().where(measured))
         .order_by(_Batch.ended_wall_ns.desc())

@@ -222,7 +222,7 @@ def newest_run_id(session: Session) -> int:
 
 
 def runs_among(session: Session, run_ids: Collection[int], *, after: int) -> Sequence[CampaignRunRow]:
-    """The runs with these row ids or one above ``after``, and all that are open, in the order of their ids."""
+    """The runs with these row ids or one above ``after``, and all that are open; by their ids."""
     table = CampaignRunRow
     wanted = or_(table.id.in_(run_ids), table.id > after, table.state.in_(OPEN))
     return session.scalars(select(table).where(wanted).order_by(table.id)).all()

@@ -187,7 +187,9 @@ class Controller:
             elif each.ready and (each.device is None or each.device not in elsewhere):
                 by_lane[lane_or_none].append(each)
         for lane, ready in by_lane.items():
-            chosen = None if lane in self._busy else next_batch(ready, had_of[lane], left_of.get(lane, {}), now)
+            chosen = (
+                None if lane in self._busy else next_batch(ready, had_of[lane], left_of.get(lane, {}), now)
+            )
             if chosen is not None:
                 self._begin(pool, chosen.batch_id, lane)
         return any(by_lane.values())

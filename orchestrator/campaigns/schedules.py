@@ -46,9 +46,7 @@ def _fire(farm: Farm, schedule_id: int, campaign: CampaignRow) -> bool:
         return False
 
 
-def _settled(
-    farm: Farm, schedule_id: int, campaign: CampaignRow, resolved: Resolved | StifarmError
-) -> bool:
+def _settled(farm: Farm, schedule_id: int, campaign: CampaignRow, resolved: Resolved | StifarmError) -> bool:
     """Deal with a schedule's due times; whether there is a run of one. Raises: ReplacedError."""
     with farm.store.session() as session:
         schedule = lock_schedule(session, schedule_id)

@@ -135,7 +135,9 @@ class CampaignSpec(Record):
     requests: int = Field(default=30, ge=1, le=1000)
     request_kind: RequestKind = "warm"
     slack: bool = True
-    importance_rows: int | None = Field(default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None)
+    importance_rows: int | None = Field(
+        default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None
+    )
     dev_rows: int | None = Field(default=None, ge=1, le=1_000_000, exclude_if=lambda rows: rows is None)
     priority: int = Field(default=10, ge=1, le=100)
     deadline: str | None = None

@@ -524,9 +524,7 @@ def test_durations_are_of_what_was_measured_by_its_size(store: Store) -> None:
     batches = [batch(n, "a", kind, cells=3) for n, kind in enumerate(kinds)]
     with store.session() as session:
         made = world.populate(session)
-        asked = save_campaign(
-            session, Asked(requests=5), name="night", priority=1, deadline_ns=None, seed=0
-        )
+        asked = save_campaign(session, Asked(requests=5), name="night", priority=1, deadline_ns=None, seed=0)
         run = create_run(session, asked, batches, trigger="manual")
         assert run is not None
         assert work.sizes(session, run.id) == {("a", "execute"): (3, 9 * 5), ("a", "evaluate"): (1, 3)}
