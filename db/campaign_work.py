@@ -242,11 +242,12 @@ def fail_device(session: Session, batch: CampaignBatchRow, cause: str) -> None:
 
 
 def left(session: Session, run_id: int | None = None) -> Mapping[int, dict[tuple[str | None, str], int]]:
-    """By run: how many batches of each (device, kind) have not ended; of one run or of all open ones."""
+    """By run: how many batches of each (device, kind) have not ended; of one run or of all open ones. Without
+    those for which what the store has will do, which take no time."""
     query = (
         select(_Batch.run_id, _Batch.device, _Batch.kind, func.count())
         .join(_Run, _Run.id == _Batch.run_id)
-        .where(_Batch.state != "ended")
+        .where(_Batch.state != "ended", _Batch.fresh)
         .group_by(_Batch.run_id, _Batch.device, _Batch.kind)
     )
     query = query.where(_Run.state == "running" if run_id is None else _Run.id == run_id)

@@ -18,6 +18,7 @@ from db.campaigns import (
     runs_of,
     save_campaign,
 )
+from db.importance import latest_importance
 from db.models import CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Amount, Typical, left_ns
 from orchestrator.campaigns.expand import (
@@ -91,7 +92,17 @@ def estimated_ns(farm: Farm, resolved: Resolved) -> int:
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     with farm.store.reader() as session:
         typical = Typical.of(durations(session))
-    return left_ns(amounts_of(resolved), typical, lambda device: lanes[device])
+        amounts = amounts_of(resolved)
+        if resolved.spec.importance_rows is None and (None, "importance") in amounts:
+            missing = sum(_unscored(farm, session, content) for content in resolved.contents)
+            amounts[None, "importance"] = Amount(missing, missing)
+    return left_ns(amounts, typical, lambda device: lanes[device])
+
+
+def _unscored(farm: Farm, session: Session, content: Content) -> bool:
+    """Whether the store has no importance that a campaign could take."""
+    model = find_bundle(farm, content.bundle).model_digest
+    return latest_importance(session, model, content.task, "exhaustive") is None
 
 
 def amounts_of(resolved: Resolved) -> dict[tuple[str | None, str], Amount]:

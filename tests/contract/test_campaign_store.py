@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, update
@@ -321,7 +322,7 @@ def test_nobody_replaces_a_campaign_while_a_run_of_it_is_taken(store: Store) -> 
     run_id = ended(store, (batch(0, "a", "health"), CellEnd("failed", "no")))
     begun = threading.Event()
 
-    def replace() -> None:
+    def replace_it() -> None:
         begun.set()
         with store.session() as session:
             campaign(session, content="two", replace=True)
@@ -331,7 +332,7 @@ def test_nobody_replaces_a_campaign_while_a_run_of_it_is_taken(store: Store) -> 
             read = find_campaign(session, "night")
             assert read is not None
             lock_campaign(session, read.id, Spec(name="one"))
-            replaced = pool.submit(replace)
+            replaced = pool.submit(replace_it)
             assert begun.wait(60)
             taken = go_on(session, read.id, Spec(name="one"))
             assert taken is not None
@@ -522,15 +523,18 @@ def test_durations_and_shares_are_those_of_what_ran(store: Store) -> None:
 def test_durations_are_of_what_was_measured_by_its_size(store: Store) -> None:
     kinds = ("execute", "execute", "evaluate", "execute")
     batches = [batch(n, "a", kind, cells=3) for n, kind in enumerate(kinds)]
+    need = replace(batch(4, "a", "profile"), fresh=False)  # the store may have it
     with store.session() as session:
         made = world.populate(session)
         asked = save_campaign(session, Asked(requests=5), name="night", priority=1, deadline_ns=None, seed=0)
-        run = create_run(session, asked, batches, trigger="manual")
+        run = create_run(session, asked, [*batches, need], trigger="manual")
         assert run is not None
-        assert work.sizes(session, run.id) == {("a", "execute"): (3, 9 * 5), ("a", "evaluate"): (1, 3)}
+        sizes = {("a", "execute"): (3, 9 * 5), ("a", "evaluate"): (1, 3), ("a", "profile"): (1, 1)}
+        assert work.sizes(session, run.id) == sizes
+        assert work.left(session, run.id) == {run.id: {("a", "execute"): 3, ("a", "evaluate"): 1}}
     measured, no_plan = CellEnd("done", job_id=made.job.id), CellEnd("infeasible", "no plan")
     known = CellEnd("done", "its accuracy was known")
-    found = ([measured] * 3, [measured, measured, no_plan], [known] * 3, [no_plan] * 3)
+    found = ([measured] * 3, [measured, measured, no_plan], [known] * 3, [no_plan] * 3, [known])
     with store.session() as session:
         rows = session.scalars(select(CampaignBatchRow).order_by(CampaignBatchRow.number)).all()
         for row, ends in zip(rows, found, strict=True):

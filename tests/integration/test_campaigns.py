@@ -22,7 +22,9 @@ from db.quarantine import begin_quarantine, quarantine_of, steps_since
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.compare import compare_runs
 from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.estimate import GUESSES, Amount
 from orchestrator.campaigns.report import importance_of_run
+from orchestrator.campaigns.start import estimated_ns, resolve
 from orchestrator.campaigns.steps import perform
 from orchestrator.device_facts.seen import Seen
 from orchestrator.errors import LinkError
@@ -164,8 +166,11 @@ def test_importance_that_is_not_asked_is_the_newest_of_the_store(farm: Farm, wor
             said = importance_of_run(session, run_id)
         return said, importance_of(farm, work.bundle, work.task)
 
+    silent = campaign("name: i\ndevices: [desk]\nkinds: [importance]\n")
     estimate_importance(farm, InProcess(), work.bundle, work.task, rows=4)  # which is never taken
+    assert estimated_ns(farm, resolve(farm, silent)) == GUESSES["importance"].ns(Amount(1, 1))
     said, made = run()
+    assert estimated_ns(farm, resolve(farm, silent)) == 0
     assert (said, made.method) == ([], "exhaustive")
     said, few = run("importance_rows: 6\n")
     assert (said, few.rows) == ([], 6)
