@@ -8,6 +8,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from db.models import CampaignBatchRow, CampaignCellRow, PlanRow
+from sti_runtime.units import format_bytes, format_ns, in_words
 
 _RESTS_ON = (
     ("bundle", "bundle_digest"),
@@ -42,8 +43,10 @@ class PlanChange:
 
     def __str__(self) -> str:
         key = self.key
-        asked = f"{key.device}, {key.task}, {key.policy} at T={key.target}, |S|={key.preload_bytes} B"
-        return f"{asked}: {self.before} → {self.after} (new: {', '.join(self.why) or 'nothing known'})"
+        size = format_bytes(key.preload_bytes)
+        asked = f"{key.device}, {key.task}, {key.policy} at T = {key.target}, |S| = {size}"
+        what = in_words(f"{self.before} → {self.after}")
+        return f"{asked}: {what} (new: {', '.join(self.why) or 'nothing known'})"
 
 
 def plan_changes(session: Session, before: int, after: int) -> list[PlanChange]:
@@ -83,8 +86,8 @@ class _Answer:
             return self.cause or "no plan"
         plan, bits = self.plan, self.plan.mean_fidelity_milli / 1000
         return (
-            f"{plan.depth}×{plan.width} at {bits:.1f} bits, {plan.preloaded_bytes} B preloaded,"
-            f" {plan.predicted_latency_ns / 1e6:.3g} ms predicted"
+            f"{plan.depth}×{plan.width} at {bits:.1f} bits, {format_bytes(plan.preloaded_bytes)} preloaded,"
+            f" {format_ns(plan.predicted_latency_ns)} predicted"
         )
 
 

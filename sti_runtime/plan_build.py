@@ -240,10 +240,5 @@ def profile_flags(manifest: Manifest, bundle: str, profile: DeviceProfile) -> tu
     return tuple(flag for flag, applies in rules if applies)
 
 
-def exact_ms(duration_ns: int) -> str:
-    """A duration that parses back to exactly the same: "152.345678ms"."""
-    return f"{duration_ns // 10**6}.{duration_ns % 10**6:06d}ms"
-
-
 def _listing(values: Collection[int]) -> str:
     return ", ".join(str(value) for value in values)

@@ -23,7 +23,6 @@ from sti_runtime.plan_build import (
     ShardCosts,
     assemble_plan,
     check_budgets,
-    exact_ms,
     largest_first,
     layer_work,
     shard_costs,
@@ -33,7 +32,7 @@ from sti_runtime.plan_check import check_bundle, check_plan
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.shard import ShardId
 from sti_runtime.timeline import LayerWork, Timeline, simulate
-from sti_runtime.units import format_bytes, format_ns
+from sti_runtime.units import format_bytes, format_ns, format_ns_up
 
 __all__ = ["check_bundle", "check_plan", "choose_preload", "plan_paper"]
 
@@ -300,7 +299,7 @@ def _infeasible(
         return InfeasiblePlanError(
             f"No trained submodel of the bundle meets {format_ns(problem.target_ns)} on this device with "
             f"|S| = {format_bytes(preload_bytes)} and W = {format_bytes(working)}.",
-            f"The smallest target latency that works is {exact_ms(smallest)}.",
+            f"The smallest target latency that works is {format_ns_up(smallest)}.",
             smallest_target_ns=smallest,
         )
     needed = min(draft.least_working_bytes() for draft in drafts)

@@ -21,7 +21,6 @@ from sti_runtime.plan_build import (
     Fidelity,
     assemble_plan,
     check_budgets,
-    exact_ms,
     largest_first,
     layer_work,
     shard_costs,
@@ -31,7 +30,7 @@ from sti_runtime.planner import plan_paper
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.shard import ShardId
 from sti_runtime.timeline import Mode, simulate
-from sti_runtime.units import format_ns
+from sti_runtime.units import format_ns, format_ns_up
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,11 @@ def uses_preload(policy: Policy) -> bool:
     return spec.preload if isinstance(spec, Planned) else isinstance(spec, Exact)
 
 
+def takes_its_own_buffers(policy: Policy) -> bool:
+    """Whether a policy takes the buffers it needs, whatever |S| and W are asked for."""
+    return isinstance(POLICIES[policy], Baseline)
+
+
 def shuffled_ranking(importance: ImportanceProfile, seed: int) -> tuple[ShardId, ...]:
     """All shards in an order that depends on ``seed`` alone: by SHA-256 of "seed:layer:slice"."""
 
@@ -196,6 +200,6 @@ def _plan_baseline(
         ends.append(timeline.end_ns)
     raise InfeasiblePlanError(
         f"No trained submodel of the bundle meets {format_ns(target_ns)} on this device under {policy}.",
-        f"The smallest target latency that works is {exact_ms(min(ends))}.",
+        f"The smallest target latency that works is {format_ns_up(min(ends))}.",
         smallest_target_ns=min(ends),
     )

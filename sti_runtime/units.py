@@ -24,6 +24,8 @@ _TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 *
 _CLOCKS = {"khz": 1, "mhz": 10**3, "ghz": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
 
+_EXACT_MS = re.compile(r"\b([0-9]+)\.([0-9]{6})ms\b")
+
 
 def lacks_unit(text: str) -> bool:
     """Whether a text is a number alone."""
@@ -93,3 +95,23 @@ def format_ns(duration_ns: int) -> str:
                 else f"{duration_ns / size:.0f} {unit}"
             )
     return f"{duration_ns} ns"
+
+
+# ------------------------------------------------------------------ least durations
+
+
+def format_ns_up(duration_ns: int) -> str:
+    """A least duration for people, rounded up to three digits: "60.7 ms" of 60.62 ms. What is shown can be
+    typed where so much is needed, and is enough."""
+    step = 10 ** max(0, len(str(duration_ns)) - 3)
+    return format_ns(-(-duration_ns // step) * step)
+
+
+def exact_ms(duration_ns: int) -> str:
+    """A least duration for machines, which parses back to exactly the same: "152.345678ms"."""
+    return f"{duration_ns // 10**6}.{duration_ns % 10**6:06d}ms"
+
+
+def in_words(text: str) -> str:
+    """A text in which ``exact_ms`` wrote durations, with these as ``format_ns_up`` does."""
+    return _EXACT_MS.sub(lambda found: format_ns_up(10**6 * int(found[1]) + int(found[2])), text)

@@ -12,6 +12,7 @@ from db.campaign_work import left_in
 from db.campaigns import cell_counts, end_run, runs_of
 from db.events import EventLevel, record_event
 from db.models import CampaignRow, CampaignRunRow
+from sti_runtime.units import in_words
 
 UNFINISHED = ("failed", "skipped", "cancelled", "queued", "running")
 
@@ -30,7 +31,7 @@ def conclude_run(session: Session, run: CampaignRunRow) -> bool:
             level: EventLevel = "info" if change.feasible else "warning"
             record_event(session, level, "plan-changed", f"run {run.number} of {name}: {change}")
     for device, why in missing_devices(session, run).items():
-        what = f"run {run.number} of {name} has no data of {device}: {why}"
+        what = f"run {run.number} of {name} has no data of {device}: {in_words(why)}"
         record_event(session, "error", "data-missing", what)
     if state == "failed":
         record_event(

@@ -30,10 +30,10 @@ from orchestrator.library import find_bundle
 from orchestrator.measure import Question, Work
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
 from sti_runtime.plan import Plan
-from sti_runtime.plan_build import exact_ms
 from sti_runtime.policies import POLICIES
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.records import sha256_hex
+from sti_runtime.units import exact_ms
 
 if TYPE_CHECKING:
     from orchestrator.scoring import Mapper  # with PyTorch
@@ -278,7 +278,7 @@ def _plans(farm: Farm, batch: Batch, ready: ReadyDevice, work: Work, note: Note)
 
 
 def smallest(error: InfeasiblePlanError | ResourceError) -> str:
-    """Why a cell has no plan."""
+    """Why a cell has no plan, exactly (``units.in_words`` rounds it)."""
     if isinstance(error, ResourceError):
         return f"no plan at any T: {error}"
     return f"no plan meets its T; the smallest that works is {exact_ms(error.smallest_target_ns)}"

@@ -47,8 +47,9 @@ from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError, S
 from sti_runtime.importance_profile import METHODS, Method
 from sti_runtime.messages import RequestKind, computes_alike
 from sti_runtime.plan import Plan
-from sti_runtime.plan_build import UNFIT, exact_ms
+from sti_runtime.plan_build import UNFIT
 from sti_runtime.policies import POLICIES
+from sti_runtime.units import format_ns_up
 
 KINDS: tuple[RequestKind, ...] = ("spawn-cold", "cold", "warm", "cached")
 
@@ -146,7 +147,7 @@ def refuse_infeasible(answers: Sequence[Answer]) -> None:
     raise InfeasiblePlanError(
         f"{device}: {reason.what}",
         "The smallest target latency that works: "
-        + ", ".join(f"{exact_ms(target_ns)} on {name}" for name, target_ns in smallest.items())
+        + ", ".join(f"{format_ns_up(target_ns)} on {name}" for name, target_ns in smallest.items())
         + ".",
         smallest_target_ns=min(smallest.values()),
     )
