@@ -32,7 +32,8 @@ class ProfileRef:
     """A profile an answer rests on. ``kind``: "device" or "importance"; ``age_ns`` since it was measured.
 
     Of a device profile: ``device`` it was measured on (another one's name: borrowed), ``samples`` and the
-    job that took them. ``rows``: labelled rows an importance profile was scored on. None: not known.
+    job that took them. Of an importance profile: the labelled ``rows`` it was scored on, and its ``method``.
+    None: not known.
     """
 
     kind: str
@@ -43,14 +44,16 @@ class ProfileRef:
     job_id: str | None = None
     samples: SampleCounts | None = None
     rows: int | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
 class ImportanceFacts:
-    """Of a stored importance profile: when it was made, and on how many labelled rows."""
+    """Of a stored importance profile: when it was made, on how many labelled rows, and how."""
 
     created_wall_ns: int
     rows: int
+    method: str
 
 
 def profile_record(row: DeviceProfileRow) -> DeviceProfile:
@@ -86,8 +89,10 @@ def references(
         ]
     if row.importance_digest is not None:
         age = None if importance is None else max(0, now - importance.created_wall_ns)
-        rows = None if importance is None else importance.rows
-        found.append(ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows))
+        rows, method = (None, None) if importance is None else (importance.rows, importance.method)
+        found.append(
+            ProfileRef("importance", row.importance_digest, age, unfit=False, rows=rows, method=method)
+        )
     return tuple(found)
 
 

@@ -149,6 +149,7 @@ def _latest(filters: frozenset[str], *, real_only: bool) -> Select[*tuple[Any, .
             lender.c.name.label("profiled_on"),
             scored.created_wall_ns.label("importance_wall_ns"),
             scored.rows.label("importance_rows"),
+            scored.method.label("importance_method"),
             model.info_json.label("model_info"),
             evaluations_listed(plan.content_digest, plan.task).label("evaluations"),
         )
@@ -191,7 +192,7 @@ def _answer(row: Row[Any], measured: Measured | None, split: str | None) -> Plan
     profile = None if row.profile_id is None else parsed_profile(row.profile_json, row.profile_digest)
     importance = None
     if row.importance_wall_ns is not None:
-        importance = ImportanceFacts(row.importance_wall_ns, row.importance_rows)
+        importance = ImportanceFacts(row.importance_wall_ns, row.importance_rows, row.importance_method)
     return PlanAnswer(
         plan=parsed_plan(row.plan_json, row.digest),
         plan_id=row.id,

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from db.grounds import ProfileRef
 from db.measured import Measured
 from db.plan_answers import PlanAnswer
+from orchestrator.distinctions import IMPORTANCE, Asked, Distinction, distinctions, ranking_of
 from orchestrator.measure import Answer
 from sti_runtime.errors import ResourceError, StifarmError
 from sti_runtime.profile import DeviceProfile
-from sti_runtime.units import format_bytes, format_ns
+from sti_runtime.units import NS_PER_S, format_bytes, format_ns, format_ns_up
 
 NONE = "–"
 """Nothing to show."""
@@ -21,13 +23,17 @@ PLAN_COLUMNS = (
     ">T", "n×m", ">bits", ">preload", ">read", ">predicted", "median [95 %]", ">p95", ">≤ T",
     ">stall", "accuracy [95 %]", ">memory",
 )  # fmt: skip
-POLICY_COLUMN, SUBMODEL_COLUMN = "policy", "n×m"
+SUBMODEL_COLUMN = "n×m"
 PLAN_CAPTION = (
     "T: target latency. n×m: submodel. bits: mean fidelity. preload: bytes kept in memory.\n"
     "read: bytes the kernel read from storage for a request. predicted: at p95 figures.\n"
     "median, p95: measured. stall: share of the latency spent waiting for shards; it and accuracy in %.\n"
     "memory: peak of the engine's buffers."
 )
+
+
+BUFFERS_CAPTION = "|S|: preload buffer. W: working buffer."
+"""Of the columns that only some listings have."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +50,38 @@ class PlanTable:
 def plan_tables(found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> list[PlanTable]:
     """One table for each device, in order of T and policy; questions without a plan among them.
 
-    What all rows of a device have in common stands in its title, not in every row.
+    What all rows of a device have in common stands in its title, not in every row; what tells them apart
+    (``distinctions``) has columns, the importance profile notes.
     """
     devices = list(dict.fromkeys([a.device for a in found] + [a.device for a in answers]))
     tables = []
     for device in devices:
         mine = [answer for answer in found if answer.device == device]
-        lines = [(a.plan.target_ns, a.plan.policy, plan_cells(a), notes(a)) for a in mine]
+        lines = [_Line(Asked.by(a), plan_cells(a), notes(a)) for a in mine]
         lines += [
-            (a.question.target_ns, a.question.policy, _infeasible_cells(a), _infeasible_notes(a))
+            _Line(Asked.without_plan(a), _infeasible_cells(a), _infeasible_notes(a))
             for a in answers
             if a.device == device and a.infeasible is not None
         ]
         if not lines:
             continue
-        lines.sort(key=lambda line: line[0])
-        planned = [line[3] for line in lines if line[2][1] != NONE]
+        lines.sort(key=lambda line: line.asked.target_ns)
+        planned = [line.notes for line in lines if line.cells[1] != NONE]
         common = [note for note in planned[0] if all(note in each for each in planned)] if planned else []
         if mine and mine[0].emulated:
             common = list(dict.fromkeys([*(n for n in notes(mine[0]) if n.startswith("emulated")), *common]))
-        policies = len({line[1] for line in lines}) > 1
-        extras = [", ".join(note for note in line[3] if note not in common) for line in lines]
+        apart = distinctions([line.asked for line in lines])
+        ranked = [_ranked(apart, number) for number in range(len(lines))]
+        extras = [
+            ", ".join([*first, *(note for note in line.notes if note not in common)])
+            for first, line in zip(ranked, lines, strict=True)
+        ]
         columns = [*PLAN_COLUMNS]
-        rows = [list(line[2]) for line in lines]
-        if policies:
-            columns.insert(1, POLICY_COLUMN)
-            for row, line in zip(rows, lines, strict=True):
-                row.insert(1, line[1])
+        rows = [list(line.cells) for line in lines]
+        for place, distinct in enumerate((each for each in apart if each.name != IMPORTANCE), 1):
+            columns.insert(place, distinct.column)
+            for row, cell in zip(rows, distinct.cells, strict=True):
+                row.insert(place, cell or NONE)
         noted = list(dict.fromkeys(filter(None, extras)))
         for row, extra in zip(rows, extras, strict=True):
             if extra:
@@ -84,6 +95,27 @@ def plan_tables(found: Sequence[PlanAnswer], answers: Sequence[Answer] = ()) -> 
             )
         )
     return tables
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of plans before it has the columns that tell it apart."""
+
+    asked: Asked
+    cells: Sequence[str]
+    notes: Sequence[str]
+
+
+def _ranked(apart: Sequence[Distinction], number: int) -> list[str]:
+    """The note that names a line's importance profile, where there are several: a column would be wide."""
+    cells = (each.cells[number] for each in apart if each.name == IMPORTANCE)
+    return [f"{IMPORTANCE}: {cell}" for cell in cells if cell is not None]
+
+
+def plan_caption(tables: Sequence[PlanTable]) -> str:
+    """What the columns of these tables are."""
+    shown = {column.lstrip(">") for table in tables for column in table.columns}
+    return PLAN_CAPTION + (f"\n{BUFFERS_CAPTION}" if shown & {"|S|", "W"} else "")
 
 
 def _mark(number: int) -> str:
@@ -173,12 +205,19 @@ def mode_counts(measured: Measured) -> list[tuple[str, bool]]:
 
 
 def plan_json(answer: PlanAnswer) -> dict[str, Any]:
-    """One answer for machines: the plan itself with everything it rests on."""
-    accuracy = answer.accuracy
+    """One answer for machines: what it answers, the plan itself with everything it rests on."""
+    accuracy, ranking = answer.accuracy, ranking_of(answer)
     document = {
         "device": answer.device,
         "identity": answer.identity,
         "task": answer.task,
+        "question": {
+            "policy": answer.plan.policy,
+            "target_ns": answer.plan.target_ns,
+            "preload_bytes": answer.plan.preload_bytes,
+            "working_bytes": answer.plan.working_bytes,
+        },
+        "importance": None if ranking is None else asdict(ranking),
         "plan_digest": answer.plan_digest,
         "plan": answer.plan.model_dump(mode="json"),
         "predicted_latency_ns": answer.predicted_latency_ns,
@@ -248,6 +287,20 @@ GROUNDS_CAPTION = (
 )
 
 
+def grounds_table(answers: Sequence[PlanAnswer]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """(columns, rows): ``GROUNDS_COLUMNS``, and among them those that tell the plans apart."""
+    columns, rows = [*GROUNDS_COLUMNS], [grounds_row(answer) for answer in answers]
+    place = columns.index("policy")
+    for distinct in distinctions([Asked.by(answer) for answer in answers]):
+        if distinct.name in columns or distinct.name == IMPORTANCE:  # it is there, with its age
+            continue
+        place += 1
+        columns.insert(place, distinct.column)
+        for row, cell in zip(rows, distinct.cells, strict=True):
+            row.insert(place, cell or NONE)
+    return tuple(columns), rows
+
+
 def grounds_row(answer: PlanAnswer) -> list[str]:
     """One answer under ``GROUNDS_COLUMNS``."""
     refs = {ref.kind: ref for ref in answer.profiles}
@@ -262,10 +315,14 @@ def grounds_row(answer: PlanAnswer) -> list[str]:
         + ("" if bounds is None else f" [{_ms(bounds.low)}–{_ms(bounds.high)}]"),
         f"{device.digest[:12]}{borrowed}, {_age(device.age_ns)}",
         NONE if counts is None else f"{counts.io}+{counts.beside}+{counts.compute}+{counts.fixed}",
-        NONE if importance is None else f"{importance.digest[:12]}, {_age(importance.age_ns)}",
+        NONE if importance is None else f"{_named(importance)}, {_age(importance.age_ns)}",
         NONE if importance is None or importance.rows is None else str(importance.rows),
         ", ".join(answer.stale) or "no",
     ]
+
+
+def _named(importance: ProfileRef) -> str:
+    return " ".join(filter(None, (importance.method, importance.digest[:12])))
 
 
 def _age(age_ns: int | None) -> str:
@@ -274,8 +331,11 @@ def _age(age_ns: int | None) -> str:
 
 def format_age(age_ns: int) -> str:
     """How long ago something was, in one unit."""
-    hours = age_ns // 3_600_000_000_000
-    return format_ns(age_ns) if hours < 1 else f"{hours} h" if hours < 48 else f"{hours // 24} d"
+    seconds = age_ns // NS_PER_S
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 # ------------------------------------------------------------------ devices
@@ -346,14 +406,7 @@ def _infeasible_notes(answer: Answer) -> list[str]:
     assert answer.infeasible is not None
     if isinstance(answer.infeasible, ResourceError):
         return [f"infeasible at any T. {answer.infeasible}"]
-    return [
-        f"infeasible; the smallest T that works is {_rounded_up_ms(answer.infeasible.smallest_target_ns)}"
-    ]
-
-
-def _rounded_up_ms(duration_ns: int) -> str:
-    """Hundredths of a millisecond, upwards: what is shown can be typed as a target and works."""
-    return f"{-(-duration_ns // 10_000) / 100:g} ms"
+    return [f"infeasible; the smallest T that works is {format_ns_up(answer.infeasible.smallest_target_ns)}"]
 
 
 def _ms(duration_ns: int) -> str:

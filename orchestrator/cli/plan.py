@@ -214,7 +214,7 @@ def show_plans(
                     each.title,
                     each.columns,
                     each.rows,
-                    "\n".join([*each.footnotes, *([report.PLAN_CAPTION] if each is made[-1] else [])]),
+                    "\n".join([*each.footnotes, *([report.plan_caption(made)] if each is made[-1] else [])]),
                 )
                 for each in made
             ),

@@ -15,6 +15,7 @@ from orchestrator import measure, report
 from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets
 from orchestrator.cli.output import TableText, emit_json, heading, lines, note, table
 from orchestrator.cli.plan import show_plans
+from orchestrator.distinctions import Asked, distinctions
 from orchestrator.errors import near
 from orchestrator.farm import Farm
 from orchestrator.library import only_task
@@ -90,12 +91,8 @@ def query(
                 shown["explanation"] = None if why is None else asdict(why)
         emit_json(documents)
     elif answers:
-        grounds = TableText(
-            "What they rest on",
-            report.GROUNDS_COLUMNS,
-            [report.grounds_row(answer) for answer in answers],
-            report.GROUNDS_CAPTION,
-        )
+        columns, rows = report.grounds_table(answers)
+        grounds = TableText("What they rest on", columns, rows, report.GROUNDS_CAPTION)
         show_plans(f"Plans ({kind} requests)", answers, others=[grounds])
         if explain:
             _show_reasons(answers, whys)
@@ -107,9 +104,15 @@ def query(
 
 
 def _show_reasons(answers: Sequence[PlanAnswer], whys: Sequence[Reasons | None]) -> None:
-    for answer, why in zip(answers, whys, strict=True):
+    apart = [
+        each
+        for each in distinctions([Asked.by(answer) for answer in answers])
+        if each.name not in ("task", "policy")
+    ]
+    for number, (answer, why) in enumerate(zip(answers, whys, strict=True)):
         plan = answer.plan
-        heading(f"{answer.device}, {answer.task}, {plan.policy}, T = {format_ns(plan.target_ns)}")
+        told = "".join(f", {each.name} = {each.cells[number]}" for each in apart if each.cells[number])
+        heading(f"{answer.device}, {answer.task}, {plan.policy}, T = {format_ns(plan.target_ns)}{told}")
         if why is None:
             note(f"Its device profile {plan.device_profile[:12]} is not in this store.")
             continue

@@ -534,6 +534,24 @@ def test_a_plan_is_explained(world: Path, run: Run) -> None:
     )
 
 
+def test_plans_that_differ_in_their_working_buffer_only_are_told_apart(world: Path, run: Run) -> None:
+    asked = ("--device", "desk", "--target", "620s", "--preload", "10kB")
+    plan = ("--devices", "desk", "--target", "620s", "--preload", "10kB")
+    assert run(world, "plan", *plan, "--working", "1MB").code == 0
+    assert not re.search(r"\bW\b", run(world, *QUERY, *asked, "--explain").out)
+    assert run(world, "plan", *plan, "--working", "2MB").code == 0
+    shown = run(world, *QUERY, *asked, "--explain").out
+    assert len(re.findall(r"^ +T +W +n×m", shown, re.MULTILINE)) == 1
+    assert len(re.findall(r"^device +T +policy +W ", shown, re.MULTILINE)) == 1
+    assert [f"T = 620 s, W = {size} MB" in shown for size in (1, 2)] == [True, True]
+    documents = json.loads(run(world, *QUERY, *asked, "--json").out)
+    assert [each["question"]["working_bytes"] for each in documents] == [10**6, 2 * 10**6]
+    assert {each["importance"]["method"] for each in documents} == {"exhaustive"}
+    assert {each["importance"]["digest"] for each in documents} == {
+        each["plan"]["importance"] for each in documents
+    }
+
+
 def test_a_device_of_the_same_chip_borrows_a_profile_to_plan_from(world: Path) -> None:
     with open_world(world) as farm:
         work = Work.of(farm, find_bundle(farm, None), "demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -248,6 +249,111 @@ def test_grounds_say_what_a_plan_rests_on(answer: PlanAnswer) -> None:
     assert report.grounds_row(unknown)[3:] == ["48 ms", f"{'e' * 12}, –", "–", "–", "–", "no"]
     assert report.plan_json(found)["profiles"][0]["samples"]["io"] == 90
     assert report.plan_json(found)["borrowed"] is True
+
+
+# ------------------------------------------------------------------ telling plans apart
+
+
+def of(
+    answer: PlanAnswer, task: str = "demo", importance: tuple[str, str | None] | None = None, **changes: Any
+) -> PlanAnswer:
+    """The answer with another plan, of another task or by another ranking: (digest, method)."""
+    ranked = (
+        ()
+        if importance is None
+        else (ProfileRef("importance", importance[0] * 64, 5, False, method=importance[1]),)
+    )
+    return replace(
+        answer,
+        task=task,
+        plan=answer.plan.model_copy(update=changes),
+        profiles=(ProfileRef("device", "e" * 64, 5, unfit=False), *ranked),
+    )
+
+
+GRADIENT, EXHAUSTIVE = ("a", "gradient"), ("b", "exhaustive")
+
+
+@pytest.mark.parametrize(
+    ("others", "shown"),
+    [
+        ((), {}),
+        (({"target_ns": 60 * MS},), {}),
+        (({"working_bytes": 3 * 10**6},), {"W": ["2 MB", "3 MB"]}),
+        (({"working_bytes": 2_000_001},), {"W": ["2,000,000 B", "2,000,001 B"]}),
+        (({"preload_bytes": 10**6, "target_ns": 60 * MS},), {"|S|": ["0 B", "1 MB"]}),
+        (({"importance": EXHAUSTIVE},), {"importance": ["gradient", "exhaustive"]}),
+        (({"importance": ("c", "gradient")},), {"importance": [f"gradient {d * 12}" for d in "ac"]}),
+        (({"importance": ("c", None)},), {"importance": ["gradient", "c" * 12]}),
+        (({"task": "rte", "importance": EXHAUSTIVE},), {"task": ["demo", "rte"]}),
+        # A baseline takes the buffers it needs, and ranks nothing: its name says so.
+        (
+            ({"policy": "load-exec", "working_bytes": 7, "importance": None},),
+            {"policy": ["sti", "load-exec"]},
+        ),
+        (
+            (
+                {"policy": "load-exec", "working_bytes": 7, "importance": None},
+                {"policy": "load-exec", "working_bytes": 8, "importance": None, "target_ns": 60 * MS},
+            ),
+            {"policy": ["sti", "load-exec", "load-exec"]},
+        ),
+        (
+            (
+                {"policy": "load-exec", "working_bytes": 7, "importance": None},
+                {"policy": "load-exec", "working_bytes": 8, "importance": None},
+            ),
+            {"policy": ["sti", "load-exec", "load-exec"], "W": ["2 MB", "7 B", "8 B"]},
+        ),
+    ],
+)  # fmt: skip
+def test_plans_are_told_apart_by_what_differs_and_by_nothing_else(
+    answer: PlanAnswer, others: tuple[dict[str, Any], ...], shown: dict[str, list[str]]
+) -> None:
+    base: dict[str, Any] = {"working_bytes": 2 * 10**6, "importance": GRADIENT}
+    found = [of(answer, **base), *(of(answer, **{**base, **each}) for each in others)]
+    (table,) = report.plan_tables(found)
+    noted = [f"importance: {name}" for name in shown.get("importance", ())]
+    assert [note.split(" ", 1)[1] for note in table.footnotes] == noted
+    extra = [column.lstrip(">") for column in table.columns if column not in report.PLAN_COLUMNS]
+    assert extra == [name for name in shown if name != "importance"]
+    rows = [cells(table, number) for number in range(len(found))]
+    assert {name: [row[name] for row in rows] for name in extra} == {name: shown[name] for name in extra}
+    explained = "|S|" in extra or "W" in extra
+    assert (report.BUFFERS_CAPTION in report.plan_caption([table])) == explained
+    columns, grounds = report.grounds_table(found)
+    assert [c for c in columns if c not in report.GROUNDS_COLUMNS] == [
+        column for column in table.columns if column.lstrip(">") in {*shown} - {"policy", "importance"}
+    ]
+    assert len({tuple(row) for row in grounds}) == len(found)
+
+
+def test_a_question_without_plan_stands_among_plans_that_are_told_apart(answer: PlanAnswer) -> None:
+    two = [of(answer, working_bytes=size, importance=GRADIENT) for size in (10**6, 2 * 10**6)]
+    none = [infeasible("desk", 5 * MS, 60_624_182), infeasible("desk", 6 * MS, 12 * MS, "preload-32")]
+    (table,) = report.plan_tables(two, none)
+    assert [cells(table, number)["W"] for number in range(4)] == ["1 B", report.NONE, "1 MB", "2 MB"]
+    assert "infeasible; the smallest T that works is 60.7 ms" in table.footnotes[0]
+
+
+def test_the_document_for_machines_names_what_it_answers(answer: PlanAnswer) -> None:
+    document = report.plan_json(of(answer, working_bytes=2_000_001, preload_bytes=5, importance=EXHAUSTIVE))
+    assert document["question"] == {
+        "policy": "sti",
+        "target_ns": 50 * MS,
+        "preload_bytes": 5,
+        "working_bytes": 2_000_001,
+    }
+    assert document["importance"] == {"digest": "b" * 64, "method": "exhaustive"}
+    assert report.plan_json(of(answer))["importance"] is None
+
+
+@pytest.mark.parametrize(
+    ("age_s", "text"),
+    [(77.1, "77 s"), (123, "2 min"), (7199, "119 min"), (7200, "2 h"), (172_800, "2 d"), (0, "0 s")],
+)
+def test_an_age_is_whole_numbers_of_one_unit(age_s: float, text: str) -> None:
+    assert report.format_age(int(age_s * 10**9)) == text
 
 
 def test_an_answer_of_one_job_names_what_the_store_has_in_all(answer: PlanAnswer) -> None:
