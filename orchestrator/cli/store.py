@@ -157,7 +157,7 @@ def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
             ]
         )
     else:
-        _show_audits(done)
+        show_audits(done)
     for error in audits:
         if isinstance(error, StifarmError):
             fail(error)
@@ -167,10 +167,10 @@ def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     finish([audit if isinstance(audit, StifarmError) else None for audit in audits])
 
 
-def _show_audits(audits: Sequence[DeviceAudit]) -> None:
+def show_audits(audits: Sequence[DeviceAudit]) -> None:
     table(
         "Store against journals",
-        ("device", ">journals", ">records", ">samples", ">gone", ">foreign", "result"),
+        ("device", ">journals", ">records", ">samples", ">forgotten", ">foreign", "result"),
         [
             (
                 audit.device,
@@ -183,7 +183,8 @@ def _show_audits(audits: Sequence[DeviceAudit]) -> None:
             )
             for audit in audits
         ],
-        caption="gone: attempts whose journal is no longer on the device. foreign: of jobs of other stores.",
+        caption="forgotten: attempts whose journal is no longer on the device.\n"
+        "foreign: journals of jobs of other stores.",
     )
     for audit in audits:
         for wrong in audit.audit.discrepancies[:MOST_SHOWN]:

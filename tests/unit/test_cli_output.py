@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from db.audit import Audit
 from orchestrator import report
+from orchestrator.audit import DeviceAudit
 from orchestrator.cli import output
 from orchestrator.cli.context import Options
+from orchestrator.cli.store import show_audits
 from orchestrator.cli.wrapping import pieces
 from orchestrator.errors import StableError
 from tests.agent_data import REPO
@@ -337,3 +340,10 @@ def test_what_to_do_breaks_at_blanks_and_within_no_command(
 def test_a_command_is_one_piece(text: str, whole: str) -> None:
     assert whole in list(pieces(text))
     assert " ".join(pieces(text)) == text
+
+
+def test_an_audit_calls_a_thing_as_its_document_does(capsys: pytest.CaptureFixture[str]) -> None:
+    show_audits([DeviceAudit("desk", 1, Audit(10, 20, ()), 3, ())])
+    shown = capsys.readouterr().out
+    assert "forgotten" in shown
+    assert "gone" not in shown
