@@ -100,7 +100,7 @@ def heading(text: str) -> None:
 def lines(texts: Iterable[str]) -> None:
     """Lines of a result, on stdout."""
     for text in texts:
-        out.print(_text(text), soft_wrap=True)
+        out.print(_indented(text, out) if cell_len(text) > out.width else _text(text), soft_wrap=True)
 
 
 def styled(texts: Iterable[Text]) -> None:
@@ -134,8 +134,10 @@ def tables(shown: Sequence[TableText]) -> None:
     cells = [_plain_cells(one.rows) for one in shown]
     fits = [_fit(one.columns, texts, console.width) for one, texts in zip(shown, cells, strict=True)]
     narrow = any(fit is None for fit in fits)
-    for one, texts, fit in zip(shown, cells, fits, strict=True):
+    for number, (one, texts, fit) in enumerate(zip(shown, cells, fits, strict=True)):
         if narrow or fit is None:
+            if number:
+                out.print()
             _records(one.title, [column.lstrip(">") for column in one.columns], texts, one.caption)
         else:
             console.print(_grid(one.title, one.columns, texts, fit, one.caption))
@@ -224,9 +226,11 @@ def _records(title: str, names: Sequence[str], cells: Sequence[Sequence[str]], c
         out.print()
         for name, cell in zip(names, row, strict=True):
             if name or cell:
-                out.print(Text(f"  {name.ljust(width)}  ", "dim"), Text(cell), sep="", soft_wrap=True)
+                text = f"\n{' ' * (width + 4)}".join(_wrapped(cell, width + 4, out))
+                out.print(Text(f"  {name.ljust(width)}  ", "dim"), Text(text), sep="", soft_wrap=True)
     if caption:
-        out.print("", _text(caption), sep="\n", soft_wrap=True)
+        out.print()
+        lines(caption.splitlines())
 
 
 def listing(title: str, entries: Sequence[tuple[str, str, str, str]]) -> None:
@@ -251,12 +255,12 @@ def _wrapped(text: str, indent: int, console: Console) -> list[str]:
     return broken(plain(text), max(console.width - indent, 20)) if console.is_terminal else [plain(text)]
 
 
-def _indented(text: str) -> Text:
+def _indented(text: str, console: Console | None = None) -> Text:
     """Lines, each broken below its own beginning where it is too long for the terminal."""
     shown = []
     for line in text.split("\n"):
         begin = len(line) - len(line.lstrip(" "))
-        parts = _wrapped(line[begin:], begin + 2, err)
+        parts = _wrapped(line[begin:], begin + 2, console or err)
         shown.append(" " * begin + f"\n{' ' * (begin + 2)}".join(parts))
     return Text("\n".join(shown))
 

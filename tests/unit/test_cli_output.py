@@ -117,9 +117,12 @@ def test_plans_fit_a_terminal_of_120_columns(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_tables_of_one_result_have_one_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    for shown in (plans(monkeypatch, 80), plans(monkeypatch, 120, "x" * 130)):
+    for columns, shown in ((80, plans(monkeypatch, 80)), (120, plans(monkeypatch, 120, "x" * 130))):
         assert not any("───" in line for line in shown)
         assert "  device  board" in shown
+        assert shown[shown.index("Others") - 1] == ""
+        # Lines break between words, not where the terminal ends.
+        assert all(len(line) <= columns or "x" * 130 in line for line in shown)
 
 
 def test_a_bar_says_what_its_step_waits_for_and_that_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
