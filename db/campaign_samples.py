@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -161,40 +162,57 @@ def content_in(session: Session, found: Found) -> str | None:
     return session.scalars(query).one_or_none()
 
 
-def accuracy_in(session: Session, found: Found) -> Accuracy | None:
-    """The accuracy of what ran, of its newest plan, on the rows that its newest job asked for."""
+def accuracy_in(session: Session, found: Found, others: Sequence[Found] = ()) -> Accuracy | None:
+    """The accuracy of what ran, of its newest plan, on the rows that its newest job asked for.
+
+    ``others``: of its run; what was known has no job, and is on the rows that theirs for its task asked for.
+    """
     content = content_in(session, found)
     if content is None:
         return None
+    alike = [one for one in others if one.question.task == found.question.task]
+    jobs = found.jobs or [pair for one in alike for pair in one.jobs]
     return accuracy_of(
         session,
         content,
         found.question.task,
         engine=found.question.engine,
-        task_data_digest=task_data_asked(session, {job for job, _ in found.jobs}),
+        task_data_digest=task_data_asked(session, {job for job, _ in jobs}),
     )
 
 
-def profile_metrics(session: Session, run_id: int) -> dict[tuple[str, str], list[int]]:
-    """Raw samples of a run's profiles by (device, metric): ps for each byte read, ns of a widest layer."""
+@dataclass(frozen=True, order=True)
+class Profiled:
+    """What a device was profiled for, and the ``metric`` of it: "read", ps for each byte, or "compute", ns of
+    a widest layer. ``bundle``: its digest."""
+
+    device: str
+    bundle: str
+    engine: str
+    metric: Literal["read", "compute"]
+
+
+def profile_metrics(session: Session, run_id: int) -> dict[Profiled, list[int]]:
+    """Raw samples of a run's profiles."""
     query = (
-        select(_Batch.device, _Cell.job_id)
+        select(_Batch.device, _Batch.bundle_digest, _Batch.engine, _Cell.job_id)
         .join(_Cell, _Cell.batch_id == _Batch.id)
         .where(_Batch.run_id == run_id, _Batch.kind == "profile", _Cell.job_id.is_not(None))
     )
-    found: dict[tuple[str, str], list[int]] = {}
-    for device, job_id in session.execute(query):
+    found: dict[Profiled, list[int]] = {}
+    for device, bundle, engine, job_id in session.execute(query):
+        of = device or "", bundle or "", engine or ""
         journal = select(JournalRecordRow.id).where(JournalRecordRow.job_id == job_id)
         io, compute = IoSampleRow, ComputeSampleRow
         reads = select(io.duration_ns, io.read_bytes).where(
             io.journal_id.in_(journal), io.valid, io.warmup.is_(False), io.beside_compute.is_(False)
         )
         per_byte = [1000 * duration // size for duration, size in session.execute(reads) if size]
-        found.setdefault((device or "", "read, ps/byte"), []).extend(per_byte)
+        found.setdefault(Profiled(*of, "read"), []).extend(per_byte)
         of_job = (compute.journal_id.in_(journal), compute.valid, compute.warmup.is_(False))
         widest = session.scalar(select(func.max(compute.width)).where(*of_job))
         layers = select(compute.compute_ns).where(*of_job, compute.width == widest, compute.read_bytes == 0)
-        found.setdefault((device or "", "compute, ns/layer"), []).extend(session.scalars(layers))
+        found.setdefault(Profiled(*of, "compute"), []).extend(session.scalars(layers))
     return found
 
 

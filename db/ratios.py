@@ -14,6 +14,9 @@ PPM = 1_000_000
 SAME_PPM = 50_000
 """A change of no more than 5 % is none."""
 
+LEAST_SAMPLES = 7
+"""Fewer have no interval of their median at 97.5 %."""
+
 _Z_975 = 2.241403
 """The normal distribution holds 97.5 % within so many standard deviations."""
 
@@ -30,7 +33,7 @@ class Ratio:
 
 
 def median_ratio(before: Sequence[int], after: Sequence[int]) -> Ratio | None:
-    """The ratio of two medians; None for fewer than seven samples of either, or a median of 0.
+    """The ratio of two medians; None for fewer than ``LEAST_SAMPLES`` of either, or where the first may be 0.
 
     Each median lies in its order-statistic interval at 97.5 %, so the ratio lies between the quotients of
     their ends at 95 % or more (Bonferroni). It speaks of the samples: what differs between two nights and not

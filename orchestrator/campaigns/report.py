@@ -12,15 +12,12 @@ from db.artifacts import list_bundles
 from db.campaign_samples import Found, accuracy_in, found_in, importance_taken
 from db.runs import Accuracy
 from db.statistics import Proportion, Summary, summarise, wilson
-from orchestrator.campaigns.compare import Compared
 from orchestrator.campaigns.status import RunStatus, format_span
-from sti_runtime.units import format_bytes, format_ns
+from sti_runtime.units import format_bytes, format_ns, in_words
 
-REPORT_COLUMNS = (
-    "device", "bundle", "task", "engine", "T", ">|S|", "policy", "state", ">median", ">[95 %]", ">p95",
-    ">≤ T", ">accuracy", ">[95 %]",
-)  # fmt: skip
-COMPARE_COLUMNS = ("device", "metric", ">before", ">after", ">ratio", ">[95 %]", "verdict")
+NONE = "–"
+"""Nothing to show."""
+
 STATUS_COLUMNS = (
     "campaign",
     ">run",
@@ -73,26 +70,82 @@ def _row(session: Session, found: Found, bundle: str) -> Row:
     )
 
 
-def report_cells(row: Row) -> tuple[str, ...]:
-    """A line of the table."""
-    asked, latency, right = row.found.question, row.latency, row.accuracy
-    interval = latency.interval if latency else None
+@dataclass(frozen=True)
+class ReportTable:
+    """The questions of one device with what was measured, ready to show."""
+
+    device: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def in_common(rows: Sequence[Row]) -> str:
+    """What all questions of a run have in common, for its title."""
+    texts = [_asked(row) for row in rows]
+    same = [name for name in _ASKED if len({text[name] for text in texts} - {NONE}) == 1]
+    first = {name: next(text[name] for text in texts if text[name] != NONE) for name in same}
+    words = {"bundle": "bundle ", "task": "task ", "|S|": "|S| = "}
+    return ", ".join(f"{words.get(name, '')}{text}" for name, text in first.items())
+
+
+def report_tables(rows: Sequence[Row]) -> list[ReportTable]:
+    """A table for each device, with columns of what is not ``in_common``; what has no samples has a state."""
+    texts = [_asked(row) for row in rows]
+    varying = [name for name in _ASKED if len({text[name] for text in texts} - {NONE}) > 1]
+    mixed = any(row.latency is not None and set(row.found.states) != {"done"} for row in rows)
+    columns = [
+        *(">|S|" if name == "|S|" else name for name in varying), "T", "median [95 %]", ">p95", ">≤ T",
+        "accuracy [95 %]", *(["state"] if mixed else []),
+    ]  # fmt: skip
+    return [
+        ReportTable(
+            device,
+            tuple(columns),
+            tuple(
+                (*(text[name] for name in varying), *_measured(row), *([_states(row.found)] if mixed else []))
+                for row, text in zip(rows, texts, strict=True)
+                if row.found.question.device == device
+            ),
+        )
+        for device in dict.fromkeys(row.found.question.device for row in rows)
+    ]
+
+
+_ASKED = ("bundle", "task", "engine", "policy", "|S|")
+
+
+def _asked(row: Row) -> dict[str, str]:
+    asked = row.found.question
+    used = asked.preload or asked.preload_bytes
+    size = format_bytes(asked.preload_bytes) if used else NONE
+    return dict(zip(_ASKED, (row.bundle, asked.task, asked.engine, asked.policy, size), strict=True))
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    """T and what was measured."""
+    latency, right = row.latency, row.accuracy
     return (
-        asked.device,
-        row.bundle,
-        asked.task,
-        asked.engine,
-        asked.target,
-        format_bytes(asked.preload_bytes),
-        asked.policy,
-        _states(row.found),
-        format_ns(latency.median) if latency else "–",
-        f"[{format_ns(interval.low)}–{format_ns(interval.high)}]" if interval else "–",
-        format_ns(latency.p95) if latency else "–",
-        f"{row.within.count}/{row.within.total}" if row.within else "–",
-        f"{right.correct.value_ppm / 1e4:.1f} %" if right else "–",
-        f"[{right.correct.low_ppm / 1e4:.1f}–{right.correct.high_ppm / 1e4:.1f}]" if right else "–",
+        row.found.question.target,
+        _median(latency) if latency else _states(row.found),
+        format_ns(latency.p95) if latency else NONE,
+        f"{row.within.count}/{row.within.total}" if row.within else NONE,
+        _share(right.correct) if right else NONE,
     )
+
+
+def _share(share: Proportion) -> str:
+    return f"{share.value_ppm / 1e4:.1f} % [{share.low_ppm / 1e4:.1f}–{share.high_ppm / 1e4:.1f}]"
+
+
+def _median(latency: Summary) -> str:
+    """A median with its interval, whose unit stands once where all have one."""
+    median, interval = format_ns(latency.median), latency.interval
+    if interval is None:
+        return median
+    ends = [format_ns(interval.low), format_ns(interval.high)]
+    if len({text.split()[1] for text in (median, *ends)}) == 1:
+        ends = [text.split()[0] for text in ends]
+    return f"{median} [{'–'.join(ends)}]"
 
 
 def report_json(row: Row) -> dict[str, Any]:
@@ -118,22 +171,8 @@ def causes_of(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for cause in row.found.causes:
             asked = row.found.question
-            causes.setdefault(cause, f"{asked.device}, {asked.policy} at T={asked.target}")
+            causes.setdefault(in_words(cause), f"{asked.device}, {asked.policy} at T = {asked.target}")
     return [f"{where}: {cause}" for cause, where in causes.items()]
-
-
-def compare_cells(one: Compared) -> tuple[str, ...]:
-    """A line of the comparison."""
-    ratio = one.ratio
-    return (
-        one.device,
-        one.metric,
-        "–" if one.before is None else f"{one.before:,}",
-        "–" if one.after is None else f"{one.after:,}",
-        f"{ratio.value_ppm / 1e6:.3f}" if ratio else "–",
-        f"[{ratio.low_ppm / 1e6:.3f}–{ratio.high_ppm / 1e6:.3f}]" if ratio else "–",
-        one.verdict,
-    )
 
 
 def status_cells(status: RunStatus) -> tuple[str, ...]:
@@ -153,6 +192,13 @@ def status_cells(status: RunStatus) -> tuple[str, ...]:
         format_span(status.left_ns),
         "; ".join([*now, *status.waits, *([status.cause] if status.cause else [])]),
     )
+
+
+def counted(status: RunStatus) -> str:
+    """A run's cells: how many are done, what became of the others, and how many there are: "24 + 4 infeasible
+    of 28"."""
+    others = [f"{count} {state}" for state, count in sorted(status.counts.items()) if state != "done"]
+    return f"{' + '.join([str(status.counts.get('done', 0)), *others])} of {status.total}"
 
 
 def _states(found: Found) -> str:

@@ -14,23 +14,29 @@ from rich.table import Table
 from db.campaigns import OPEN, find_campaign, list_campaigns, runs_of
 from db.models import CampaignRow, CampaignRunRow
 from db.schedules import schedule_of
-from orchestrator.campaigns.compare import compare_runs
+from orchestrator.campaigns.compare import Comparison, compare_runs
+from orchestrator.campaigns.compare_tables import (
+    COMPARED_COLUMNS,
+    LACKING_COLUMNS,
+    TELLS_NOTHING,
+    asked_by_all,
+    compared_rows,
+    lacking_rows,
+)
 from orchestrator.campaigns.due import local_date
 from orchestrator.campaigns.report import (
-    COMPARE_COLUMNS,
-    REPORT_COLUMNS,
     STATUS_COLUMNS,
     causes_of,
-    compare_cells,
     importance_of_run,
-    report_cells,
+    in_common,
     report_json,
+    report_tables,
     rows_of,
     status_cells,
 )
 from orchestrator.campaigns.status import RunStatus, statuses
 from orchestrator.cli.context import JsonOption, farm_of
-from orchestrator.cli.output import TableText, emit_json, grid, note, out, table, tables, warn
+from orchestrator.cli.output import TableText, emit_json, grid, heading, lines, note, out, table, tables, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
 
@@ -133,10 +139,10 @@ def report(
         cells = [report_json(row) for row in rows]
         emit_json({"status": asdict(standing), "importance": importance, "cells": cells})
         return
-    title = f"Run {run.number} of {name}: {run.state}"
+    heading(" — ".join(filter(None, (f"Run {run.number} of {name}: {run.state}", in_common(rows)))))
     tables(
         [
-            TableText(title, REPORT_COLUMNS, [report_cells(row) for row in rows]),
+            *(TableText(each.device, each.columns, each.rows) for each in report_tables(rows)),
             TableText("All its cells", STATUS_COLUMNS, [status_cells(standing)]),
         ]
     )
@@ -159,22 +165,62 @@ def compare(
     """
     with farm_of(context) as farm:
         campaign = known_campaigns(farm, name)[0]
-        runs = [find_run(farm, campaign, each) for each in (before, after)]
+        first, second = _two_runs(farm, campaign, before, after)
         with farm.store.reader() as session:
-            found = compare_runs(session, runs[0].id, runs[1].id)
+            found = compare_runs(session, first.id, second.id)
     if json:
-        emit_json({"before": runs[0].number, "after": runs[1].number, **asdict(found)})
+        emit_json({"before": first.number, "after": second.number, **asdict(found)})
     else:
-        table(
-            f"{name}: run {runs[1].number} against run {runs[0].number}"
-            " (times: a ratio below 1 is faster; accuracy: above 1 is better)",
-            COMPARE_COLUMNS,
-            [compare_cells(one) for one in found.metrics],
-        )
-        for change in found.plans:
-            note(f"  plan: {change}")
+        _show_comparison(name, found, (first.number, second.number))
     for device in found.missing:
-        warn(f"{device} has data in run {runs[0].number} and none in run {runs[1].number}")
+        warn(f"{device} has data in run {first.number} and none in run {second.number}")
+
+
+def _two_runs(
+    farm: Farm, campaign: CampaignRow, before: str, after: str
+) -> tuple[CampaignRunRow, CampaignRunRow]:
+    """The runs that these name. Raises: CampaignError when they are not two."""
+    with farm.store.reader() as session:
+        numbers = [row.number for row in runs_of(session, campaign.id) if row.state != "skipped"]
+    if len(numbers) < 2:
+        only = f"it has one, run {numbers[0]}" if numbers else "it has none"
+        raise CampaignError(
+            f"{campaign.name} has no two runs that could be compared: {only}.",
+            f"Make {'another' if numbers else 'two'}: stifarm campaign run {campaign.name} --again"
+            + (f"; what there is: stifarm campaign report {campaign.name}." if numbers else "."),
+        )
+    first, second = (find_run(farm, campaign, each) for each in (before, after))
+    if first.id == second.id:
+        other = next(number for number in numbers if number != first.number)
+        pair = f"{min(other, first.number)} {max(other, first.number)}"
+        raise CampaignError(
+            f"{before} and {after} are the same run of {campaign.name}, {first.number}.",
+            f"Name another one to compare it with: stifarm campaign compare {campaign.name} {pair}"
+            f" (its newest runs: {', '.join(map(str, numbers[:10]))}).",
+        )
+    return first, second
+
+
+def _show_comparison(name: str, found: Comparison, runs: tuple[int, int]) -> None:
+    before, after = runs
+    rows, lacking = compared_rows(found.metrics), lacking_rows(found.metrics, runs)
+    common = asked_by_all(found.metrics)
+    heading(f"{name}: run {after} against run {before}" + (f" — {common}" if common else ""))
+    shown = []
+    for device in dict.fromkeys(one.device for one in found.metrics):
+        if device in rows:
+            shown.append(TableText(device, COMPARED_COLUMNS, rows[device]))
+        if device in lacking:
+            shown.append(TableText(device, LACKING_COLUMNS, lacking[device]))
+    tables(shown)
+    if not shown:
+        note("neither has a latency, an accuracy or a profile")
+    if rows:
+        told = [f"ratio: run {after} ÷ run {before}; a time below 1 is faster, an accuracy above 1 better."]
+        unsure = any(row[-1] == "not enough data" for each in rows.values() for row in each)
+        lines([*told, *([TELLS_NOTHING] if unsure else []), ""])
+    for change in found.plans:
+        note(f"  plan: {change}")
 
 
 # ------------------------------------------------------------------ finding

@@ -19,6 +19,7 @@ from orchestrator.alerts.delivery import telling
 from orchestrator.campaigns.controller import Controller
 from orchestrator.campaigns.due import next_due, shown
 from orchestrator.campaigns.ends import RunEnds
+from orchestrator.campaigns.report import counted
 from orchestrator.campaigns.schedules import fire_due
 from orchestrator.campaigns.start import begin_run, resolve, spec_of
 from orchestrator.campaigns.status import format_span, statuses
@@ -139,13 +140,13 @@ def history(
             "trigger": one.trigger,
             "state": one.state,
             "took": format_span(one.elapsed_ns),
-            "cells": f"{one.counts.get('done', 0)}/{one.total} done",
+            "cells": counted(one),
             "cause": one.cause or "",
         }
         for one, row in zip(found, runs, strict=True)
     ]
     if json:
-        emit_json(rows)
+        emit_json([{**row, "counts": dict(one.counts)} for row, one in zip(rows, found, strict=True)])
     else:
         columns = (">run", "due", "trigger", "state", ">took", ">cells", "cause")
         table(f"Runs of {name}", columns, [tuple(one.values()) for one in rows])

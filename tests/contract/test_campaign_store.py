@@ -44,6 +44,7 @@ from db.models import (
     RequestRow,
     RunRow,
     ScheduleRow,
+    TaskDataRow,
 )
 from db.plans import save_plan
 from db.schedules import (
@@ -54,7 +55,7 @@ from db.schedules import (
     set_schedule_state,
 )
 from db.session import Store
-from orchestrator.campaigns.compare import compare_runs
+from orchestrator.campaigns.compare import Asked, compare_runs
 from orchestrator.campaigns.conclude import conclude_run
 from orchestrator.campaigns.ends import RunEnds
 from sti_runtime.errors import InputError
@@ -387,7 +388,7 @@ def test_a_plan_that_was_lost_and_found_is_a_change(store: Store) -> None:
     with store.session() as session:
         made = world.populate(session)
     plan = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
-    none = CellEnd("infeasible", "no plan meets its T; the smallest that works is 200 ms")
+    none = CellEnd("infeasible", "no plan meets its T; the smallest that works is 199.624182ms")
     profile = (batch(0, "board", "profile"), CellEnd("done", job_id=made.job.id))
     for end in (plan, none, none, plan):
         ended(store, profile, (batch(1, "board", "execute"), end))
@@ -426,15 +427,34 @@ def test_two_nights_are_compared_by_device_and_metric(store: Store) -> None:
         for before, after, verdict in ((one, two, "same"), (two, slow, "worse"), (slow, two, "better")):
             (metric,) = compare_runs(session, before, after).metrics
             assert (metric.device, metric.verdict) == ("board", verdict)
-            assert metric.metric == "latency, ns: sst-2 native sti T=100ms |S|=1 B"
+            assert (metric.metric, metric.unit, metric.lacking) == ("latency", "ns", ("", ""))
+            assert metric.asked == Asked("", "sst-2", "native", "100ms", 1, "sti")
             assert metric.ratio is not None
             assert metric.ratio.low_ppm <= metric.ratio.value_ppm <= metric.ratio.high_ppm
         found = compare_runs(session, slow, lost)
     assert found.missing == ("board",)
-    assert {(each.device, each.verdict) for each in found.metrics} == {
-        ("board", "not enough data"),
-        ("twin", "not enough data"),
-    }
+    board, twin = found.metrics
+    assert {(each.ratio, each.verdict) for each in (board, twin)} == {(None, "not enough data")}
+    assert (board.device, board.samples[1], board.lacking) == ("board", 0, ("", "it was not asked"))
+    assert (twin.device, twin.samples, twin.lacking) == ("twin", (0, 0), ("it was not asked", "no link"))
+
+
+def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+        session.execute(update(TaskDataRow).values(split="dev-40-seed-1"))  # draws answer who asks for them
+        records = world.journal(made.job, made.plan)
+        ingest(session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records)
+    ran = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
+    known = CellEnd("done", "its accuracy was known", plan_digest=made.plan.digest)
+    nights = [
+        ended(store, (batch(0, "board", "execute"), ran), (batch(1, "board", "evaluate"), known))
+        for _ in range(2)
+    ]
+    with store.reader() as session:
+        found = compare_runs(session, *nights).metrics
+    (accuracy,) = (each for each in found if each.metric == "accuracy")
+    assert (accuracy.before, accuracy.samples, accuracy.verdict) == (750_000, (40, 40), "same")
 
 
 # ------------------------------------------------------------------ claims

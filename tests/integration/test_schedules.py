@@ -154,7 +154,7 @@ def test_serve_does_what_fell_due_while_nothing_ran(farm: Farm, cli: Cli, tmp_pa
     assert "See it: stifarm campaign report health --run 1" in told
     history = json.loads(cli("schedules", "history", "health", "--json")[1])
     assert history
-    assert {(row["state"], row["cells"]) for row in history} == {("done", "1/1 done")}
+    assert {(row["state"], row["cells"]) for row in history} == {("done", "1 of 1")}
     assert ("warning", "schedule-missed") in events(farm)
 
 
@@ -345,6 +345,12 @@ def test_runs_are_named_by_number_age_and_date(farm: Farm, cli: Cli) -> None:
             session, 1, cron="0 3 * * *", timezone="Pacific/Auckland", catch_up="once", overlap="skip"
         )
     assert compared("2026-11-27", "2026-11-29") == (1, 3)
+    assert compared("1") == (1, 3)
+    for one in (("3",), ("last",), ("3", "last")):
+        code, said = cli("campaign", "compare", "health", *one)
+        told = " ".join(said.split())
+        assert (code, "are the same run of health, 3" in told) == (2, True), said
+        assert "stifarm campaign compare health 2 3" in told
     for wrong in ("4", "last-3", "2026-11-26", "yesterday"):
         code, said = cli("campaign", "compare", "health", wrong, "last")
         assert (code, f"no run '{wrong}'" in said, "YYYY-MM-DD" in said) == (2, True, True), said
@@ -416,8 +422,13 @@ def test_schedules_are_listed_rested_and_removed(cli: Cli, tmp_path: Path) -> No
     assert cli("schedules", "run-now", "health")[0] == 0
     assert cli("schedules", "run-now", "health")[0] == 2
     (row,) = json.loads(cli("schedules", "history", "health", "--json")[1])
-    assert (row["trigger"], row["state"], row["cells"]) == ("manual", "running", "0/2 done")
+    assert (row["trigger"], row["state"], row["cells"]) == ("manual", "running", "0 + 2 queued of 2")
+    assert row["counts"] == {"queued": 2}
     assert cli("campaign", "report", "health")[0] == 0
-    assert cli("campaign", "compare", "health")[0] == 2  # there is one run only
+    code, said = cli("campaign", "compare", "health")
+    told = " ".join(said.split())
+    assert (code, "it has one, run 1" in told) == (2, True), said
+    assert "stifarm campaign run health --again" in told
+    assert "stifarm campaign report health" in told
     assert cli("schedules", "remove", "health")[0] == 0
     assert json.loads(cli("schedules", "list", "--json")[1]) == []
