@@ -349,7 +349,7 @@ class LaterSpec(Spec):
     notes: str = ""
 
 
-class Asked(Record):
+class Asks(Record):
     """What asks a number of requests."""
 
     requests: int
@@ -546,7 +546,7 @@ def test_durations_are_of_what_was_measured_by_its_size(store: Store) -> None:
     need = replace(batch(4, "a", "profile"), fresh=False)  # the store may have it
     with store.session() as session:
         made = world.populate(session)
-        asked = save_campaign(session, Asked(requests=5), name="night", priority=1, deadline_ns=None, seed=0)
+        asked = save_campaign(session, Asks(requests=5), name="night", priority=1, deadline_ns=None, seed=0)
         run = create_run(session, asked, [*batches, need], trigger="manual")
         assert run is not None
         sizes = {("a", "execute"): (3, 9 * 5), ("a", "evaluate"): (1, 3), ("a", "profile"): (1, 1)}
