@@ -30,11 +30,11 @@ from orchestrator.transports import connect
 from orchestrator.transports.base import Progress, Transport
 
 REACH_LIMIT_S = 120.0
-"""So long is a device waited for that was reached before and is now gone, as for a reboot, from when it was
-lost or a transfer to it last got on; one that was never reached is tried _TRIES times."""
+"""So long is a device waited for that has answered before and is now gone, as for a reboot, from when it was
+lost or a transfer to it last got on; one that never answered is tried _TRIES times."""
 
 _FIRST_REACH_S = 8.0
-"""A device that was never reached is not tried again after so long: nobody answers where it should be."""
+"""A device that never answered is not tried again after so long: nobody answers where it should be."""
 
 HALT_S = 2.0
 """A call that a person stops looks within this time; whoever halts asks again as long as it goes on."""
@@ -91,7 +91,7 @@ class Reach:
             return self._workdirs[name]
 
     def transport(self, name: str) -> Transport:
-        """The way to a device; nothing is sent over it."""
+        """The way to a device; nothing is sent over it. Raises: StableError where the inventory's is none."""
         with self._transports_lock:
             if name not in self._transports:
                 self._transports[name] = connect(self.devices[name])
@@ -184,6 +184,10 @@ class Reach:
         finally:
             self._waits.pop(name, None)
 
+    def _was_there(self, name: str) -> bool:
+        """Whether the device has answered: an action that did not end may have asked it more than once."""
+        return name in self._reached or self.transport(name).answered
+
     def _until_it_works(self, name: str, action: Callable[[], _T]) -> _T:
         began = lost = time.monotonic()
         pause_s, tries, furthest = _RETRY_PAUSE_S, 0, -1
@@ -195,7 +199,7 @@ class Reach:
                 if sent > furthest:  # as at the first failure: nobody was waited for before
                     lost, furthest, pause_s = now, sent, _RETRY_PAUSE_S
                 out_of_reach = isinstance(error, LinkError)
-                waited_for = out_of_reach and name in self._reached
+                waited_for = out_of_reach and self._was_there(name)
                 tries += not waited_for
                 if now - lost > REACH_LIMIT_S if waited_for else tries >= _TRIES:
                     raise

@@ -72,6 +72,7 @@ class AdbTransport:
         # A phone has no Python: whoever uses the torch agent there has put one into PATH.
         self.agent_argv: tuple[str, ...] = ("python3", "-P", "-m", "agent")
         self.poll_pause_s = 0.5
+        self.answered = False
 
     @property
     def device(self) -> str:
@@ -90,11 +91,22 @@ class AdbTransport:
     ) -> Completed:
         """Run a command; see ``Transport.run``. A daemon without shell protocol 2 gets all input first; the
         command's shell removes the file as soon as it is open."""
+        done = self._run(argv, timeout_s, env or {}, output_cap_bytes, stdin, stdin_file)
+        self.answered = True
+        return done
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        env: Mapping[str, str],
+        cap_bytes: int,
+        stdin: Iterable[bytes] | None,
+        stdin_file: str | None,
+    ) -> Completed:
         deadline = time.monotonic() + timeout_s
         if stdin is None or self.streams_input():
-            return self._shell.run(
-                argv, timeout_s=timeout_s, env=env or {}, cap_bytes=output_cap_bytes, stdin=stdin
-            )
+            return self._shell.run(argv, timeout_s=timeout_s, env=env, cap_bytes=cap_bytes, stdin=stdin)
         mark = new_mark()
         path = stdin_file or self._files.temporary_file(mark)
         try:
@@ -102,8 +114,8 @@ class AdbTransport:
             return self._shell.run(
                 argv,
                 timeout_s=max(0.001, deadline - time.monotonic()),
-                env=env or {},
-                cap_bytes=output_cap_bytes,
+                env=env,
+                cap_bytes=cap_bytes,
                 stdin=None,
                 stdin_file=path,
             )

@@ -81,6 +81,10 @@ class Transport(Protocol):
     poll_pause_s: float
     """How long to wait between two looks at a job: looking must not disturb what is timed there."""
 
+    answered: bool
+    """Whether a command has come to its end on the device: one that is gone after that is waited for, as for
+    a reboot."""
+
     def run(
         self,
         argv: Sequence[str],
@@ -161,6 +165,9 @@ class Transport(Protocol):
 class Plain(ABC):
     """A device that takes jobs as soon as it answers, with nothing between it and the host, that nobody
     restarts from here."""
+
+    answered = False
+    """Set by ``run``; see ``Transport.answered``."""
 
     @property
     @abstractmethod

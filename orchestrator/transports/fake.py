@@ -52,6 +52,7 @@ class FakeTransport(Plain):
             if stdin is not None:
                 self.inputs.append((tuple(argv), b"".join(stdin)))
         answer = self._handler(tuple(argv), env or {})
+        self.answered = True
         cut = max(len(answer.stdout), len(answer.stderr)) > output_cap_bytes
         return Completed(
             tuple(argv),

@@ -64,6 +64,7 @@ class FakeDevice(Plain):
         """The agent's answer; no other command is there."""
         data = b"" if stdin is None else b"".join(stdin)
         with self._link():
+            self.answered = True
             known = len(self.agent_argv)
             if tuple(argv[:known]) != self.agent_argv:
                 return Completed(tuple(argv), _NOT_FOUND, b"", b"a fake device has no shell", truncated=False)

@@ -104,6 +104,7 @@ class LocalTransport(Plain):
                     feed.join(_DRAIN_S)
         if feed is not None and feed.error is not None:
             raise feed.error
+        self.answered = True
         stdout, stderr = (output.data() for output in outputs)
         return Completed(tuple(argv), process.returncode, stdout, stderr, any(o.truncated for o in outputs))
 

@@ -181,9 +181,11 @@ class SshTransport(Plain):
         stdin_file: str | None = None,
     ) -> Completed:
         """Run a command; see ``Transport.run``. The time counts from when there is a connection."""
-        return self._connected().execute(
+        done = self._connected().execute(
             argv, timeout_s=timeout_s, env=env, output_cap_bytes=output_cap_bytes, stdin=stdin
         )
+        self.answered = True
+        return done
 
     def streams_input(self) -> bool:
         """Always."""

@@ -63,6 +63,12 @@ def test_run_returns_exit_code_and_both_outputs(transport: Transport) -> None:
     assert done.argv == ("sh", "-c", "echo out; echo err >&2; exit 7")
 
 
+def test_a_device_has_answered_once_a_command_has_ended(transport: Transport) -> None:
+    assert not transport.answered
+    transport.run(["sh", "-c", "exit 1"], timeout_s=300)
+    assert transport.answered
+
+
 def test_exit_codes_arrive_exactly(transport: Transport) -> None:
     codes = list(range(256))
 

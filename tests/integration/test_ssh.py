@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import reach as reaching
 from orchestrator.errors import CommandTimeoutError, DeviceFullError, LinkError, StableError
 from orchestrator.inventory import Device, parse_inventory
+from orchestrator.reach import Reach
+from orchestrator.settings import load_settings
 from orchestrator.transports.ssh import SshTransport
 from orchestrator.transports.ssh_address import endpoint_of
 from orchestrator.transports.ssh_known_hosts import fingerprint
@@ -424,6 +427,27 @@ def test_a_restarted_server_is_reached_again(tmp_path: Path) -> None:
             futures = [pool.submit(transport.run, ["true"], timeout_s=60) for _ in range(4)]
         assert all(future.result().ok for future in futures)
         assert transport.read_from("/proc/version", 0, 5) == b"Linux"
+
+
+def test_a_board_that_reboots_after_its_first_call_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "_FIRST_REACH_S", 0.0)  # no patience with a board that was never there
+    with running(SshServer(tmp_path / "sshd")) as server:
+        reach = Reach(load_settings(environ={}, cwd=tmp_path), [device(server)])
+        assert reach.spool("board") == str(server.home / ".stifarm-device")
+        server.stop()
+
+        def boot() -> None:
+            wait_for(lambda: reach.underway("board").waits.startswith("out of reach"))
+            server.start()
+
+        with ThreadPoolExecutor(1) as pool:
+            booting = pool.submit(boot)
+            said = reach.retried("board", lambda: reach.transport("board").run(["echo", "up"], timeout_s=60))
+            booting.result()
+        assert said.stdout == b"up\n"
+        reach.close()
 
 
 def test_a_link_that_went_silent_is_noticed(tmp_path: Path) -> None:

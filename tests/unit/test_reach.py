@@ -88,6 +88,23 @@ def test_a_transfer_that_gets_no_further_is_given_up(reach: Reach, monkeypatch: 
     assert len(tries) == 2
 
 
+def test_a_device_that_is_gone_in_the_middle_of_its_first_action_is_waited_for(
+    reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_FIRST_REACH_S", "_RETRY_PAUSE_S"):
+        monkeypatch.setattr(reaching, limit, 0.0)
+    monkeypatch.setattr(reaching, "_TRIES", 1)
+    ends = iter((lost(), lost(), None))
+
+    def act() -> str:
+        assert reach.transport("desk").run(["true"], timeout_s=60).ok
+        if (error := next(ends)) is not None:
+            raise error
+        return "done"
+
+    assert reach.retried("desk", act) == "done"
+
+
 def test_a_device_whose_work_folder_is_known_unasked_was_not_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
