@@ -66,6 +66,9 @@ _SQLITE_CAUSES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""No room for the database or its log, or for the index of the log, which even a reader makes."""
+
 _SQLITE_LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """Somebody else writes: another try may find it free."""
 
@@ -82,7 +85,7 @@ def _explain(error: DBAPIError | sqlite3.Error, place: str) -> StifarmError | No
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         name = getattr(cause, "sqlite_errorname", None) or ""
-        if name.startswith("SQLITE_FULL"):
+        if name in _SQLITE_FULL:
             return StoreFullError(
                 f"The store {place} cannot grow: the disk is full.",
                 "Free some space and run the same command again; nothing half-written was kept.",

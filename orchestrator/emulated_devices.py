@@ -79,8 +79,16 @@ class EmulatedDevices:
         device, transport = self._reach.device(name)
         if device.emulate is None or not device.emulate.limited:
             return None
-        if device.transport == "local":
-            Path(self._reach.spool(name)).mkdir(parents=True, exist_ok=True)  # its disk is what gets limited
+        if device.transport == "local":  # its disk is what gets limited
+            spool = Path(self._reach.spool(name))
+            try:
+                spool.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StableError(
+                    f"its work folder {spool} cannot be made: {error.strerror}.",
+                    "Set a workdir in the inventory that this user may write to, with free space.",
+                    device=name,
+                ) from error
 
         def probe(emulation: Emulation) -> VerifiedEmulation:
             return self._probe(device, transport, identity(), lease, emulation, bundle)

@@ -30,6 +30,7 @@ from orchestrator.cgroups import (
     remove_groups,
 )
 from orchestrator.errors import StableError
+from orchestrator.home_files import write_whole
 from orchestrator.inventory import Device, EmulateSpec
 from sti_runtime.errors import FormatError
 from sti_runtime.messages import Emulation, VerifiedEmulation
@@ -152,10 +153,7 @@ def resolve_emulation(
         cpu=emulation.cpu_mechanism,
         reasons=reasons,
     )
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    partial.write_bytes(resolved.to_json())
-    partial.replace(cache)
+    write_whole(cache, resolved.to_json())
     return resolved
 
 

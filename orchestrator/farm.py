@@ -20,12 +20,14 @@ from pathlib import Path
 import structlog
 
 from db.controllers import Begun, beat, begin_controller, end_controller
+from db.errors import StoreFullError
 from db.session import Store, open_store
+from orchestrator.home_files import lock_file, make_folder, refused
 from orchestrator.inventory import Device, Inventory, load_inventory
 from orchestrator.patience import patiently
 from orchestrator.processes import command
 from orchestrator.settings import Settings
-from sti_runtime.errors import ResourceError, StifarmError
+from sti_runtime.errors import StifarmError
 
 BEAT_S = 30.0
 
@@ -110,13 +112,16 @@ def impatient(store: Store) -> Store:
 
 
 @contextmanager
-def controlling(farm: Farm, *, waits: Callable[[str], None] | None = None) -> Iterator[None]:
+def controlling(
+    farm: Farm, *, waits: Callable[[str], None] | None = None, patient: bool = False
+) -> Iterator[None]:
     """Be the one controller of this home. ``waits``: another is waited for, and this is told who it is.
+    ``patient``: a store whose disk is full is waited for; else whoever gave the command is told at once.
 
-    Raises: ControllerBusyError naming the other's process and command.
+    Raises: ControllerBusyError naming the other's process and command; ResourceError.
     """
     path = farm.settings.home / "controller.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = lock_file(path)
     try:
         while True:
             try:
@@ -130,9 +135,12 @@ def controlling(farm: Farm, *, waits: Callable[[str], None] | None = None) -> It
                 waits = _told  # once
             if farm.stop.wait(_WAIT_S):
                 raise KeyboardInterrupt
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        with _entered(farm):
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise refused(error, f"{path} cannot be written") from error
+        with _entered(farm, patient=patient):
             yield
     finally:
         os.close(fd)
@@ -168,19 +176,23 @@ def shown_command(words: Sequence[str]) -> str:
 
 
 @contextmanager
-def _entered(farm: Farm) -> Iterator[None]:
+def _entered(farm: Farm, *, patient: bool) -> Iterator[None]:
     """Be a controller of the store, with a heartbeat, for the length of the block."""
     log = structlog.get_logger(__name__)
 
     def enter() -> Begun:
-        with farm.store.session() as session:
-            return begin_controller(
-                session,
-                host=socket.gethostname(),
-                home=str(farm.settings.home),
-                stifarm=version("stifarm"),
-                pid=os.getpid(),
-            )
+        try:
+            with farm.store.session() as session:
+                return begin_controller(
+                    session,
+                    host=socket.gethostname(),
+                    home=str(farm.settings.home),
+                    stifarm=version("stifarm"),
+                    pid=os.getpid(),
+                )
+        except StoreFullError as full:
+            full.waited = not patient
+            raise
 
     begun = patiently(enter, stop=farm.stop)
     for name in begun.succeeded:
@@ -214,14 +226,3 @@ def _beat(store: Store, name: str, over: threading.Event) -> None:
             continue
         if not kept:
             log.warning("this controller was silent and given up; others went on with its work")
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder of the home. Raises: ResourceError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{path} cannot be created: {error.strerror}.",
-            "Set STIFARM_HOME to a folder that this user may write to.",
-        ) from error

@@ -122,5 +122,8 @@ class Record(BaseModel):
             with path.open("rb") as stream:
                 data = stream.read(cap_bytes + 1)
         except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}.") from error
+            raise FormatError(
+                f"{path}: cannot be read: {error.strerror}.",
+                "See that it is there and that this user may read it.",
+            ) from error
         return cls.from_json(data, source=str(path), cap_bytes=cap_bytes)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,6 +31,7 @@ from orchestrator.cli.plans import plans_app
 from orchestrator.cli.profile import profile
 from orchestrator.cli.schedules import schedules_app, serve
 from orchestrator.cli.store import db_app
+from orchestrator.home_files import of_storage
 from orchestrator.interrupts import lost_interrupts_return, terminations_interrupt
 from sti_runtime.errors import StifarmError
 
@@ -102,10 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             with lost_interrupts_return():
                 app(None if argv is None else list(argv), obj=asked)
         except StifarmError as error:
-            fail(error)
-            if asked.owes_json:
-                emit_json({"error": error.what, "remedy": error.remedy.strip()})
-            sys.exit(error.exit_code)
+            _end(error, asked)
+        except OSError as error:
+            refusal = of_storage(error)
+            if refusal is None:
+                raise
+            _end(refusal, asked)
         except SystemExit as done:
             # Of a usage error, which Typer has shown.
             wrong = getattr(done.__context__, "format_message", None)
@@ -116,3 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if terminated():
                     sys.exit(TERMINATED)
             raise
+
+
+def _end(error: StifarmError, asked: Options) -> NoReturn:
+    fail(error)
+    if asked.owes_json:
+        emit_json({"error": error.what, "remedy": error.remedy.strip()})
+    sys.exit(error.exit_code)

@@ -124,13 +124,15 @@ def driving(
     ports: str | None = None,
     quarantined: bool = False,
     wait: bool = False,
+    patient: bool = False,
 ) -> Iterator[Session]:
     """Start Ray and the worker of the chosen devices; one such command at a time per home.
 
     ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
     device yet. Devices in quarantine that are not named are left out (``Session.left_out``), unless
-    ``quarantined``. ``wait``: until another command that drives devices has ended. Raises: SelectorError,
-    InventoryError, HostError before anything is started; ControllerBusyError, PoolError.
+    ``quarantined``. ``wait``: until another command that drives devices has ended; ``patient``: as
+    ``controlling``. Raises: SelectorError, InventoryError, HostError before anything is started;
+    ControllerBusyError, PoolError, ResourceError, StoreError.
     """
     from orchestrator.ray.access import token_source
     from orchestrator.ray.board import Endpoint
@@ -144,7 +146,10 @@ def driving(
     if listen is None and running_head(farm.settings) is None:  # else hosts may join, or have joined unseen
         select(farm.inventory.devices, selector)
     waits = _say_who_is_waited_for if wait else None
-    with controlling(farm, waits=waits), RayPool(farm.settings, listen=endpoint, ports=given) as pool:
+    with (
+        controlling(farm, waits=waits, patient=patient),
+        RayPool(farm.settings, listen=endpoint, ports=given) as pool,
+    ):
         # Every device of all hosts: accuracy may be measured on one that was not chosen.
         hosts = hosts_of(farm, pool)
         note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")

@@ -166,7 +166,7 @@ def serve(
     """
     with (
         farm_of(context, wait_s=math.inf) as farm,  # it may start beside its database
-        driving(farm, "all", listen=listen, ports=ports, quarantined=True) as session,
+        driving(farm, "all", listen=listen, ports=ports, quarantined=True, patient=True) as session,
         telling(impatient(farm.store)),
         terminated(farm.stop),
     ):

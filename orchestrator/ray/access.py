@@ -12,9 +12,13 @@ from typing import Any
 import structlog
 
 from orchestrator.errors import PoolError
+from orchestrator.home_files import refused, remove
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _MODE_VARIABLE = "RAY_AUTH_MODE"
+_TOKEN_CAP_BYTES = 4096
+_GCS_WAIT_S = "120"
+"""So long Ray's first process may take to come up; its own 30 s are short for a machine at its limits."""
 
 _log = structlog.get_logger(__name__)
 
@@ -24,11 +28,13 @@ def authenticated(token_path: Path, *, make: bool = True) -> Iterator[None]:
     """Within the block, Ray in this process and below it speaks to clusters of this token only.
 
     A token that the environment gives is kept; else it is that of the file, which is made unless ``make`` is
-    False. Raises: PoolError when there is no token, or authentication cannot be switched on.
+    False. Raises: PoolError when there is no token, or none to use, or authentication cannot be switched on;
+    ResourceError when the file cannot be made.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Else a thread that calls after the end of our cluster would start another one, by Ray's own defaults.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _GCS_WAIT_S)
     with _environment(_authentication(token_path, make=make)):
         _enforce_token_authentication()
         yield
@@ -55,26 +61,52 @@ def _authentication(token_path: Path, *, make: bool) -> dict[str, str]:
                 "one with --token.",
             )
         given = {"RAY_AUTH_TOKEN_PATH": str(token_path)}
+    if "RAY_AUTH_TOKEN" not in given:
+        require_token(Path(given["RAY_AUTH_TOKEN_PATH"]))
     return {_MODE_VARIABLE: "token", **given}
 
 
+def require_token(path: Path) -> None:
+    """See that a file can be a token's: Ray says little where it is none. Raises: PoolError."""
+    why = ""
+    try:
+        with path.open("rb") as stream:
+            token = stream.read(_TOKEN_CAP_BYTES + 1)
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    else:
+        if not token.strip():
+            why = "is empty"
+        elif len(token) > _TOKEN_CAP_BYTES or not token.isascii() or not token.decode().strip().isprintable():
+            why = "holds no token"
+    if why:
+        raise PoolError(
+            f"The farm's token {path} {why}.",
+            "On a lab host copy the file ray_token of the controller's state folder there again, mode 0600. "
+            f"On the controller: rm {path}; the next start makes a new one, which every lab host needs then.",
+        )
+
+
 def _ensure_token(path: Path) -> None:
-    """A token made by Ray's own generator, readable by its owner only, unless there is one."""
+    """A token made by Ray's own generator, readable by its owner only, unless there is one. Raises:
+    ResourceError."""
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(generate_new_authentication_token())
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(generate_new_authentication_token())
         os.link(partial, path)  # fails if another process was first: its token counts
     except FileExistsError:
         _log.debug("another process made the token first", path=str(path))
+    except OSError as error:
+        raise refused(error, f"The farm's token {path} cannot be written") from error
     finally:
-        partial.unlink()
+        remove(partial)
 
 
 def _enforce_token_authentication() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import HostError
+from orchestrator.home_files import read_if_there, remove, write_whole
 from orchestrator.hosts import Announcement, Versions
 from orchestrator.processes import ProcessId, alive, identify
 from orchestrator.ray.board import Board, Endpoint
@@ -34,19 +35,24 @@ class Head(Record):
 
 
 def running_head(settings: Settings) -> Head | None:
-    """The head node of the farm, if one is up. Raises: FormatError."""
+    """The head node of the farm, if one is up. Raises: HostError when its file does not tell."""
     path = _path(settings)
-    if not path.exists():
-        return None
-    head = Head.read(path)
-    return head if alive(head.process) else None
+    head = read_if_there(
+        path,
+        Head,
+        HostError,
+        "So nobody knows whether the farm's head node is up. End stifarm serve --listen or host up if one "
+        f"runs with this state folder (ps -ef); then: rm {path}",
+    )
+    return head if head is not None and alive(head.process) else None
 
 
 @contextlib.contextmanager
 def head_of(
     settings: Settings, listen: Endpoint, *, num_cpus: int | None = None, ports: Ports | None = None
 ) -> Iterator[RunningNode]:
-    """Run the farm's head node for the length of the block. Raises: HostError when one is up; PoolError."""
+    """Run the farm's head node for the length of the block. Raises: HostError when one is up; PoolError;
+    ResourceError."""
     other = running_head(settings)
     if other is not None:
         raise HostError(
@@ -58,7 +64,7 @@ def head_of(
         assert process is not None
         head = Head(format="stifarm-head", version=1, address=str(node.endpoint), process=process)
         path = _path(settings)
-        path.write_bytes(head.to_json())
+        write_whole(path, head.to_json())
         Board(node.endpoint).announce(
             Announcement(
                 format="stifarm-controller",
@@ -71,7 +77,7 @@ def head_of(
         try:
             yield node
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _path(settings: Settings) -> Path:

@@ -16,7 +16,7 @@ from typing import Literal
 import structlog
 
 from orchestrator.errors import HostError, PoolError
-from orchestrator.farm import make_folder
+from orchestrator.home_files import lock_file, make_folder, read_if_there, remove, write_whole
 from orchestrator.host_checks import exposed_at
 from orchestrator.hosts import OWN, HostOffer, Versions
 from orchestrator.inventory import load_inventory
@@ -26,6 +26,9 @@ from orchestrator.ray.board import Board, Endpoint, Unreachable
 from orchestrator.ray.nodes import Ports, RunningNode, host_node, own_address
 from orchestrator.settings import Settings
 from sti_runtime.records import Record
+
+HOST_LOCK = "host.lock"
+"""What the one process that joins with a home locks."""
 
 WATCH_S = 2.0
 """So often a host sees whether its node runs and its controller still knows it."""
@@ -65,7 +68,7 @@ def keep_joined(settings: Settings, joining: Joining, token: Path, tell: Tell, s
     """Offer this machine's devices to the farm until ``stop`` is set; a lost controller is waited for.
 
     Raises: PoolError when the controller cannot be joined at first; HostError when it refuses this host, also
-    later: waiting would not help. InventoryError.
+    later: waiting would not help. InventoryError, ResourceError.
     """
     with _one_per_home(settings, joining), authenticated(token, make=False):
         joined_before, pause_s = False, _AGAIN_S
@@ -91,12 +94,17 @@ def keep_joined(settings: Settings, joining: Joining, token: Path, tell: Tell, s
 
 
 def joined_here(settings: Settings) -> Joined | None:
-    """The process that keeps this host joined, if there is one."""
-    path = settings.home / "host.json"
-    if not path.exists():
-        return None
-    joined = Joined.read(path)
-    return joined if alive(joined.process) else None
+    """The process that keeps this host joined, if there is one. Raises: HostError when its file does not
+    tell."""
+    path = _path(settings)
+    joined = read_if_there(
+        path,
+        Joined,
+        HostError,
+        "So nobody knows which process keeps this machine joined. End stifarm host join if it runs with this "
+        f"state folder (ps -ef); then: rm {path}",
+    )
+    return joined if joined is not None and alive(joined.process) else None
 
 
 @contextlib.contextmanager
@@ -120,7 +128,7 @@ def _joined(settings: Settings, joining: Joining) -> Iterator[tuple[RunningNode,
             joined_wall_ns=time.time_ns(),
             home=str(settings.home),
             inventory=str(inventory.path),
-            inventory_text=inventory.path.read_text(),
+            inventory_text=inventory.path.read_text(encoding="utf-8"),
             cache_bytes=joining.cache_bytes,
             left_wall_ns=0,
         )
@@ -164,7 +172,7 @@ def _watch(controller: Endpoint, node: RunningNode, stop: threading.Event) -> st
 
 @contextlib.contextmanager
 def _one_per_home(settings: Settings, joining: Joining) -> Iterator[None]:
-    """Be the one process that joins with this home. Raises: HostError."""
+    """Be the one process that joins with this home. Raises: HostError, ResourceError."""
     make_folder(settings.home)
     process = identify(os.getpid())
     assert process is not None
@@ -175,8 +183,8 @@ def _one_per_home(settings: Settings, joining: Joining) -> Iterator[None]:
         controller=str(joining.controller),
         process=process,
     )
-    path = settings.home / "host.json"
-    lock = os.open(settings.home / "host.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = _path(settings)
+    lock = lock_file(settings.home / HOST_LOCK)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,10 +193,14 @@ def _one_per_home(settings: Settings, joining: Joining) -> Iterator[None]:
                 f"Another process joins with {settings.home} already.",
                 "See stifarm host leave; two hosts on one machine need a --home each.",
             ) from error
-        path.write_bytes(mine.to_json())
+        write_whole(path, mine.to_json())
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
     finally:
         os.close(lock)
+
+
+def _path(settings: Settings) -> Path:
+    return settings.home / "host.json"
