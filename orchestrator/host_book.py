@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
 
 from db.documents import document
+from db.errors import StoreError
 from db.hosts import list_hosts, note_host
 from db.session import Store
-from orchestrator.errors import InventoryError
+from orchestrator.errors import InventoryError, PoolError
 from orchestrator.farm import Farm
 from orchestrator.hosts import CAP_BYTES, HostOffer, SeenHost, gather
 from orchestrator.inventory import Device
@@ -67,6 +68,15 @@ def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:
                 joined_wall_ns=None if host.offer is None else host.offer.joined_wall_ns,
                 refused=host.refused,
             )
+
+
+def note_seen(store: Store, ask: Callable[[], Sequence[SeenHost]]) -> None:
+    """Write down what a board says now. Where it is silent, or the store away, that is told and no more: the
+    head node and its hosts go on, and who watches them asks again."""
+    try:
+        note_hosts(store, ask())
+    except (PoolError, StoreError) as error:
+        _log.warning("what is known of the hosts could not be written down", cause=error.what)
 
 
 def known_offers(store: Store) -> list[HostOffer]:

@@ -160,11 +160,11 @@ class LabHosts:
         if host not in known.present:
             raise _out_of_reach(host, device)
         offer = known.offers[host]
-        with self._lock:
-            if offer.node not in self._workers:
-                self._workers[offer.node] = self._cluster.worker_of(offer)
-            worker = self._workers[offer.node]
         try:
+            with self._lock:
+                if offer.node not in self._workers:
+                    self._workers[offer.node] = self._cluster.worker_of(offer)
+                worker = self._workers[offer.node]
             yield worker, False
         except HostLostError as error:
             self._known.at = 0.0

@@ -24,8 +24,8 @@ from orchestrator.cli.context import JsonOption, Options, PortsOption, farm_of, 
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.content_cache import CACHE_BYTES
 from orchestrator.errors import HostError, PoolError
-from orchestrator.farm import Farm
-from orchestrator.host_book import note_hosts
+from orchestrator.farm import Farm, impatient
+from orchestrator.host_book import note_hosts, note_seen
 from orchestrator.hosts import HOST_NAME, HostOffer, gather
 from orchestrator.processes import alive
 from sti_runtime.errors import InputError
@@ -62,10 +62,11 @@ def up(context: typer.Context, listen: ListenOption, ports: PortsOption = None) 
         head_of(settings, endpoint, ports=given) as node,
     ):
         tell_how_to_join(str(node.endpoint), token_source(settings.ray_token))
+        store = impatient(farm.store)
         while not stop.wait(_LOOK_S):
             if node.died:
                 raise PoolError(f"The head node's {node.died} ended.", "Start it again; hosts join again.")
-            note_hosts(farm.store, Board(node.endpoint).hosts())
+            note_seen(store, lambda: Board(node.endpoint).hosts())
 
 
 @host_app.command("join")
@@ -75,7 +76,7 @@ def join(
     name: Annotated[str | None, typer.Option("--name", help="This host's name; that of the machine.")] = None,
     token: Annotated[Path | None, typer.Option("--token", help="File with the farm's token.")] = None,
     ip: Annotated[
-        str | None, typer.Option("--ip", help="This machine's address, where it has several.")
+        str | None, typer.Option("--ip", help="This machine's address or name, where it has several.")
     ] = None,
     ports: PortsOption = None,
     cache: Annotated[
@@ -89,13 +90,13 @@ def join(
     """
     from orchestrator.ray.board import Endpoint
     from orchestrator.ray.join import Joining, keep_joined
-    from orchestrator.ray.nodes import Ports
+    from orchestrator.ray.nodes import Ports, machine_address
 
     settings = _options(context).settings()
     joining = Joining(
         Endpoint.parse(address),
         _host_name(name),
-        ip,
+        None if ip is None else machine_address(ip),
         None if ports is None else Ports.parse(ports),
         CACHE_BYTES if cache is None else parse_size(cache, "--cache"),
     )

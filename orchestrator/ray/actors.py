@@ -8,7 +8,7 @@ from typing import Any, cast
 from orchestrator.errors import HostLostError, PoolError
 from orchestrator.hosts import HostOffer
 from orchestrator.inventory import Device
-from orchestrator.ray.calls import Outcome, fetch, guarded
+from orchestrator.ray.calls import Outcome, asking, fetch, guarded
 from orchestrator.settings import Settings
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
@@ -53,7 +53,8 @@ class ActorLink:
             raise AttributeError(method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            reference = self.actor.call.remote(method, args, kwargs)
+            with asking(f"call {method} of a host's worker"):
+                reference = self.actor.call.remote(method, args, kwargs)
             return fetch(reference) if self._alive is None else self._fetch_while_alive(reference)
 
         return call
@@ -64,7 +65,8 @@ class ActorLink:
 
         assert self._alive is not None
         while True:
-            done, _ = ray.wait([reference], timeout=_WAIT_S)
+            with asking("wait for a host's worker"):
+                done, _ = ray.wait([reference], timeout=_WAIT_S)
             if done:
                 break
             try:
@@ -82,11 +84,12 @@ class ActorLink:
 
 
 def own_actor(settings: Settings, devices: Sequence[Device]) -> HostWorker:
-    """The worker of the controller's own devices: it ends with the controller."""
+    """The worker of the controller's own devices: it ends with the controller. Raises: PoolError."""
     import ray
 
-    node = ray.get_runtime_context().get_node_id()
-    return cast(HostWorker, ActorLink(_pinned(node).remote(settings, tuple(devices))))
+    with asking("start the worker of the controller's devices"):
+        node = ray.get_runtime_context().get_node_id()
+        return cast(HostWorker, ActorLink(_pinned(node).remote(settings, tuple(devices))))
 
 
 def end_actor(worker: HostWorker) -> None:
@@ -102,10 +105,15 @@ def end_actor(worker: HostWorker) -> None:
 
 
 def host_actor(offer: HostOffer, alive: Callable[[], bool]) -> ShippedWorker:
-    """The worker of a host that joined: there is one for each time it joined, whichever controller asks."""
+    """The worker of a host that joined: there is one for each time it joined, whichever controller asks.
+    Raises: HostLostError when it cannot be asked for."""
     name = f"{offer.name}@{offer.node}"
     pinned = _pinned(offer.node, name=name, lifetime="detached", get_if_exists=True)
-    actor = pinned.remote(offer.settings, offer.devices, offer.cache_bytes)
+    try:
+        with asking(f"start the worker of host {offer.name}"):
+            actor = pinned.remote(offer.settings, offer.devices, offer.cache_bytes)
+    except PoolError as error:
+        raise HostLostError(error.what, error.remedy) from error
     return cast(ShippedWorker, ActorLink(actor, alive))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -35,18 +36,24 @@ class Endpoint:
     def parse(cls, text: str) -> Endpoint:
         """Of "HOST:PORT"; the host's first IPv4 address counts. Raises: HostError."""
         host, _, port = text.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
+        if not host or re.fullmatch("[0-9]{1,5}", port) is None or int(port) > 65535:
             raise HostError(f"{text!r} is no address.", "Write it as HOST:PORT, such as 192.0.2.7:6379.")
-        try:
-            found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-        except OSError as error:
-            raise HostError(
-                f"{host} has no address: {error.strerror}.", "Give the controller's IPv4 address."
-            ) from error
-        return cls(str(found[0][4][0]), int(port))
+        return cls(address_of(host, "Give the controller's IPv4 address."), int(port))
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def address_of(host: str, remedy: str) -> str:
+    """A host's first IPv4 address. Raises: HostError, with that remedy, when it has none."""
+    why: object
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        why = error.strerror or error
+    except ValueError as error:  # no name at all: an empty or overlong part of it, a NUL
+        why = error
+    raise HostError(f"{host!r} has no address: {why}.", remedy)
 
 
 class Unreachable(PoolError):  # noqa: N818 (a state, waited for)

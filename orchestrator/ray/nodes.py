@@ -7,6 +7,8 @@ them (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
+import errno
+import ipaddress
 import os
 import re
 import shutil
@@ -22,7 +24,8 @@ import structlog
 from orchestrator.errors import HostError, PoolError
 from orchestrator.interrupts import held_interrupts
 from orchestrator.processes import ProcessId, descendants, identify, kill
-from orchestrator.ray.board import Endpoint
+from orchestrator.ray.board import Endpoint, address_of
+from orchestrator.ray.calls import not_started
 from orchestrator.ray.folders import OBJECT_STORE_BYTES, objects_folder, session_folder
 
 _SYSTEM_CONFIG = {
@@ -99,8 +102,7 @@ class RunningNode:
 @contextlib.contextmanager
 def head_node(listen: Endpoint, num_cpus: int | None, ports: Ports | None) -> Iterator[RunningNode]:
     """The node that others join, at the address ``listen``. Raises: PoolError."""
-    if listen.port:
-        _require_free(listen)
+    _require_free(listen)
     node = _start(
         head=True,
         node_ip_address=listen.host,
@@ -148,6 +150,28 @@ def own_address(controller: Endpoint) -> str:
         return str(probe.getsockname()[0])
 
 
+def machine_address(text: str) -> str:
+    """The IPv4 address of this machine that a name or an address means. Raises: HostError when it is none."""
+    remedy = "Give an IPv4 address of this machine that the controller can reach: see ip address."
+    host = address_of(text, remedy)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            means = "" if host == text else f", which {text} means"
+            raise HostError(
+                f"This machine has not the address {host}{means}: {error.strerror}.", remedy
+            ) from error
+    _require_one(host, remedy)
+    return host
+
+
+def _require_one(host: str, remedy: str) -> None:
+    """Raises: HostError for 0.0.0.0, which a node cannot be reached at."""
+    if ipaddress.ip_address(host).is_unspecified:
+        raise HostError(f"{host} means every address of this machine, not one that others reach.", remedy)
+
+
 def _start(*, head: bool, ports: Ports | None, **parameters: Any) -> RunningNode:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -166,18 +190,15 @@ def _start(*, head: bool, ports: Ports | None, **parameters: Any) -> RunningNode
             )
             return RunningNode(Node(given, head=head, shutdown_at_exit=False, spawn_reaper=True), folder)
     except KeyboardInterrupt:  # held until it ran
-        _kill_left(folder)
+        kill_left(folder)
         raise
     except Exception as error:  # what Ray raises here is of no class of its own
-        _kill_left(folder)
-        raise PoolError(
-            f"A Ray node could not be started: {error}",
-            "Check free memory, the ports, and space below the temporary folder.",
-        ) from error
+        kill_left(folder)
+        raise not_started("A Ray node", error) from error
 
 
-def _kill_left(folder: Path) -> None:
-    """End what a start that failed, or was interrupted, left; remove its folder."""
+def kill_left(folder: Path) -> None:
+    """End what a start of Ray that failed, or was interrupted, left; remove its folder."""
     for process in _processes(folder):
         kill(process, signal.SIGKILL)
         _log.info("ended what a start of Ray left", pid=process.pid)
@@ -202,12 +223,15 @@ def _command(pid: int) -> bytes:
 
 
 def _require_free(listen: Endpoint) -> None:
+    _require_one(listen.host, "Give the address of this machine that lab hosts reach: see ip address.")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((listen.host, listen.port))
         except OSError as error:
+            other = error.errno == errno.EADDRNOTAVAIL
+            remedy = "an address of this machine (see ip address)" if other else "a free port"
             raise PoolError(
                 f"{listen} cannot be listened at: {error.strerror}.",
-                "Give a free port, or end what listens there.",
+                f"Give {remedy}{'' if other else ', or end what listens there'}.",
             ) from error

@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -25,10 +26,10 @@ from orchestrator.inventory import Device
 from orchestrator.ray.access import authenticated
 from orchestrator.ray.actors import end_actor, host_actor, own_actor
 from orchestrator.ray.board import Board, Endpoint
-from orchestrator.ray.calls import fetch, guarded
+from orchestrator.ray.calls import asking, fetch, guarded, not_started
 from orchestrator.ray.folders import OBJECT_STORE_BYTES, objects_folder, session_folder
 from orchestrator.ray.head import head_of, running_head
-from orchestrator.ray.nodes import Ports
+from orchestrator.ray.nodes import Ports, kill_left
 from orchestrator.settings import Settings
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
@@ -62,6 +63,7 @@ class RayPool:
         self._num_cpus, self._listen, self._ports = num_cpus, listen, ports
         self._environment = contextlib.ExitStack()
         self._owns_cluster = False
+        self._folders: list[Path] = []
         self._workers: list[HostWorker] = []
         self._board: Board | None = None
         self._nodes: tuple[float, frozenset[str]] = (0.0, frozenset())
@@ -100,7 +102,8 @@ class RayPool:
         """CPUs of the cluster: how many tasks of one CPU run at once."""
         import ray
 
-        resources: dict[str, float] = cast(Any, ray).cluster_resources()
+        with asking("say how many CPUs it has"):
+            resources: dict[str, float] = cast(Any, ray).cluster_resources()
         return max(1, int(resources.get("CPU", 1)))
 
     def host_worker(self, devices: Sequence[Device]) -> HostWorker:
@@ -128,7 +131,8 @@ class RayPool:
         return () if self._board is None else self._board.hosts()
 
     def worker_of(self, offer: HostOffer) -> ShippedWorker:
-        """The worker of a host that joined. Its methods raise HostLostError once the host is gone."""
+        """The worker of a host that joined. Its methods raise HostLostError once the host is gone, as this
+        does."""
         return host_actor(offer, lambda: offer.node in self._alive())
 
     def _alive(self) -> frozenset[str]:
@@ -161,10 +165,12 @@ class RayPool:
                         item = next(waiting)
                     except StopIteration:
                         break
-                    running[task.remote(function, item)] = item
+                    with asking("take a task"):
+                        running[task.remote(function, item)] = item
                 if not running:
                     return
-                done, _ = ray.wait(list(running), num_returns=1)
+                with asking("wait for a task"):
+                    done, _ = ray.wait(list(running), num_returns=1)
                 item = running.pop(done[0])
                 yield item, cast(_Out, fetch(done[0]))
         finally:
@@ -189,11 +195,10 @@ class RayPool:
                     configure_logging=False,
                     **where,
                 )
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise PoolError(
-                f"Ray could not be started: {error}",
-                "Check free memory and space below the temporary folder.",
-            ) from error
+        except Exception as error:  # what Ray raises here is of any class
+            for folder in self._folders:
+                kill_left(folder)
+            raise not_started("Ray", error) from error
 
     def _joined(self) -> dict[str, Any]:
         """How to join the farm's head node, which ``listen`` starts; nothing when there is none."""
@@ -215,6 +220,7 @@ class RayPool:
         """How to start a cluster of this process alone, which nothing outside this machine can reach."""
         self._environment.enter_context(_loopback())
         folder, objects = session_folder(), objects_folder()
+        self._folders.append(folder)
         self._environment.callback(shutil.rmtree, folder, ignore_errors=True)
         return {
             "address": "local",

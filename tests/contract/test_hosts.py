@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import update
 
 from db.clock import database_wall_ns
+from db.errors import StoreUnreachableError
 from db.hosts import SEEN_TTL_NS, list_hosts, note_host, state_now
 from db.models import HostRow
 from db.session import Store
-from orchestrator.host_book import note_hosts
+from orchestrator.errors import PoolError
+from orchestrator.host_book import note_hosts, note_seen
+from orchestrator.hosts import SeenHost, Versions
+from sti_runtime.errors import StifarmError
 
 
 def note(store: Store, state: str, joined_wall_ns: int | None, *, refused: str = "") -> None:
@@ -32,6 +37,23 @@ def state(store: Store, later_ns: int = 0) -> str:
     with store.reader() as session:
         (row,) = list_hosts(session)
         return state_now(row, database_wall_ns(session) + later_ns)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PoolError("The board is silent."), StoreUnreachableError("The store is away.")],
+    ids=["board", "store"],
+)
+def test_a_board_or_a_store_that_is_away_is_asked_again(store: Store, error: StifarmError) -> None:
+    seen = SeenHost("bench1", Versions.own(), None, "refused", "of another version")
+
+    def away() -> tuple[SeenHost, ...]:
+        raise error
+
+    note_seen(store, away)
+    note_seen(store, lambda: (seen,))
+    with store.reader() as session:
+        assert [row.name for row in list_hosts(session)] == ["bench1"]
 
 
 def test_a_controller_without_a_head_says_nothing_of_hosts_of_others(store: Store) -> None:

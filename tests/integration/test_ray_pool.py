@@ -367,3 +367,48 @@ def test_sigterm_while_ray_starts_leaves_nothing(tmp_path: Path, listen: tuple[s
             assert not session.scalars(select(LeaseRow).where(LeaseRow.owner.is_not(None))).all()
         with controlling(farm):  # the home is free
             pass
+
+
+@pytest.mark.parametrize(
+    ("stopped", "wait_s", "what"),
+    [("gcs_server", "0", "A Ray node"), ("raylet", "60", "Ray")],
+    ids=["head", "alone"],
+)
+def test_a_start_that_takes_too_long_is_told_and_leaves_nothing(
+    tmp_path: Path, stopped: str, wait_s: str, what: str
+) -> None:
+    (tmp_path / "inventory.yaml").write_text("version: 1\ndevices: [{name: desk, transport: local}]")
+    listen = () if what == "Ray" else ("--listen", "127.0.0.1:0")
+    words = ("--home", str(tmp_path / "home"), "serve", "--once", *listen)
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            (sys.executable, "-c", "from orchestrator.cli import main; main()", *words),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPO), "RAY_gcs_server_port_wait_time_s": wait_s},
+            stdout=said,
+            stderr=said,
+        )
+    with process:
+        while process.poll() is None:  # as on a machine that gives it no CPU
+            with suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    if child.name() == stopped:
+                        child.suspend()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+    shown = (tmp_path / "said").read_text()
+    assert process.returncode == 1, shown
+    assert "Traceback" not in shown
+    assert f"error {what} could not be started: " in shown
+    assert "This machine may be too busy" in " ".join(shown.split())
+    assert not left_by(process.pid)
+    folder = f"stifarm-ray-{process.pid}-"
+    wait_for(lambda: not any(names(each, folder) for each in psutil.process_iter()), "Ray's processes to end")
+
+
+def names(process: psutil.Process, folder: str) -> bool:
+    """Whether a process's command line names a folder."""
+    try:
+        return any(folder in word for word in process.cmdline())
+    except psutil.Error:
+        return False

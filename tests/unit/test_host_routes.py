@@ -133,6 +133,16 @@ def test_a_host_that_joins_again_gets_the_calls_again() -> None:
     assert hosts.worker.architecture("one") == "bench1-cc/one"
 
 
+def test_a_host_whose_worker_cannot_be_had_is_away() -> None:
+    class Silent(SomeCluster):
+        def worker_of(self, offer: HostOffer) -> ShippedWorker:
+            raise HostLostError("Ray did not start its worker.")
+
+    hosts = lab_hosts(Silent(seen(offer("bench1", "one"))))
+    with pytest.raises(HostAwayError, match="one: host bench1 is out of reach"):
+        hosts.worker.architecture("one")
+
+
 def test_a_replaced_worker_is_ended_with_the_last_call_of_it() -> None:
     before, after, ended = SomeWorker("before"), SomeWorker("after"), queue.Queue[HostWorker]()
     hosts = LabHosts(devices("desk"), cast(HostWorker, before), SomeCluster())
