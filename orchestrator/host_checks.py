@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.discovery import Found, ask_server, how_to_end, servers_of
-from orchestrator.doctor import LITTLE_SPACE_BYTES, Finding
+from orchestrator.doctor import LITTLE_SPACE_BYTES, NO_SPACE_BYTES, Finding
 from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
 from orchestrator.transports.adb_own import find_adb, listens
@@ -59,10 +59,10 @@ def exposed_at(host: str) -> list[Finding]:
 
 
 def _disk(home: Path) -> Finding:
-    free = shutil.disk_usage(home).free
-    if free < LITTLE_SPACE_BYTES:
-        return Finding("disk", "note", f"{format_bytes(free)} free below {home}", "Free some space.")
-    return Finding("disk", "ok", f"{format_bytes(free)} free below {home}")
+    free = shutil.disk_usage(next(part for part in (home, *home.parents) if part.exists())).free
+    state = "problem" if free < NO_SPACE_BYTES else "note" if free < LITTLE_SPACE_BYTES else "ok"
+    remedy = "" if state == "ok" else "Free some space."
+    return Finding("disk", state, f"{format_bytes(free)} free below {home}", remedy)
 
 
 def _adb(devices: Sequence[Device], environment: Mapping[str, str]) -> list[Finding]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from db.errors import StoreError
 from orchestrator import fleet
 from orchestrator.beside import Beside, look_beside
-from orchestrator.cli.context import JsonOption, Session, WaitOption, driving, farm_of
+from orchestrator.cli.context import JsonOption, Options, Session, WaitOption, driving, farm_of
 from orchestrator.cli.output import emit_json, listing, note
 from orchestrator.discovery import servers_of
 from orchestrator.doctor import Examined, Finding, findings_of, said, same_hardware
+from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import ControllerBusyError, Farm
+from orchestrator.home_checks import home_findings, wrong
 from orchestrator.host_checks import exposed_at, host_findings, no_server, server_started
-from orchestrator.inventory import Device
+from orchestrator.inventory import Device, load_inventory
 from orchestrator.matching import select
 from orchestrator.report import format_age, hardware
+from orchestrator.settings import Settings
 from orchestrator.side_by_side import side_by_side
 from orchestrator.transports.adb_own import listens
-from sti_runtime.errors import StifarmError
+from sti_runtime.errors import ResourceError, StifarmError
 
 _MARKS = {"ok": "✓", "note": "!", "problem": "✗"}
 
@@ -42,29 +47,25 @@ def doctor(
     While another command drives devices they are looked at beside it, and those in use are left alone.
     Example: stifarm doctor --devices all
     """
-    with farm_of(context) as farm:
-        inventory = farm.inventory
+    options = context.obj
+    assert isinstance(options, Options)
+    settings = options.settings()
+    inventory = load_inventory(settings.inventory)
+    with ExitStack() as opened:
+        farm, store = _opened(opened, context)
         findings = [
-            Finding("store", "ok", farm.store.url),
-            Finding("inventory", "ok", f"{farm.settings.inventory}: {len(inventory.devices)} devices"),
-            *host_findings(farm.settings.home, inventory.devices, os.environ),
-            *_exposed(farm),
+            store,
+            Finding("inventory", "ok", f"{settings.inventory}: {len(inventory.devices)} devices"),
+            *host_findings(settings.home, inventory.devices, os.environ),
+            *home_findings(settings),
+            *_nodes(settings),
         ]
         if devices is not None:
-            usual = servers_of(inventory.devices, os.environ)[0]
-            ran = listens(usual)
-            try:
-                with driving(farm, devices, quarantined=True, wait=wait) as session:
-                    examined = {device.name for device in session.devices}
-                    found = _device_findings(farm, session)
-            except ControllerBusyError as busy:
-                chosen = select(farm.inventory.devices, devices)
-                examined = {device.name for device in chosen}
-                again = context.obj.again(f"doctor --devices {shlex.quote(devices)} --wait")
-                found = [_busy(busy, again), *beside_findings(look_beside(farm, chosen))]
-            findings = [finding for finding in findings if finding.subject not in examined] + found
-            if not ran and listens(usual):
-                findings = [f for f in findings if f != no_server(usual)] + [server_started(usual)]
+            findings = (
+                [*findings, _not_looked_at("the store cannot be used")]
+                if farm is None
+                else _with_devices(farm, findings, devices, wait=wait, again=options.again)
+            )
     if json:
         emit_json([asdict(finding) for finding in findings])
     else:
@@ -75,16 +76,71 @@ def doctor(
     raise typer.Exit(1 if problems else 0)
 
 
-def _exposed(farm: Farm) -> list[Finding]:
-    """Whether a node of Ray on this machine, the head's or a lab host's, can be reached from elsewhere."""
+def _opened(stack: ExitStack, context: typer.Context) -> tuple[Farm | None, Finding]:
+    """The farm, if its store can be opened, and what is to be said of that."""
+    try:
+        farm = stack.enter_context(farm_of(context))
+    except (StoreError, ResourceError) as error:
+        return None, Finding("store", "problem", error.what.rstrip("."), error.remedy)
+    return farm, Finding("store", "ok", farm.store.url)
+
+
+def _not_looked_at(why: str, remedy: str = "Mend what is said above; then run this again.") -> Finding:
+    return Finding("devices", "problem", f"not looked at: {why}", remedy)
+
+
+def _with_devices(
+    farm: Farm, findings: Sequence[Finding], devices: str, *, wait: bool, again: Callable[[str], str]
+) -> list[Finding]:
+    """The findings of before, and those about devices, in place of what was said of these."""
+    usual = servers_of(farm.inventory.devices, os.environ)[0]
+    ran = listens(usual)
+    try:
+        with driving(farm, devices, quarantined=True, wait=wait) as session:
+            examined = {device.name for device in session.devices}
+            found = _device_findings(farm, session)
+    except ControllerBusyError as busy:
+        chosen = select(farm.inventory.devices, devices)
+        examined = {device.name for device in chosen}
+        command = again(f"doctor --devices {shlex.quote(devices)} --wait")
+        found = [_busy(busy, command), *beside_findings(look_beside(farm, chosen))]
+    except (PoolError, HostError, StoreError, ResourceError) as error:
+        examined, found = set(), [_not_looked_at(error.what.rstrip("."), error.remedy)]
+    kept = [finding for finding in findings if finding.subject not in examined]
+    if not ran and listens(usual):
+        kept = [finding for finding in kept if finding != no_server(usual)]
+        found.append(server_started(usual))
+    return kept + found
+
+
+def _nodes(settings: Settings) -> list[Finding]:
+    """What is wrong with the files about nodes of Ray on this machine, the head's or a lab host's, and that
+    these can be reached from elsewhere."""
+    from orchestrator.ray.access import require_token
     from orchestrator.ray.board import Endpoint
     from orchestrator.ray.head import running_head
     from orchestrator.ray.join import joined_here
 
-    head, joined = running_head(farm.settings), joined_here(farm.settings)
-    addresses = [] if head is None else [head.endpoint.host]
-    addresses += [] if joined is None else [Endpoint.parse(joined.controller).host]
-    return list(dict.fromkeys(finding for host in addresses for finding in exposed_at(host)))
+    found: list[Finding] = []
+    with _told(found):
+        if settings.ray_token.exists():
+            require_token(settings.ray_token)
+    with _told(found):
+        if (head := running_head(settings)) is not None:
+            found += exposed_at(head.endpoint.host)
+    with _told(found):
+        if (joined := joined_here(settings)) is not None:
+            found += exposed_at(Endpoint.parse(joined.controller).host)
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _told(found: list[Finding]) -> Iterator[None]:
+    """An error of the block about a file of the home becomes a finding."""
+    try:
+        yield
+    except (HostError, PoolError) as error:
+        found.append(wrong(error))
 
 
 def _busy(busy: ControllerBusyError, again: str) -> Finding:
