@@ -21,8 +21,8 @@ from db.events import latest_events
 from db.leases import acquire_lease, renew_lease, require_lease, resume_lease
 from db.models import CampaignBatchRow, ControllerRow
 from db.session import Store
+from tests.contract.store_rows import make
 from tests.contract.test_campaign_store import batch, begin, claim, ready
-from tests.contract.test_store import make
 
 HOUR_NS = 3600 * 10**9
 

@@ -30,7 +30,7 @@ from db.quarantine import (
 )
 from db.reservations import holders, reserve, unreserve
 from db.session import Store
-from tests.contract.test_store import make
+from tests.contract.store_rows import make
 
 HOUR_NS = 3600 * 10**9
 WELL = (Item("reach", "pass", "it answers"), Item("battery", "ungated", "unreadable", required=False))

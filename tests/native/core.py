@@ -128,3 +128,34 @@ def write_journal(spool: Spool, job: Job, *, units: int, fail: int | None = None
         journal.append(payload)
     journal.close()
     return journal.path
+
+
+def same_answer(
+    agent: Agent,
+    spools: tuple[Spool, Spool],
+    words: Sequence[object],
+    python: Callable[[Spool], dict[str, Any]],
+    **options: Any,
+) -> dict[str, Any]:
+    """The verb on the native spool, and its twin on the Python one; code and report must be equal."""
+    code, report = call(agent, spools[0], *words, **options)
+    wanted = done_by_python(python, spools[1])
+    assert code == wanted[0], (report, wanted)
+    if code == 0:
+        assert report == wanted[1]
+    else:
+        assert report["error"]["type"] == wanted[1]["error"]["type"]
+    return report
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Contents by path; done lists as the set they mean; lock files apart."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not name.startswith("locks/"):
+            data = path.read_bytes()
+            if path.suffix == ".done":
+                data = repr(sorted({int(line) for line in data.split(b"\n") if line.isdigit()})).encode()
+            found[name] = data
+    return found
