@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from db.statistics import median, wilson
+from orchestrator.results import causes
 from orchestrator.results.effects import effect_of, same_places
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, difference, mean_difference
@@ -27,13 +28,19 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the headline. ``detail``: the figures it is made of, and what it leaves out."""
+    """One line of the headline. ``detail``: the figures it is made of, and what it leaves out; ``cause``: of
+    what is not reached, why, as far as the run's figures tell."""
 
     what: str
     reach: str
     found: str
     verdict: Verdict
     detail: tuple[str, ...] = ()
+    cause: tuple[str, ...] = ()
+
+    def because(self, lines: Iterable[str]) -> Claim:
+        """With its cause, where it is not reached; ``lines`` are made only then."""
+        return replace(self, cause=tuple(lines)) if self.verdict == "not reached" else self
 
 
 def headline(results: Results) -> list[Claim]:
@@ -70,11 +77,12 @@ def _whole_model(results: Results, device: str) -> Claim:
         _told(mean, len(results.tasks)),
         _verdict(None if mean is None else mean.points >= -WITHIN_POINTS, missing=missing),
         tuple(details),
-    )
+    ).because(causes.of_whole_model(results, device, target))
 
 
 def _memory(results: Results) -> Claim:
     target, ratios, missing = results.targets[-1], list[float](), False
+    worst: list[str] = []
     details: list[str] = []
     for device in results.by_starvation:
         for task in results.tasks:
@@ -85,6 +93,8 @@ def _memory(results: Results) -> Claim:
                 details.append(f"{device}, {task}: {_why(mine)} / {_why(whole)}")
                 continue
             parts = mine.samples.memory.parts_bytes, whole.samples.memory.parts_bytes
+            if parts[0] / parts[1] > max(ratios, default=0.0):
+                worst = list(causes.of_memory(mine, whole))
             ratios.append(parts[0] / parts[1])
             details.append(
                 f"{device}, {task}: {format_bytes(parts[0])} of {format_bytes(parts[1])}"
@@ -96,13 +106,14 @@ def _memory(results: Results) -> Claim:
         f"1/{1 / max(ratios):.1f}" if ratios else NONE,
         _verdict(max(ratios) <= MEMORY_SHARE if ratios else None, missing=missing),
         tuple(details),
-    )
+    ).because(worst)
 
 
 def _ahead(results: Results, device: str) -> Claim:
     """``sti`` against the best that streams and meets T, at the tightest T on the starved device."""
     target = results.targets[0]
     details: list[str] = []
+    bounds: list[str] = []
     each: list[Difference] = []
     missing = False
     for task in results.tasks:
@@ -125,6 +136,7 @@ def _ahead(results: Results, device: str) -> Claim:
         best = max(meeting, key=lambda cell: cell.accuracy.correct.value_ppm if cell.accuracy else 0)
         told = _against(mine, best)
         details.append(f"{task}: {told} over `{best.asked.policy}`")
+        bounds += causes.of_lead(results, best)
         if isinstance(told, Difference):
             each.append(told)
     mean = mean_difference(each)
@@ -135,7 +147,7 @@ def _ahead(results: Results, device: str) -> Claim:
         _told(mean, len(results.tasks)),
         _verdict(None if mean is None else mean.points >= AHEAD_POINTS, missing=missing),
         tuple(details),
-    )
+    ).because(bounds)
 
 
 def _over_target(results: Results) -> Claim:
@@ -165,7 +177,7 @@ def _over_target(results: Results) -> Claim:
             for cell in worst[:5]
             if cell.samples
         ),
-    )
+    ).because(causes.of_late_requests(results))
 
 
 def _exact(results: Results) -> Iterator[Claim]:
@@ -183,7 +195,7 @@ def _exact(results: Results) -> Iterator[Claim]:
         _told(mean, len(results.tasks)),
         _verdict(None if mean is None else mean.high >= 0, missing=missing),
         effect.by_task,
-    )
+    ).because(causes.of_expectations(results))
 
 
 def _grounds(cell: Cell) -> tuple[str | None, str] | None:
@@ -249,7 +261,7 @@ def _estimated(results: Results) -> Iterator[Claim]:
             f"{min(found):.2f}",
             _verdict(min(found) >= CORRELATION, missing=len(found) < len(results.importance)),
             (*details, "its cost is measured by `python -m bench.importance`"),
-        )
+        ).because(causes.of_estimates(results))
 
 
 # ------------------------------------------------------------------ parts

@@ -12,7 +12,7 @@ from orchestrator.results.effects import effects
 from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.grounds import devices, models, speeds, spot_checks, submodels
-from orchestrator.results.headline import headline
+from orchestrator.results.headline import Claim, headline
 from orchestrator.results.markdown import NONE, listed, table
 from sti_runtime.policies import POLICIES
 from sti_runtime.units import NS_PER_S, format_bytes, format_ns
@@ -48,6 +48,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
             [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in claims],
         ),
         "\n".join(f"- {line}" for claim in claims for line in _detail(claim.what, claim.detail)),
+        *_causes(claims),
         _elsewhere(out),
         *_notes(results),
         "## Devices",
@@ -128,6 +129,14 @@ def _standing(results: Results) -> Iterator[str]:
 def _detail(what: str, detail: Sequence[str]) -> Iterator[str]:
     if detail:
         yield f"{what.split(':')[0]}: {'; '.join(detail)}"
+
+
+def _causes(claims: Sequence[Claim]) -> Iterator[str]:
+    """Why claims are not reached, where the figures tell."""
+    told = [line for claim in claims for line in _detail(claim.what, claim.cause)]
+    if told:
+        yield "Why what is not reached is not, as far as these figures tell:"
+        yield "\n".join(f"- {line}" for line in told)
 
 
 def _elsewhere(out: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 from db.campaign_results import Samples
 from db.campaign_samples import Found, Question
 from db.measured import PeakMemory
-from db.models import CampaignRow, CampaignRunRow
+from db.models import CampaignRow, CampaignRunRow, PlanRow
 from db.runs import Accuracy
 from db.statistics import p95_interval, percentile, wilson
 from orchestrator.campaigns.spec import CampaignSpec
@@ -25,6 +25,8 @@ from orchestrator.results.gather import Cell, Results, Speed
 from orchestrator.results.headline import headline
 from orchestrator.results.paired import difference, mean_difference, pooled_difference
 from sti_runtime.messages import LayerTrace
+from sti_runtime.model import Submodel
+from sti_runtime.model_store import ModelInfo, SubmodelScore
 from sti_runtime.policies import POLICIES
 
 TIGHT, LOOSE = "0.5 of whole-model compute", "1 of whole-model compute"
@@ -100,6 +102,49 @@ def test_a_claim_that_fails_says_so() -> None:
     )
     assert [verdict for _, verdict in (whole, memory, ahead, over)] == ["not reached"] * 4
     assert over[0].endswith("100 of 200")
+
+
+def test_what_is_not_reached_has_its_cause() -> None:
+    late = cell("sti", TIGHT, 72, preload=LARGE, latency_ms=51)
+    small = replace(STI[2], plan=plan_of(3, 6, bits=4))
+    full = replace(cell("preload-32", LOOSE, 92, parts=70), plan=plan_of(6, 12, bits=32))
+    results = replace(
+        results_of(small, late, *BASES, full, EXACT), models={"b" * 64: scored({(3, 6): 91, (6, 12): 93})}
+    )
+    causes = [claim.cause for claim in headline(results) if "expected gain" not in claim.what]
+    assert causes[0] == (
+        "demo: its submodel 3×6 alone -2.0 points (32 bits, all dev rows); its 4.0 bits the other -1.0",
+    )
+    assert causes[1] == (
+        "board, demo: resident tensors 100 %, activations 0 %, preload buffer 0 %, working buffer 0 %;"
+        " resident tensors and activations, which no plan shrinks, are 1/7.0 of what `preload-32` holds",
+    )
+    assert causes[2] == (
+        "demo: over `std-pipeline-2` there are +22.0 points to gain at most: the whole model"
+        " at 32 bits has 92.0 %",
+    )
+    assert causes[3] == (
+        "board: 100 of 200, half of them by more than 2.0 % of T, at most 2 %; cells' medians are"
+        " +100.0 % off their predictions",
+    )
+    assert all(claim.verdict == "not reached" for claim in headline(results) if claim.cause)
+
+
+def plan_of(depth: int, width: int, *, bits: int) -> PlanRow:
+    return PlanRow(
+        depth=depth, width=width, mean_fidelity_milli=1000 * bits, predicted_median_latency_ns=20 * MS
+    )
+
+
+def scored(right: dict[tuple[int, int], int]) -> ModelInfo:
+    """A model whose submodels had so many of 100 dev rows right."""
+    scores = tuple(
+        SubmodelScore(
+            submodel=Submodel(kept=tuple(range(depth)), width=width), split="dev", correct=correct, rows=100
+        )
+        for (depth, width), correct in right.items()
+    )
+    return ModelInfo.model_construct(scores=scores)
 
 
 def test_a_baseline_that_is_over_its_target_does_not_count() -> None:
