@@ -28,6 +28,7 @@ from sti_runtime.messages import LayerTrace
 from sti_runtime.model import Submodel
 from sti_runtime.model_store import ModelInfo, SubmodelScore
 from sti_runtime.policies import POLICIES
+from tests.farm_world import tiny_config
 
 TIGHT, LOOSE = "0.5 of whole-model compute", "1 of whole-model compute"
 LARGE = "2 % of 32-bit shards"
@@ -144,7 +145,18 @@ def scored(right: dict[tuple[int, int], int]) -> ModelInfo:
         )
         for (depth, width), correct in right.items()
     )
-    return ModelInfo.model_construct(scores=scores)
+    return ModelInfo(
+        format="stifarm-model",
+        version=1,
+        config=tiny_config(),
+        untrained=False,
+        submodels=tuple(score.submodel for score in scores),
+        tensors_digest="0" * 64,
+        tokenizer_digest=None,
+        source="a test",
+        provenance={},
+        scores=scores,
+    )
 
 
 def test_a_baseline_that_is_over_its_target_does_not_count() -> None:
