@@ -17,6 +17,13 @@ void write_error(Text *out, const StiError *error) {
   json_close(out, '}');
 }
 
+void print_out_of_memory(void) {
+  StiError error;
+  sti_out_of_memory(&error); /* its words need no escaping */
+  printf("{\"error\":{\"remedy\":\"%s\",\"type\":\"%s\",\"what\":\"%s\"}}\n", error.remedy,
+         sti_error_name(error.code), error.what);
+}
+
 static void answer_one(AnswerFunction *answer, void *context, const char *line, size_t length, Text *out) {
   StiError problem = {0};
   Arena arena = {0};

@@ -7,6 +7,9 @@
 /* {"error": {"remedy", "type", "what"}} and, where a larger T works, "smallest_target_ns". */
 void write_error(Text *out, const StiError *error);
 
+/* The same of sti_out_of_memory, to standard output, where there is no memory to build it in. */
+void print_out_of_memory(void);
+
 /* Answer one line, given NUL-terminated without its newline, by one line; arena is freed after it. */
 typedef StiCode AnswerFunction(void *context, Arena *arena, const char *line, size_t length, Text *out,
                                StiError *error);

@@ -68,8 +68,13 @@ int main(int argc, char **argv) {
   }
   int exit_code = run_verb(argc, argv, &out);
   if (out.length > 0) text_append(&out, "\n", 1);
+  if (out.failed) {
+    exit_code = sti_exit_code(STI_RESOURCE);
+    print_out_of_memory();
+    text_clear(&out);
+  }
   bool written = out.length == 0 || fwrite(out.data, 1, out.length, stdout) == out.length;
-  bool printed = !out.failed && written && fflush(stdout) == 0;
+  bool printed = written && fflush(stdout) == 0;
   text_free(&out);
   return printed || exit_code != 0 ? exit_code : 1;
 }
