@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,7 +131,7 @@ StiCode chunks_damaged(Arena *arena, const char *folder, const Layout *layout, c
   Check check = {.folder = folder, .layout = layout, .damaged = damaged->has};
   if (stored != NULL) check.stored = stored->has;
   drop_cached(folder, layout);
-  while (started < wanted - 1 && pthread_create(&threads[started], NULL, check_chunks, &check) == 0) started++;
+  while (started < wanted - 1 && thread_start(&threads[started], SMALL_STACK_BYTES, check_chunks, &check) == 0) started++;
   check_chunks(&check);
   while (started > 0) pthread_join(threads[--started], NULL);
   drop_cached(folder, layout);

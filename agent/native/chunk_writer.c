@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../sti_runtime/native/threads.h"
+
 /* ------------------------------------------------------------------ the thread */
 
 /* Wait for a batch, a second, or the end; the chunks that waited become the batch. Returns their number. */
@@ -94,7 +96,7 @@ StiCode writer_open(Arena *arena, const Spool *spool, const Layout *layout, bool
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
   pthread_cond_init(&writer->changed, &monotonic);
   pthread_condattr_destroy(&monotonic);
-  writer->started = pthread_create(&writer->thread, NULL, flush_all, writer) == 0;
+  writer->started = thread_start(&writer->thread, SMALL_STACK_BYTES, flush_all, writer) == 0;
   return writer->started ? STI_OK : sti_out_of_memory(error);
 }
 

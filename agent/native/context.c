@@ -4,12 +4,12 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "identity.h"
 #include "signals.h"
 
@@ -29,11 +29,7 @@ static void *fetch_task(void *path) {
 static void fetch_ahead(Context *context) {
   if (context->bundle_folder != NULL) context->resident = resident_begin(context->bundle_folder);
   if (context->task_file == NULL) return;
-  sigset_t all, previous;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  context->fetching = pthread_create(&context->fetcher, NULL, fetch_task, context->task_file) == 0;
-  pthread_sigmask(SIG_SETMASK, &previous, NULL);
+  context->fetching = thread_start(&context->fetcher, SMALL_STACK_BYTES, fetch_task, context->task_file) == 0;
 }
 
 StiCode context_open_at(const Job *job, const char *spool, const char *bundle_folder, const char *task_file,

@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../sti_runtime/native/threads.h"
+
 enum { POLL_NS = 50000000 };
 static const double deploy_wait_s = 600;
 
@@ -152,7 +154,6 @@ static void *wait_for_lock(void *state) {
 /* Takes over the descriptor. */
 static StiCode start_waiter(int fd, int operation, Waiter **started, StiError *error) {
   pthread_condattr_t clock;
-  pthread_attr_t detached;
   pthread_t thread;
   Waiter *waiter = calloc(1, sizeof *waiter);
   if (waiter == NULL) {
@@ -166,11 +167,9 @@ static StiCode start_waiter(int fd, int operation, Waiter **started, StiError *e
   pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
   pthread_cond_init(&waiter->changed, &clock);
   pthread_condattr_destroy(&clock);
-  pthread_attr_init(&detached);
-  pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-  int problem = pthread_create(&thread, &detached, wait_for_lock, waiter);
-  pthread_attr_destroy(&detached);
+  int problem = thread_start(&thread, SMALL_STACK_BYTES, wait_for_lock, waiter);
   if (problem == 0) {
+    pthread_detach(thread);
     *started = waiter;
     return STI_OK;
   }

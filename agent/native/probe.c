@@ -247,7 +247,9 @@ static StiCode spin_all(const Job *job, int threads, int64_t until_ns, StiError 
   pthread_t helpers[MOST_THREADS];
   Spin task = {until_ns, job};
   int started = 0, problem = 0;
-  while (started < threads - 1 && (problem = pthread_create(&helpers[started], NULL, spin_helper, &task)) == 0) started++;
+  while (started < threads - 1 &&
+         (problem = thread_start(&helpers[started], SMALL_STACK_BYTES, spin_helper, &task)) == 0)
+    started++;
   spin(until_ns);
   for (int i = 0; i < started; i++) pthread_join(helpers[i], NULL);
   if (problem == 0) return STI_OK;

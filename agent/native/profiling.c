@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../../sti_runtime/native/threads.h"
 #include "unit_kinds.h"
 
 enum { MOST_SAMPLES = RECORD_CAP_BYTES / 256 }; /* with its reading and its read one takes about as much of the record */
@@ -198,7 +199,7 @@ static void *beside_main(void *argument) {
 static StiCode beside_begin(Beside *beside, StiError *error) {
   pthread_mutex_init(&beside->lock, NULL);
   pthread_cond_init(&beside->changed, NULL);
-  int problem = pthread_create(&beside->thread, NULL, beside_main, beside);
+  int problem = thread_start(&beside->thread, WORK_STACK_BYTES, beside_main, beside);
   if (problem == 0) return STI_OK;
   pthread_mutex_destroy(&beside->lock);
   pthread_cond_destroy(&beside->changed);

@@ -1,7 +1,6 @@
 /* io_side.c: reads issued in plan order by queue_depth threads. */
 #include "io_side.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -15,7 +14,6 @@ enum {
   NICE = -10,
   SLICE_NS = 100000,
   SPIN_NS = 30000, /* about what falling asleep and being woken costs */
-  STACK_BYTES = 256 << 10,
 };
 
 /* ------------------------------------------------------------------ one read */
@@ -208,18 +206,9 @@ StiCode io_open(IoSide *side, const Engine *engine, const ExecutorOptions *optio
 }
 
 StiCode io_start(IoSide *side, StiError *error) {
-  pthread_attr_t attributes;
-  sigset_t all, previous;
-  if (side->thread_count == side->queue_depth) return STI_OK;
-  sigfillset(&all); /* signals are the business of the threads above */
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, STACK_BYTES);
   while (side->thread_count < side->queue_depth &&
-         pthread_create(&side->threads[side->thread_count], &attributes, io_main, side) == 0)
+         thread_start(&side->threads[side->thread_count], WORK_STACK_BYTES, io_main, side) == 0)
     side->thread_count += 1;
-  pthread_attr_destroy(&attributes);
-  pthread_sigmask(SIG_SETMASK, &previous, NULL);
   if (side->thread_count == side->queue_depth) return STI_OK;
   return sti_fail(error, STI_RESOURCE, "Close other programs on the device.",
                   "Only %d of %d reading threads could be started.", side->thread_count, side->queue_depth);

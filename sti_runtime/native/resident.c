@@ -3,8 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +10,9 @@
 #include <unistd.h>
 
 #include "kernels.h"
+#include "threads.h"
 
-enum { STACK_BYTES = 64 << 10, MOST_EARLY_BYTES = 64 << 20 };
+enum { MOST_EARLY_BYTES = 64 << 20 };
 
 static const char REMEDY_BUNDLE[] = "Verify the bundle and deploy it again.";
 
@@ -63,26 +62,13 @@ static void *early_main(void *argument) {
   return NULL;
 }
 
-static bool start(Resident *resident) {
-  pthread_attr_t attributes;
-  sigset_t all, previous;
-  sigfillset(&all); /* signals are the business of the thread that began this */
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, STACK_BYTES);
-  const bool started = pthread_create(&resident->thread, &attributes, early_main, resident) == 0;
-  pthread_attr_destroy(&attributes);
-  pthread_sigmask(SIG_SETMASK, &previous, NULL);
-  return started;
-}
-
 Resident *resident_begin(const char *folder) {
   Resident *resident = calloc(1, sizeof *resident);
   if (!resident) return NULL;
   const size_t length = strlen(folder) + sizeof "/resident.bin";
   resident->path = malloc(length);
   if (resident->path) snprintf(resident->path, length, "%s/resident.bin", folder);
-  if (resident->path && start(resident)) return resident;
+  if (resident->path && thread_start(&resident->thread, SMALL_STACK_BYTES, early_main, resident) == 0) return resident;
   free(resident->path);
   free(resident);
   return NULL;

@@ -2,13 +2,13 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64, CACHE_LINE = 64, WORKER_STACK_BYTES = 256 << 10 };
+enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64, CACHE_LINE = 64 };
 
 typedef struct {
   Pool *pool;
@@ -59,6 +59,21 @@ int cpus_pin(const int32_t *cpus, int cpu_count) {
   int problem = mask_of(cpus, cpu_count, &mask);
   if (problem) return problem;
   return sched_setaffinity(0, sizeof mask, mask.parts) == 0 ? 0 : errno;
+}
+
+/* ------------------------------------------------------------------ one thread */
+
+int thread_start(pthread_t *thread, size_t stack_bytes, void *(*run)(void *argument), void *argument) {
+  pthread_attr_t attributes;
+  sigset_t all, previous;
+  sigfillset(&all);
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, stack_bytes);
+  pthread_sigmask(SIG_SETMASK, &all, &previous); /* inherited */
+  const int problem = pthread_create(thread, &attributes, run, argument);
+  pthread_sigmask(SIG_SETMASK, &previous, NULL);
+  pthread_attr_destroy(&attributes);
+  return problem;
 }
 
 /* ------------------------------------------------------------------ waiting */
@@ -160,17 +175,13 @@ StiCode pool_open(int threads, const int32_t *cpus, int cpu_count, Pool **result
   Pool *pool = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
   if (!pool) return sti_out_of_memory(error);
   *pool = (Pool){.threads = threads, .cpus = cpus, .cpu_count = cpus ? cpu_count : 0};
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, WORKER_STACK_BYTES);
   int failed = 0;
   while (!failed && pool->started < threads - 1) {
     Worker *worker = &pool->workers[pool->started];
     *worker = (Worker){.pool = pool, .index = pool->started + 1};
-    failed = pthread_create(&worker->thread, &attributes, worker_main, worker);
+    failed = thread_start(&worker->thread, WORK_STACK_BYTES, worker_main, worker);
     if (!failed) pool->started++;
   }
-  pthread_attr_destroy(&attributes);
   StiCode code = failed ? sti_fail_errno(error, STI_RESOURCE, failed, "Use fewer threads or free memory.",
                                          "Compute thread %d of %d cannot be started", pool->started + 2, threads)
                         : pin(pool, error);

@@ -8,6 +8,7 @@
 
 #include "base.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 /* ------------------------------------------------------------------ CPUs */
@@ -20,6 +21,15 @@ typedef struct { cpu_set_t parts[CPU_NUMBERS / CPU_SETSIZE]; } CpuMask;
 int cpus_allowed(int64_t *cpus, int cap);
 /* Let the calling thread run on these alone. Returns 0 or an errno. */
 int cpus_pin(const int32_t *cpus, int cpu_count);
+
+/* ------------------------------------------------------------------ one thread */
+
+enum { SMALL_STACK_BYTES = 64 << 10, WORK_STACK_BYTES = 256 << 10 };
+
+/* Start a thread; it is to be joined or detached. It gets no signals: they are the business of the one that starts it.
+ * Its stack is as small as said, since what a C library gives unasked (musl's limit: 8 MB) counts against a limit on
+ * the address space. Returns 0 or an errno. */
+int thread_start(pthread_t *thread, size_t stack_bytes, void *(*run)(void *argument), void *argument);
 
 /* ------------------------------------------------------------------ the pool */
 
