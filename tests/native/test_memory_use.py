@@ -1,13 +1,16 @@
-"""What the executable takes of memory: the address space that it uses."""
+"""What the executable takes of memory: the address space that it uses, nothing while a request's clock runs."""
 
 from __future__ import annotations
 
+import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.toolchain import Sources, agent_sources, build_agent
 from tests.agents import Agent, agent_called
 from tests.native.content import Content, make_content
 from tests.native.test_standalone import four_bit_plan
@@ -56,3 +59,32 @@ def test_more_address_space_is_never_worse(agent: Agent, infer: tuple[object, ..
             assert report["error"]["remedy"]
     assert answered == sorted(answered)
     assert answered[0] != answered[-1]
+
+
+# ------------------------------------------------------------------ while the clock runs
+
+
+@pytest.fixture(scope="module")
+def logged(agent: Agent) -> Agent:
+    """The executable as devices get it, but with an allocator that tells when it was called."""
+    own = agent_sources()
+    sources = Sources((Path(__file__).with_name("allocation_log.c"), *own.files), own.headers)
+    return replace(agent, argv=(str(build_agent("x86_64", sources=sources)),))
+
+
+@pytest.mark.parametrize("engine", ["native", "native-int8"])
+@pytest.mark.parametrize(
+    ("kind", "io_mode"), [("cold", "direct"), ("warm", "direct"), ("cached", "buffered")]
+)
+def test_nothing_is_allocated_while_a_request_s_clock_runs(
+    logged: Agent, infer: tuple[object, ...], engine: str, kind: str, io_mode: str
+) -> None:
+    options = ("--engine", engine, "--kind", kind, "--io-mode", io_mode, "--repeat", 3)
+    output, errors = logged.start(*infer, *options).communicate(timeout=300)
+    samples = [request["sample"] | request for request in json.loads(output)["requests"]]
+    times = [int(line) for line in errors.splitlines()]
+    clocks = [(sample["started_ns"], sample["started_ns"] + sample["latency_ns"]) for sample in samples]
+    assert min(times) < clocks[0][0]  # what is allocated before is seen, and what is given back after
+    assert max(times) > clocks[-1][1]
+    for begin_ns, end_ns in clocks:
+        assert not [time for time in times if begin_ns <= time <= end_ns]
