@@ -354,6 +354,28 @@ def test_every_submodel_and_fidelity_agrees_with_torch(cases: dict[str, Case], n
     assert worst(found, case.expected) <= TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def bert_wide(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Two layers of BERT-base's width, at some fidelities and at a mixture of them."""
+    model = config(layers=2, heads=12, hidden=768, ffn=3072)
+    chosen = (2, 6, 32)
+    bundle, _ = make_bundle(model, tmp_path_factory.mktemp("bert-wide"), fidelities=chosen)
+    mixtures = (*((fidelity,) * 12 for fidelity in chosen), chosen * 4)
+    passes = tuple(make_pass(model, seed, (0, 1), (row,) * 2, 1, 29) for seed, row in enumerate(mixtures))
+    engine = TorchEngine(bundle, threads=1)
+    expected = tuple(torch_result(bundle, engine, each) for each in passes)
+    engine.close()
+    return Case(bundle, passes, expected)
+
+
+@pytest.mark.parametrize("isa", X86)
+def test_bert_s_width_agrees_with_torch(bert_wide: Case, isa: str) -> None:
+    if native_architecture() != "x86_64":
+        pytest.skip("runs on x86-64")
+    found = run_probe((str(executable("x86_64")),), bert_wide, isa)
+    assert worst(found, bert_wide.expected) <= TOLERANCE
+
+
 @pytest.mark.parametrize(("architecture", "cpu", "isa"), ARM)
 def test_arm_agrees_with_torch(cases: dict[str, Case], architecture: str, cpu: str, isa: str) -> None:
     command = emulated(architecture, cpu)
