@@ -43,13 +43,14 @@ from tests.native.core import sanitized_agent
 WHOLE = Submodel(kept=(0, 1, 2), width=4)
 
 
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
+@pytest.fixture(scope="module", params=["address,undefined", "thread"])
+def agent(request: pytest.FixtureRequest) -> Agent:
+    return sanitized_agent(request.param)
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
+def content(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """A spool for each build of the agent: their jobs have the same names."""
     return make_content(tmp_path_factory.mktemp("spool"))
 
 
