@@ -1,11 +1,13 @@
 /* native_kernels.c: how fast the engine's kernels are on a layer of BERT-base shape (python -m bench.kernels).
  *
- *     native_kernels FOLDER ISA MODE THREADS TOKENS ROUNDS
+ *     native_kernels FOLDER ISA MODE THREADS TOKENS ROUNDS [speeds]
  *
  * FOLDER takes a resident.bin. Prints one JSON object per line; times are the least of ROUNDS (others' load only adds).
+ * "speeds": only the first line, what products and multiply-adds alone reach.
  */
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +15,10 @@
 #include "../sti_runtime/native/engine_internal.h"
 
 /* LAYERS copies of a layer take turns, so that weights come from memory, not from cache. */
-enum { LAYERS = 12, HEADS = 12, HIDDEN = 768, FFN = 3072, CHAINS = 12, PEAK_STEPS = 2000000 };
+enum { LAYERS = 12, HEADS = 12, HIDDEN = 768, FFN = 3072, CHAINS = 12 };
+
+/* A burst is about half a millisecond: a shared CPU leaves one of many alone. */
+enum { PEAK_STEPS = 250000, PRODUCTS = 25, BURSTS_PER_ROUND = 8, MOST_THREADS = 64 };
 
 static void check(bool holds, const char *what) {
   if (holds) return;
@@ -25,11 +30,13 @@ static double seconds(int64_t ns) { return (double)ns * 1e-9; }
 
 /* ------------------------------------------------------------------ multiply-adds in registers: the limit */
 
+/* Fused, whatever this file is compiled with: a product and a sum apart are no limit of fused kernels. */
 #define PEAK_EACH(i)                                 \
   sum[i] = sum[i] * a + b;                           \
   __asm__ volatile("" : PEAK_REGISTER(sum[i]));
 #define DEFINE_PEAK(NAME, BYTES, TARGET)                                              \
   TARGET static float NAME(void) {                                                    \
+    _Pragma("clang fp contract(fast)")                                                \
     typedef float Vector __attribute__((vector_size(BYTES)));                         \
     Vector sum[CHAINS], a = (Vector){0} + 0.999f, b = (Vector){0} + 1e-3f;            \
     for (int i = 0; i < CHAINS; i++) sum[i] = (Vector){0} + (float)i;                 \
@@ -52,34 +59,43 @@ DEFINE_PEAK(peak_sse, 16, )
 
 typedef struct {
   Isa isa;
+  int threads;
+  atomic_int *arrived; /* of `threads` */
+  int64_t started_ns, ended_ns;
   float result;
 } PeakWork;
 
+/* Begins when all threads are there: their creation is no part of what is measured. */
 static void *run_peak(void *argument) {
   PeakWork *work = argument;
+  atomic_fetch_add(work->arrived, 1);
+  while (atomic_load(work->arrived) < work->threads) continue;
+  work->started_ns = monotonic_ns();
 #if defined __x86_64__
   work->result = work->isa == ISA_AVX512 ? peak_avx512() : work->isa == ISA_AVX2 ? peak_avx2() : peak_sse();
 #else
   work->result = peak_sse();
 #endif
+  work->ended_ns = monotonic_ns();
   return NULL;
 }
 
-/* Floating-point operations per second of `threads` threads. */
-static double measure_peak(Isa isa, int threads, int rounds) {
-  double lanes = isa == ISA_AVX512 ? 16 : isa == ISA_AVX2 ? 8 : 4, least = INFINITY;
-  for (int round = 0; round < rounds; round++) {
-    pthread_t handles[64];
-    PeakWork work[64];
-    int64_t started = monotonic_ns();
-    for (int i = 0; i < threads; i++) {
-      work[i].isa = isa;
-      check(!pthread_create(&handles[i], NULL, run_peak, &work[i]), "no thread");
-    }
-    for (int i = 0; i < threads; i++) pthread_join(handles[i], NULL);
-    least = fmin(least, seconds(monotonic_ns() - started));
+/* Floating-point operations per second of `threads` threads at once, one burst: first begin to last end. */
+static double measure_peak(Isa isa, int threads) {
+  double lanes = isa == ISA_AVX512 ? 16 : isa == ISA_AVX2 ? 8 : 4;
+  pthread_t handles[MOST_THREADS];
+  PeakWork work[MOST_THREADS];
+  atomic_int arrived = 0;
+  for (int i = 0; i < threads; i++) work[i] = (PeakWork){.isa = isa, .threads = threads, .arrived = &arrived};
+  for (int i = 1; i < threads; i++) check(!pthread_create(&handles[i], NULL, run_peak, &work[i]), "no thread");
+  run_peak(&work[0]);
+  int64_t started_ns = work[0].started_ns, ended_ns = work[0].ended_ns;
+  for (int i = 1; i < threads; i++) {
+    pthread_join(handles[i], NULL);
+    if (work[i].started_ns < started_ns) started_ns = work[i].started_ns;
+    if (work[i].ended_ns > ended_ns) ended_ns = work[i].ended_ns;
   }
-  return 2.0 * lanes * CHAINS * PEAK_STEPS * threads / least;
+  return 2.0 * lanes * CHAINS * PEAK_STEPS * threads / seconds(ended_ns - started_ns);
 }
 
 /* ------------------------------------------------------------------ a made-up model */
@@ -179,11 +195,11 @@ static double decode_layer(const Engine *engine, const LoadedShard *shards, bool
   return seconds(least);
 }
 
-/* All rows by one tile, over and over: operations per second of one thread. */
-static double measure_product(const Engine *engine, int32_t rows, bool int8, int rounds) {
+/* All rows by one tile, over and over: operations per second of one thread, one burst. */
+static double measure_product(const Engine *engine, int32_t rows, bool int8) {
   const Kernels *kernels = &engine->kernels;
-  int32_t depth = int8 ? kernels->depth8 : kernels->depth, repeats = 200;
-  int64_t least = INT64_MAX, panel = (int64_t)depth * STI_PANEL;
+  int32_t depth = int8 ? kernels->depth8 : kernels->depth;
+  int64_t panel = (int64_t)depth * STI_PANEL;
   Product product = {.rows = rows, .inputs = depth, .panels = kernels->panels, .a = engine->x,
                      .a_stride = engine->x_stride, .w = engine->threads[0].scratch, .w_panel = panel,
                      .w_stride = STI_PANEL, .c = engine->ffn, .c_stride = engine->ffn_stride};
@@ -192,16 +208,26 @@ static double measure_product(const Engine *engine, int32_t rows, bool int8, int
                        .w = (const int8_t *)engine->threads[0].scratch, .w_panel = panel, .scale = 1,
                        .x = engine->x, .x_stride = engine->x_stride, .c = engine->ffn, .c_stride = engine->ffn_stride};
   for (int i = 0; i < MAX_PANELS; i++) product8.outliers[i] = engine->threads[0].outliers;
-  for (int round = 0; round < rounds; round++) {
-    int64_t started = monotonic_ns();
-    for (int i = 0; i < repeats; i++) {
-      if (int8) kernels->product8(&product8);
-      else kernels->product(&product);
-    }
-    int64_t took = monotonic_ns() - started;
-    if (took < least) least = took;
+  int64_t started = monotonic_ns();
+  for (int i = 0; i < PRODUCTS; i++) {
+    if (int8) kernels->product8(&product8);
+    else kernels->product(&product);
   }
-  return 2.0 * rows * depth * STI_PANEL * kernels->panels * repeats / seconds(least);
+  return 2.0 * rows * depth * STI_PANEL * kernels->panels * PRODUCTS / seconds(monotonic_ns() - started);
+}
+
+/* The best of many bursts, operations per second: products by one thread, multiply-adds by one and by all. */
+typedef struct { double product, peak_1, peak; } Speeds;
+
+/* Bursts take turns: what a clock does in between meets all three. */
+static Speeds measure_speeds(const Engine *engine, Isa isa, int threads, int32_t tokens, bool int8, int rounds) {
+  Speeds best = {0, 0, 0};
+  for (int burst = 0; burst < rounds * BURSTS_PER_ROUND; burst++) {
+    best.product = fmax(best.product, measure_product(engine, tokens, int8));
+    best.peak_1 = fmax(best.peak_1, measure_peak(isa, 1));
+    best.peak = fmax(best.peak, measure_peak(isa, threads));
+  }
+  return best;
 }
 
 static int by_size(const void *a, const void *b) {
@@ -210,11 +236,12 @@ static int by_size(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-  check(argc == 7, "usage: native_kernels FOLDER ISA MODE THREADS TOKENS ROUNDS");
+  bool only_speeds = argc == 8 && !strcmp(argv[7], "speeds");
+  check(argc == 7 || only_speeds, "usage: native_kernels FOLDER ISA MODE THREADS TOKENS ROUNDS [speeds]");
   const char *folder = argv[1];
   bool int8 = !strcmp(argv[3], "int8");
   int threads = atoi(argv[4]), tokens = atoi(argv[5]), rounds = atoi(argv[6]);
-  check(threads > 0 && threads <= 64 && tokens > 0 && rounds > 0, "THREADS, TOKENS and ROUNDS are positive");
+  check(threads > 0 && threads <= MOST_THREADS && tokens > 0 && rounds > 0, "THREADS, TOKENS and ROUNDS are positive");
   Isa isa = ISA_PORTABLE;
   while (isa < ISA_NEON_DOTPROD && strcmp(isa_name(isa), argv[2]) != 0) isa++;
   if (strcmp(isa_name(isa), argv[2]) != 0 || !isa_available(isa)) return 3;
@@ -226,10 +253,6 @@ int main(int argc, char **argv) {
   EngineOptions options = {.threads = threads, .mode = int8 ? MODE_INT8 : MODE_FP32, .isa = isa};
   check(engine_open(&manifest, folder, &options, &engine, &error) == STI_OK, error.what);
   check(engine_allocate(engine, HEADS, tokens, 1, &error) == STI_OK, error.what);
-  printf("{\"isa\":\"%s\",\"mode\":\"%s\",\"threads\":%d,\"tokens\":%d,\"peak_gflops\":%.1f,\"peak_gflops_1\":%.1f",
-         argv[2], argv[3], threads, tokens, measure_peak(isa, threads, rounds) * 1e-9,
-         measure_peak(isa, 1, rounds) * 1e-9);
-
   float *rows = calloc((size_t)tokens * HIDDEN, sizeof *rows);
   const float **words = calloc((size_t)tokens, sizeof *words);
   int64_t *wall = calloc((size_t)rounds, sizeof *wall);
@@ -237,10 +260,13 @@ int main(int argc, char **argv) {
   for (int i = 0; i < tokens * HIDDEN; i++) rows[i] = noise_float();
   for (int i = 0; i < tokens; i++) words[i] = rows + i * HIDDEN;
   engine_begin(engine, words, NULL, rows, &tokens, 1, tokens);
-  printf(",\"product_gflops_1\":%.1f,\"activation_bytes\":%lld}\n",
-         measure_product(engine, tokens, int8, rounds) * 1e-9, (long long)engine_activation_bytes(engine));
+  Speeds speeds = measure_speeds(engine, isa, threads, tokens, int8, rounds);
+  printf("{\"isa\":\"%s\",\"mode\":\"%s\",\"threads\":%d,\"tokens\":%d,\"peak_gflops\":%.1f,"
+         "\"peak_gflops_1\":%.1f,\"product_gflops_1\":%.1f,\"activation_bytes\":%lld}\n",
+         argv[2], argv[3], threads, tokens, speeds.peak * 1e-9, speeds.peak_1 * 1e-9, speeds.product * 1e-9,
+         (long long)engine_activation_bytes(engine));
 
-  for (int i = 0; i < STI_FIDELITIES; i++) {
+  for (int i = 0; i < (only_speeds ? 0 : STI_FIDELITIES); i++) {
     LoadedShard shards[LAYERS][HEADS];
     uint32_t outliers[LAYERS][HEADS][STI_MATRICES];
     uint8_t *data[LAYERS][HEADS];
