@@ -85,11 +85,15 @@ class PageCache:
     def description(self) -> str:
         """For the output."""
         if self.whole:
-            return "dropped whole before every cold run (/proc/sys/vm/drop_caches)"
-        return "only the engines' own files evicted (posix_fadvise), shared libraries stay cached"
+            return (
+                "what is dirty is written, then every page dropped, before every cold run "
+                "(sync, /proc/sys/vm/drop_caches; directory entries and inodes may stay)"
+            )
+        return "only the engines' own files evicted (sync, posix_fadvise), shared libraries stay cached"
 
     def drop(self, files: Sequence[Path]) -> None:
-        """Evict; ``files`` are what the run will read."""
+        """Evict; ``files`` are what the run will read. Dirty pages would stay: they are written first."""
+        os.sync()
         if self.whole:
             DROP_CACHES.write_text("1")
             return
