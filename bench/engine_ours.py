@@ -26,6 +26,10 @@ ENGINES: tuple[EngineName, ...] = ("native", "native-int8")
 PRELOAD_BYTES = 4_000_000
 STI_WORKING_FIDELITY: Fidelity = 5
 """W of the `sti` plan: two layers at this fidelity."""
+CALM_WORKING_FIDELITY: Fidelity = 6
+"""That of an `sti` plan without stall: the next layer can be read whole while one is computed."""
+CALM_PRELOAD_BYTES = (PRELOAD_BYTES, 5_000_000, 6_000_000, 8_000_000, 10_000_000)
+"""Tried in turn."""
 WARMUPS = 2
 
 
@@ -54,8 +58,12 @@ class Inferred:
 
     @property
     def ready_ns(self) -> int:
-        """From before the process existed to where a request may come."""
-        return int(self.finished.answer["opened_ns"] - self.finished.spawned_ns)
+        """From before the process existed to where its first request's clock starts.
+
+        By then the storage is open, direct IO is proven, IO threads run and all buffers are there: more than
+        ``opened_ns`` of the answer tells.
+        """
+        return int(self.requests[0]["started_ns"] - self.finished.spawned_ns)
 
     @property
     def peak_bytes(self) -> int:
@@ -177,10 +185,15 @@ class Ours:
             working_bytes=sum(sorted(layers)[-2:]),
         )
 
-    def sti(self, engine: EngineName, preload_bytes: int = PRELOAD_BYTES) -> Plan:
+    def sti(
+        self,
+        engine: EngineName,
+        preload_bytes: int = PRELOAD_BYTES,
+        working_fidelity: Fidelity = STI_WORKING_FIDELITY,
+    ) -> Plan:
         """The `sti` plan of the whole model with the least stall, then the least T, of many T."""
         profile, importance = self.profile(engine), made_up_importance(self.model.model)
-        working_bytes = self.uniform(STI_WORKING_FIDELITY, engine).working_bytes
+        working_bytes = self.uniform(working_fidelity, engine).working_bytes
 
         def made(target_ns: int) -> Plan | None:
             try:
@@ -200,10 +213,29 @@ class Ours:
             self.model.whole.width
         )
         targets = [compute_ns * step // 40 for step in range(40, 480)]
-        plans = [plan for target in targets if (plan := made(target)) and plan.submodel == self.model.whole]
+        plans: list[Plan] = []
+        for target in targets:
+            plan = made(target)
+            if plan is not None and plan.submodel == self.model.whole:
+                plans.append(plan)
+                if plan.predicted.stall_ns == 0:
+                    break
         if not plans:
             raise RunFailedError("no `sti` plan of the whole model exists on this machine")
         return min(plans, key=lambda plan: (plan.predicted.stall_ns, plan.target_ns))
+
+    def sti_without_stall(self, engine: EngineName) -> Plan | None:
+        """An `sti` plan that predicts none: with more W, then with more preload too; None where none does."""
+        for preload_bytes in CALM_PRELOAD_BYTES:
+            plan = self.sti(engine, preload_bytes, CALM_WORKING_FIDELITY)
+            if plan.predicted.stall_ns == 0:
+                return plan
+        return None
+
+    def isa(self) -> str:
+        """The instruction set that the executable takes here."""
+        done = self.infer(self.uniform(2, "native"), "native", kind="cold")
+        return str(done.finished.answer["isa"])
 
     def held_like(self, plan: Plan, engine: EngineName) -> Plan:
         """The same shards, all of them in the preload buffer."""

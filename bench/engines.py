@@ -4,9 +4,11 @@
     python -m bench.engines               all rows, 12 rounds
     python -m bench.engines --rows 1,4 --rounds 3 --json FILE
     python -m bench.engines --write docs/engine.md
+    python -m bench.engines --from FILE ... --write docs/engine.md     joins runs that --json wrote
 
 In every round all cases run once, in random order, each in a fresh process. Wants a quiet machine; root, to
-drop the page cache and to limit storage. Prints tables in Markdown; --json keeps every sample.
+drop the page cache and to limit storage. Prints tables in Markdown; --json keeps every sample. A page takes
+one run of all rows, or several joined.
 """
 
 from __future__ import annotations
@@ -18,35 +20,38 @@ import os
 import platform
 import random
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench.engine_model import CLOSE_FIDELITY, TOKENS, BenchModel, cache_folder, prepare
 from bench.engine_ours import ENGINES, THREADS, WARMUPS, Inferred, Ours
+from bench.engine_page import Run, as_json, page, run_from_json, unmeasured
 from bench.engine_rows import (
     CLOSE_LABEL,
-    FIDELITIES,
+    KERNELS,
     PLAIN_READS,
     ROWS,
     STI,
+    STI_CALM,
+    STI_CALM_HELD,
     STI_HELD,
     Measured,
     OurInfo,
     PeerInfo,
     PlanSample,
-    claims_of,
     cold_case,
     held_case,
     limited_case,
     plain_reads_case,
 )
-from bench.figures import between_marks, cosine, figure, markdown
+from bench.figures import between_marks, cosine
 from bench.launching import (
     ROOT,
     THIS_MACHINE,
@@ -67,6 +72,7 @@ from orchestrator.toolchain import Sources, build_agent
 from sti_runtime.messages import EngineName
 from sti_runtime.plan import Plan
 from sti_runtime.plan_build import Fidelity
+from sti_runtime.records import sha256_hex
 
 REQUESTS = 12
 """Of one process: the first, then those whose median is its steady time."""
@@ -79,8 +85,11 @@ PLAN_REQUESTS = 4
 PLANS_PER_PROFILE = 25
 BOARDS = ("this", "io", "cpu")
 KERNEL_ROUNDS = 30
+"""Each of eight bursts of products, of one thread's multiply-adds, and of all threads'."""
 PEER_ROWS = frozenset({1, 2, 4, 10})
 LIMITED_ROWS = frozenset({3})
+KERNEL_ROWS = frozenset({1, 10})
+PREDICTED_ROWS = frozenset({7, 8})
 CLOSE_ROWS = frozenset({2, 6, 10})
 SAMPLED_FIDELITIES: Sequence[Fidelity] = (2, 3, 4, 5, 6)
 
@@ -170,6 +179,8 @@ def warm_metrics(ours: Ours, plan: Plan, engine: EngineName) -> Metrics:
         "latency_ns": median(done.latencies_ns()),
         "stall_ns": median([r["sample"]["stall_ns"] for r in requests]),
         "predicted_stall_ns": plan.predicted.stall_ns,
+        "preload_bytes": plan.preload_bytes,
+        "working_bytes": plan.working_bytes,
         "decompress_ppm": median(decompress),
         "peak_bytes": done.peak_bytes,
     }
@@ -190,10 +201,20 @@ def our_cases(ours: Ours) -> Iterator[Case]:
     yield Case(cold_case("native", 32), frozenset({2}), cold)
     held = ours.uniform(32, "native", held=True)
     yield Case(held_case("native", 32), frozenset({10}), partial(warm_metrics, ours, held, "native"))
+    yield from sti_cases(ours)
+
+
+def sti_cases(ours: Ours) -> Iterator[Case]:
+    """The `sti` plan of rows 4 and 5; where it predicts a stall, also one that does not."""
     plan = ours.sti("native")
     yield Case(STI, frozenset({4, 5}), partial(warm_metrics, ours, plan, "native"))
     held = ours.held_like(plan, "native")
     yield Case(STI_HELD, frozenset({5}), partial(warm_metrics, ours, held, "native"))
+    calm = ours.sti_without_stall("native") if plan.predicted.stall_ns > 0 else None
+    if calm is not None:
+        yield Case(STI_CALM, frozenset({5}), partial(warm_metrics, ours, calm, "native"))
+        held = ours.held_like(calm, "native")
+        yield Case(STI_CALM_HELD, frozenset({5}), partial(warm_metrics, ours, held, "native"))
 
 
 def close_cases(close: Ours) -> Iterator[Case]:
@@ -306,20 +327,28 @@ def limited_boards(
 # ------------------------------------------------------------------ limits
 
 
-def kernel_figures(ours: Ours) -> dict[str, float]:
-    """GFLOP/s of multiply-adds from registers, and of the engine's matrix products on a tile in cache."""
+def kernels_case(isa: str) -> Case:
+    """Operations per second of multiply-adds from registers, and of products on a tile in cache, in turns."""
     runtime = Sources.below((ROOT / "sti_runtime" / "native",))
     program = build_agent(
         "x86_64", sources=Sources((*runtime.files, ROOT / "bench" / "native_kernels.c"), runtime.headers)
     )
-    isa = ours.infer(ours.uniform(2, "native"), "native", kind="cold").finished.answer["isa"]
+    return Case(KERNELS, KERNEL_ROWS, partial(kernel_metrics, program, isa))
+
+
+def kernel_metrics(program: Path, isa: str) -> Metrics:
+    """MFLOP/s: the best burst of each of bench/native_kernels.c."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = (str(program), folder, isa, "fp32", str(THREADS), str(TOKENS), str(KERNEL_ROUNDS))
+        argv = (str(program), folder, isa, "fp32", str(THREADS), str(TOKENS), str(KERNEL_ROUNDS), "speeds")
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunFailedError(f"{program.name}: {done.stderr.strip() or done.returncode}")
-    first: dict[str, float] = json.loads(done.stdout.splitlines()[0])
-    return first
+    gflops = json.loads(done.stdout)
+    return {
+        "product_1_mflops": round(1e3 * gflops["product_gflops_1"]),
+        "peak_1_mflops": round(1e3 * gflops["peak_gflops_1"]),
+        "peak_mflops": round(1e3 * gflops["peak_gflops"]),
+    }
 
 
 # ------------------------------------------------------------------ the run
@@ -359,6 +388,9 @@ def measure(ours: Ours, runner: PeerRunner | None, settings: Settings, progress:
         cases: list[Case] = [] if runner is None else list(peer_cases(runner))
         progress("profile of this machine")
         cases += our_cases(ours)
+        if settings.rows & KERNEL_ROWS:
+            found.isa = ours.isa()
+            cases.append(kernels_case(found.isa))
         if settings.rows & CLOSE_ROWS:
             close = ours.close()
             cases += close_cases(close)
@@ -375,15 +407,18 @@ def measure(ours: Ours, runner: PeerRunner | None, settings: Settings, progress:
         _rounds([case for case in cases if case.rows & settings.rows], found, settings, progress)
     if runner is not None:
         found.peers = [
-            PeerInfo(p.name, p.precision, "spawn_ns" if p.native else "create_ns", runner.cosines[p.name])
-            for p in PEERS
-            if p.name in runner.cosines
+            PeerInfo(
+                name=peer.name,
+                precision=peer.precision,
+                metric="spawn_ns" if peer.native else "create_ns",
+                cosine=runner.cosines[peer.name],
+                lacks=peer.lacks,
+            )
+            for peer in PEERS
+            if peer.name in runner.cosines
         ]
-    if settings.rows & {7, 8}:
+    if settings.rows & PREDICTED_ROWS:
         _predictions(ours, found, settings, progress)
-    if settings.rows & {1, 10}:
-        progress("kernels alone")
-        found.kernels = kernel_figures(ours)
     progress.close()
     return found
 
@@ -406,79 +441,57 @@ def _predictions(ours: Ours, found: Measured, settings: Settings, progress: Prog
             with limited as board:
                 found.plans += plan_samples(ours, board, settings.plans, progress)
         except CgroupUnavailableError as error:
-            found.absent[8] = f"no limited boards: {error}"
+            for row in PREDICTED_ROWS:
+                found.absent[row] = f"no limited boards: {error}"
 
 
 # ------------------------------------------------------------------ output
 
 
-def environment(cache: PageCache, settings: Settings) -> list[str]:
+def environment(
+    arguments: Sequence[str], cache: PageCache, settings: Settings, executable: Path
+) -> list[str]:
     """What the figures are of."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    cpu = re.search(r"model name\s*: (.*)", cpuinfo)
+    virtual = re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE) is not None
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     versions = ", ".join(
         f"{name} {version}" for name, version in pins().items() if name not in ("onnx", "gguf")
     )
-    load = os.getloadavg()[0]
-    return [
+    below = ". The virtual machine's host may keep in its memory what was dropped here, invisible from here"
+    if not virtual:
+        below = ""
+    rounds = f"{settings.rounds} rounds, all cases in random order in each, "
+    if settings.rows <= PREDICTED_ROWS:
+        rounds = ""
+    program = executable.read_bytes()
+    lines = [
+        f"`{command_line(arguments)}`, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; "
+        f"executable of {len(program) / 1e3:.0f} KB, sha256 {sha256_hex(program)[:16]}",
         f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} CPUs, "
-        f"{int(memory[1]) / 1e6 if memory else 0:.0f} GB, Linux {platform.release()}; "
-        f"load {load:.2f} at the start",
+        f"{int(memory[1]) / 1e6 if memory else 0:.0f} GB, Linux {platform.release()}"
+        f"{', a virtual machine' if virtual else ''}; load {os.getloadavg()[0]:.2f} at the start",
         f"BERT-base shape (12 × 12 × 768, FFN 3072), 128 tokens, batch 1, {THREADS} threads, random weights; "
-        f"{settings.rounds} rounds, all cases in random order in each, every one in a fresh process",
-        f"Page cache: {cache.description}",
-        f"Peers: {versions}",
+        f"{rounds}every case in a fresh process",
+        f"Page cache: {cache.description}{below}",
+        *([f"Peers: {versions}"] if settings.rows & (PEER_ROWS | LIMITED_ROWS) else []),
         "Medians with 95 % intervals (order statistics); ratios are paired by round",
     ]
+    if settings.rows & PREDICTED_ROWS:
+        lines.append(
+            "Rows 7 and 8: fp32 and warm requests only; latency and stall of a plan are medians of "
+            f"{2 * PLAN_REQUESTS} requests, {PLAN_REQUESTS} in each of two passes over the plans; the board "
+            f"is profiled anew before every {PLANS_PER_PROFILE} plans. Drawn: |S| evenly up to 12 MB, W "
+            "evenly of 1 to 4 layers at 6 bits, T evenly on a logarithmic scale from the least that works to "
+            "what the whole model at 6 bits takes without overlap"
+        )
+    return lines
 
 
-def engines_table(found: Measured) -> str:
-    """All cold cases: peers, then ours."""
-    head = "| | from its spawn, ms | creation + first, ms | steady, ms | peak, MB | cosine |"
-    lines = [head, "|---|---|---|---|---|---|"]
-    cosines = {peer.name: peer.cosine for peer in found.peers} | {o.case: o.cosine for o in found.ours}
-    lacks = {peer.name: peer.lacks for peer in PEERS}
-    held = {cold_case(e, k): held_case(e, k) for e in ENGINES for k in (*FIDELITIES, 32, CLOSE_LABEL)}
-    for case, metrics in sorted(found.samples.of.items(), key=lambda item: item[0]):
-        if "spawn_ns" not in metrics:
-            continue
-        steady = metrics.get("steady_ns") or found.samples.get(held.get(case, ""), "latency_ns")
-        cells = [
-            case + (f" ({lacks[case]})" if lacks.get(case) else ""),
-            figure(metrics["spawn_ns"]).text(1e6),
-            figure(metrics["create_ns"]).text(1e6) if "create_ns" in metrics else "",
-            figure(steady).text(1e6) if steady else "",
-            figure(metrics["peak_bytes"]).text(1e6, 0),
-            f"{cosines[case]:.4f}" if case in cosines else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def report(found: Measured, settings: Settings, heading: Sequence[str]) -> str:
-    """Everything, as Markdown."""
-    parts = ["\n".join(f"* {line}" for line in heading)]
-    if any("spawn_ns" in metrics for metrics in found.samples.of.values()):
-        parts.append(engines_table(found))
-    parts.append(markdown(claims_of(found, settings.rows)))
-    return "\n\n".join(parts)
-
-
-def as_json(found: Measured, settings: Settings, heading: Sequence[str]) -> str:
-    """Every sample, for later questions."""
-    return json.dumps(
-        {
-            "heading": list(heading),
-            "wall_s": time.time(),
-            "samples": {case: dict(metrics) for case, metrics in found.samples.of.items()},
-            "peers": [asdict(peer) for peer in found.peers],
-            "ours": [asdict(entry) for entry in found.ours],
-            "plans": [asdict(plan) for plan in found.plans],
-            "kernels": found.kernels,
-            "claims": [entry.as_json() for entry in claims_of(found, settings.rows)],
-        },
-        indent=1,
-    )
+def command_line(arguments: Sequence[str]) -> str:
+    """As a shell takes it."""
+    return shlex.join(("python", "-m", "bench.engines", *arguments))
 
 
 # ------------------------------------------------------------------ command line
@@ -506,14 +519,66 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the order of cases")
     parser.add_argument("--json", type=Path, help="where to write every sample")
-    parser.add_argument("--write", type=Path, help="page whose table is to be replaced: docs/engine.md")
+    parser.add_argument(
+        "--from",
+        dest="runs",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="show runs of --json, measure nothing",
+    )
+    parser.add_argument("--write", type=Path, help="page whose tables are to be replaced: docs/engine.md")
     parser.add_argument("--agent", type=Path, help="executable to measure instead of the tree's own")
     return parser
 
 
-def main() -> None:
-    """Set up, or measure and print."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str]) -> None:
+    """Set up, or measure, or read runs; then print."""
+    options = _parser().parse_args(arguments)
+    if options.write:
+        _check_page(options.write)
+    if options.runs:
+        runs = [_read_run(path) for path in options.runs]
+    else:
+        if options.write and options.rows != ROWS.keys():
+            raise SystemExit(
+                "A page takes all rows. Write parts with --json FILE, then join them: --from FILE ... --write"
+            )
+        made = _measured(options, arguments)
+        if made is None:
+            return
+        runs = [made]
+        if options.json:
+            options.json.write_text(as_json(made))
+    text = page(runs)
+    print(text)
+    if options.write:
+        missing = unmeasured(runs)
+        if missing and len(runs) == 1:
+            rows = ", ".join(map(str, missing))
+            raise SystemExit(
+                f"{options.write} is left as it is: not measured: {rows}. Join runs: --from FILE ..."
+            )
+        options.write.write_text(between_marks(options.write.read_text(), text))
+
+
+def _check_page(path: Path) -> None:
+    """Before hours of measuring, not after."""
+    try:
+        between_marks(path.read_text(), "")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: {error}") from error
+
+
+def _read_run(path: Path) -> Run:
+    try:
+        return run_from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: {error}") from error
+
+
+def _measured(options: argparse.Namespace, arguments: Sequence[str]) -> Run | None:
+    """One run; None where only the peers were set up."""
     if platform.machine() != "x86_64":
         raise SystemExit("This benchmark runs on x86-64: its peers are installed and built for it.")
     settings = Settings(options.rows, options.rounds, options.plans, tuple(options.boards), options.seed)
@@ -524,25 +589,19 @@ def main() -> None:
     try:
         if options.setup:
             set_up(home, cache_folder() / "model" / "models" / model.model.digest)
-            return
+            return None
         runner = None
         if settings.rows & (PEER_ROWS | LIMITED_ROWS):
             home.check()
             runner = PeerRunner(home, model, tools, cache, {})
-        heading = environment(cache, settings)
+        heading = environment(arguments, cache, settings, executable)
         folder = cache_folder() / "plans"
         folder.mkdir(exist_ok=True)
         ours = Ours(executable, model, tools, cache, folder)
-        found = measure(ours, runner, settings, Progress())
+        return Run(tuple(heading), settings.rows, measure(ours, runner, settings, Progress()))
     except (SetupError, RunFailedError) as error:
         raise SystemExit(str(error)) from error
-    text = report(found, settings, heading)
-    print(text)
-    if options.write:
-        options.write.write_text(between_marks(options.write.read_text(), text))
-    if options.json:
-        options.json.write_text(as_json(found, settings, heading))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -69,9 +69,9 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the table. ``reached`` None: not measured here, ``note`` says why.
+    """One line of the table. ``reached`` None: not judged, ``unjudged`` and ``note`` say why.
 
-    ``limit`` is the largest value that reaches it, in the units of ``figure``; ``shown`` the figure as text.
+    ``shown`` is the figure as text.
     """
 
     row: str
@@ -82,6 +82,7 @@ class Claim:
     regime: str
     note: str = ""
     figure: Figure | None = None
+    unjudged: str = "not measured"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -120,13 +121,14 @@ def between_marks(page: str, text: str) -> str:
 
 def markdown(claims: Sequence[Claim]) -> str:
     """The table, one line per claim."""
-    words = {True: "yes", False: "no", None: "not measured"}
+    words = {True: "yes", False: "no"}
     lines = [
         "| | what | reach | measured | reached | regime, and what limits it |",
         "|---|---|---|---|---|---|",
     ]
     for entry in claims:
         regime = ": ".join(part for part in (entry.regime, entry.note) if part)
-        cells = (entry.row, entry.what, entry.reach, entry.shown, words[entry.reached], regime)
+        reached = entry.unjudged if entry.reached is None else words[entry.reached]
+        cells = (entry.row, entry.what, entry.reach, entry.shown, reached, regime)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
