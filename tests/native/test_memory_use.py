@@ -1,4 +1,4 @@
-"""What the executable takes of memory: the address space that it uses, nothing while a request's clock runs."""
+"""What the executable takes of memory: the address space it uses, nothing while a request's clock runs."""
 
 from __future__ import annotations
 
