@@ -221,7 +221,7 @@ void cost_layers(const ShardCosts *costs, const DeviceProfile *profile, const Ch
 StiCode fail_infeasible(int64_t target_ns, int64_t smallest_ns, const char *given, StiError *error) {
   char target[QUANTITY_CHARS], smallest[QUANTITY_CHARS], remedy[100];
   format_ns(target_ns, target);
-  format_exact_ms(smallest_ns, smallest);
+  format_ns_up(smallest_ns, smallest);
   snprintf(remedy, sizeof remedy, "The smallest target latency that works is %s.", smallest);
   sti_fail(error, STI_INFEASIBLE, remedy, "No trained submodel of the bundle meets %s on this device %s.", target,
            given);

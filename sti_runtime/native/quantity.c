@@ -91,6 +91,10 @@ void format_ns(int64_t duration_ns, char text[QUANTITY_CHARS]) {
   format(duration_ns, large, "ns", text);
 }
 
-void format_exact_ms(int64_t duration_ns, char text[QUANTITY_CHARS]) {
-  snprintf(text, QUANTITY_CHARS, "%" PRId64 ".%06" PRId64 "ms", duration_ns / 1000000, duration_ns % 1000000);
+void format_ns_up(int64_t duration_ns, char text[QUANTITY_CHARS]) {
+  int64_t step = 1;
+  while (duration_ns / step >= 1000) step *= 10;
+  const int64_t over = duration_ns % step;
+  if (over > 0) duration_ns = duration_ns > INT64_MAX - (step - over) ? INT64_MAX : duration_ns + (step - over);
+  format_ns(duration_ns, text);
 }

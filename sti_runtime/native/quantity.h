@@ -10,8 +10,8 @@ enum { QUANTITY_CHARS = 32 };
 StiCode parse_bytes(const char *text, const char *option, int64_t *bytes, StiError *error);
 StiCode parse_duration_ns(const char *text, const char *option, int64_t *duration_ns, StiError *error);
 
-void format_bytes(int64_t bytes, char text[QUANTITY_CHARS]);          /* "1.2 MB" */
-void format_ns(int64_t duration_ns, char text[QUANTITY_CHARS]);       /* "12.3 ms" */
-void format_exact_ms(int64_t duration_ns, char text[QUANTITY_CHARS]); /* "152.345678ms": reads back the same */
+void format_bytes(int64_t bytes, char text[QUANTITY_CHARS]);       /* "1.2 MB" */
+void format_ns(int64_t duration_ns, char text[QUANTITY_CHARS]);    /* "12.3 ms" */
+void format_ns_up(int64_t duration_ns, char text[QUANTITY_CHARS]); /* "60.7 ms" of 60.62 ms: what is shown is enough */
 
 #endif

@@ -258,7 +258,7 @@ def test_worked_example_with_slack(files: dict[str, Path]) -> None:
         assert answer["target_ns"] == 2_600_000_000
     code, answer = plan(files, "--target", "2599.999999ms", *wide)
     assert (code, answer["error"]["type"]) == (1, "InfeasiblePlanError")
-    assert answer["error"]["remedy"] == "The smallest target latency that works is 2600.000000ms."
+    assert answer["error"]["remedy"] == "The smallest target latency that works is 2.6 s."
     code, answer = plan(files, "--target", "100s", *wide, "--no-slack")
     assert (code, answer["error"]["type"]) == (1, "ResourceError")
     assert answer["error"]["what"].startswith("Without slack no target latency works")

@@ -26,6 +26,7 @@ from sti_runtime.policies import plan_policy
 from sti_runtime.profile import DeviceProfile
 from sti_runtime.storage import direct_io_works
 from sti_runtime.torch_engine import TorchEngine
+from sti_runtime.units import format_ns_up
 from tests.agents import Agent
 from tests.bundles import hand_plan
 from tests.native.content import LABELS, ROWS, TOKENS, Content, make_content
@@ -297,7 +298,7 @@ def test_a_session_goes_on_after_a_question_it_cannot_answer(
     kinds = [answer["error"]["type"] if "error" in answer else None for answer in answers]
     assert kinds == [None, "FormatError", "InputError", "InfeasiblePlanError", "InputError", None]
     smallest = answers[3]["error"]["smallest_target_ns"]
-    assert f"{smallest / 10**6:f}".rstrip("0").rstrip(".") in answers[3]["error"]["remedy"]
+    assert answers[3]["error"]["remedy"].endswith(f" is {format_ns_up(smallest)}.")
     assert not answers[5]["replanned"]  # what failed has not replaced the plan
     assert summary == {"failed": 4, "replans": 1, "requests": 6}
 
