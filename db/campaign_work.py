@@ -19,6 +19,8 @@ from db.models import CampaignBatchRow, CampaignCellRow, CampaignRow, CampaignRu
 
 CLAIM_TTL_NS = 120 * 10**9
 PLANNED_KINDS = ("execute", "evaluate")
+REQUESTS = 30
+"""Counted requests of a cell where a campaign does not say how many."""
 
 _Batch, _Cell, _Run = CampaignBatchRow, CampaignCellRow, CampaignRunRow
 
@@ -318,7 +320,7 @@ def durations(session: Session, *, limit: int = 1000) -> list[tuple[str | None, 
 def _requests(session: Session, campaign_ids: Collection[int]) -> dict[int, int]:
     """How many counted requests campaigns ask of a cell, as they are now."""
     query = select(CampaignRow.id, CampaignRow.spec_json).where(CampaignRow.id.in_(campaign_ids))
-    return {id_: int(json.loads(spec).get("requests", 1)) for id_, spec in session.execute(query)}
+    return {id_: int(json.loads(spec).get("requests", REQUESTS)) for id_, spec in session.execute(query)}
 
 
 def last_moves(session: Session) -> Mapping[str | None, int]:

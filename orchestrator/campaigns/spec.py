@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from db.campaign_work import REQUESTS
 from orchestrator.drawn import Draw
 from orchestrator.errors import near
 from sti_runtime.errors import UnitsError
@@ -132,7 +133,7 @@ class CampaignSpec(Record):
     policies: Annotated[Texts, Field(min_length=1)] = ("sti",)
     engines: Annotated[tuple[EngineName, ...], BeforeValidator(_listed)] = ()
     repeats: int = Field(default=1, ge=1, le=1000)
-    requests: int = Field(default=30, ge=1, le=1000)
+    requests: int = Field(default=REQUESTS, ge=1, le=1000)
     request_kind: RequestKind = "warm"
     slack: bool = True
     importance_rows: int | None = Field(

@@ -58,6 +58,7 @@ from db.session import Store
 from orchestrator.campaigns.compare import Asked, compare_runs
 from orchestrator.campaigns.conclude import conclude_run
 from orchestrator.campaigns.ends import RunEnds
+from orchestrator.campaigns.spec import CampaignSpec
 from sti_runtime.errors import InputError
 from sti_runtime.records import Record
 from tests.contract import store_world as world
@@ -564,6 +565,13 @@ def test_durations_are_of_what_was_measured_by_its_size(store: Store) -> None:
             assert work.end_batch(session, row.id, "me", kept)
         took = [(device, kind, parts) for device, kind, parts, _ in work.durations(session)]
     assert sorted(took) == [("a", "execute", 2 * 5), ("a", "execute", 3 * 5)]
+
+
+def test_a_campaign_that_says_no_requests_has_those_of_its_default(store: Store) -> None:
+    run_id = begin(store, [batch(0, "a", "execute", cells=3)])  # of a spec without the field
+    default = CampaignSpec.model_fields["requests"].default
+    with store.reader() as session:
+        assert work.sizes(session, run_id) == {("a", "execute"): (1, 3 * default)}
 
 
 # ------------------------------------------------------------------ schedules
