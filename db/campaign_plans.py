@@ -1,4 +1,4 @@
-"""What changed in each device's plans from one run of a campaign to another, and why."""
+"""What a run of a campaign plans by, and what changed in each device's plans from one run to another."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ def plan_changes(session: Session, before: int, after: int) -> list[PlanChange]:
             why = ["bundle"] * (was.bundle != now.bundle) + ["profile"] * new_profile
         changes.append(PlanChange(key, was.words, now.words, tuple(why), now.plan is not None))
     return changes
+
+
+def ranking_of_run(session: Session, run_id: int, bundle_digest: str | None, task: str) -> str | None:
+    """The digest of the importance profile that a run plans by; None where it has kept none."""
+    batch, cell = CampaignBatchRow, CampaignCellRow
+    query = (
+        select(cell.plan_digest)
+        .join(batch, batch.id == cell.batch_id)
+        .where(batch.run_id == run_id, batch.kind == "importance", cell.state == "done")
+        .where(batch.bundle_digest == bundle_digest, batch.task == task)
+    )
+    return session.scalars(query).first()
 
 
 @dataclass(frozen=True)

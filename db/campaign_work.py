@@ -47,7 +47,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class CellEnd:
-    """How a cell ended, or what is known of it so far (``state`` running)."""
+    """How a cell ended, or what is known of it so far (``state`` running). ``plan_digest``: of an importance
+    cell the digest of its profile, which the run plans by."""
 
     state: str
     cause: str | None = None

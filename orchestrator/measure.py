@@ -231,14 +231,25 @@ def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceP
     return row.id, profile_record(found), lent is not None
 
 
-def make_plans(farm: Farm, device: Device, work: Work, questions: Sequence[Question]) -> list[Answer]:
-    """Plan for one device from the store alone; feasible plans are kept there.
+def make_plans(
+    farm: Farm,
+    device: Device,
+    work: Work,
+    questions: Sequence[Question],
+    *,
+    ranking: ImportanceProfile | None = None,
+) -> list[Answer]:
+    """Plan for one device from the store alone; feasible plans are kept there. ``ranking``: what all are
+    planned by; None: by the importance that each question says.
 
     Raises: InputError, StoreError when a profile is missing; SolverError.
     """
     name = device.name
     device_id, profile, borrowed = stored_profile(farm, device, work)
-    ranked = {q.importance: importance_of(farm, work.bundle, work.task, q.importance) for q in questions}
+    ranked = {
+        method: ranking or importance_of(farm, work.bundle, work.task, method)
+        for method in {q.importance for q in questions}
+    }
     answers = []
     for question in questions:
         try:

@@ -138,7 +138,9 @@ class CampaignCellRow(Base):
     """One cell of the matrix. ``target``: T as the campaign says it; ``target_ns``: what that came to.
 
     ``preload``: |S| as the campaign says it, NULL where the policy has no use for it; ``preload_bytes``: what
-    that came to. ``job_id`` and ``plan_digest`` lead to its samples. What does not apply to a kind is NULL.
+    that came to. ``job_id`` and ``plan_digest`` lead to its samples; an importance cell's ``plan_digest``
+    is its profile's, which the run plans by. What does not apply to a kind is NULL. ``cause`` of a done cell:
+    what of it the store had already.
     """
 
     __tablename__ = "campaign_cells"

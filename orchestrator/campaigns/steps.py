@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from db.campaign_plans import ranking_of_run
 from db.campaign_work import CellEnd
 from db.devices import list_devices
-from db.importance import latest_importance
+from db.importance import importance_by_digest, latest_importance
 from db.models import CampaignBatchRow, CampaignCellRow
 from db.plans import plan_by_digest
 from db.quarantine import refuse_quarantined
@@ -29,6 +30,7 @@ from orchestrator.inventory import Device
 from orchestrator.library import find_bundle
 from orchestrator.measure import Question, Work
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError
+from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.plan import Plan
 from sti_runtime.policies import POLICIES
 from sti_runtime.profile import DeviceProfile
@@ -122,7 +124,7 @@ def _importance(means: Means, batch: Batch) -> Ends:
             kept = latest_importance(session, bundle.model_digest, batch.row.task, "exhaustive")
         if kept is not None:
             taken = f"the store's importance profile {kept.digest[:12]}, of {kept.rows:,} rows, is used"
-            return batch.all(CellEnd("done", taken))
+            return batch.all(CellEnd("done", taken, plan_digest=kept.digest))
     from orchestrator.scoring import score_importance  # loads PyTorch
 
     def advance(_done: int, _total: int) -> None:
@@ -138,7 +140,8 @@ def _importance(means: Means, batch: Batch) -> Ends:
         workers=means.cpus,
         advance=advance,
     )
-    return batch.all(CellEnd("done", None if made.scored else "the store has the scores of all its shards"))
+    known = None if made.scored else "the store has the scores of all its shards"
+    return batch.all(CellEnd("done", known, plan_digest=made.profile.digest))
 
 
 def _health(means: Means, batch: Batch, device: Device, note: Note) -> Ends:
@@ -265,7 +268,7 @@ def _plans(farm: Farm, batch: Batch, ready: ReadyDevice, work: Work, note: Note)
         return ends
     _, profile, _ = measure.stored_profile(farm, ready.device, work)
     questions = [_question(batch.spec, cell, profile, work.bundle.manifest.model.layers) for cell in missing]
-    answers = measure.make_plans(farm, ready.device, work, questions)
+    answers = measure.make_plans(farm, ready.device, work, questions, ranking=_ranking(farm, batch))
     for cell, answer in zip(missing, answers, strict=True):
         target_ns = answer.question.target_ns
         if answer.plan is None:
@@ -275,6 +278,15 @@ def _plans(farm: Farm, batch: Batch, ready: ReadyDevice, work: Work, note: Note)
             ends[cell.id] = CellEnd("running", None, target_ns, answer.plan.digest)
     note(ends)
     return ends
+
+
+def _ranking(farm: Farm, batch: Batch) -> ImportanceProfile | None:
+    """What a whole run plans by, whatever is scored meanwhile; None: one that an earlier version began."""
+    row = batch.row
+    assert row.task is not None
+    with farm.store.reader() as session:
+        digest = ranking_of_run(session, row.run_id, row.bundle_digest, row.task)
+        return None if digest is None else importance_by_digest(session, digest)
 
 
 def smallest(error: InfeasiblePlanError | ResourceError) -> str:
