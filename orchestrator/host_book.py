@@ -8,7 +8,7 @@ from typing import Protocol
 import structlog
 
 from db.documents import document
-from db.errors import StoreError
+from db.errors import StoreUnreachableError
 from db.hosts import list_hosts, note_host
 from db.session import Store
 from orchestrator.errors import InventoryError, PoolError
@@ -72,10 +72,11 @@ def note_hosts(store: Store, seen: Sequence[SeenHost]) -> None:
 
 def note_seen(store: Store, ask: Callable[[], Sequence[SeenHost]]) -> None:
     """Write down what a board says now. Where it is silent, or the store away, that is told and no more: the
-    head node and its hosts go on, and who watches them asks again."""
+    head node and its hosts go on, and who watches them asks again. Raises: StoreError, for what no waiting
+    mends."""
     try:
         note_hosts(store, ask())
-    except (PoolError, StoreError) as error:
+    except (PoolError, StoreUnreachableError) as error:
         _log.warning("what is known of the hosts could not be written down", cause=error.what)
 
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from db.clock import database_wall_ns
-from db.errors import StoreUnreachableError
+from db.errors import StoreUnreachableError, StoreVersionError
 from db.hosts import SEEN_TTL_NS, list_hosts, note_host, state_now
 from db.models import HostRow
 from db.session import Store
@@ -54,6 +54,14 @@ def test_a_board_or_a_store_that_is_away_is_asked_again(store: Store, error: Sti
     note_seen(store, lambda: (seen,))
     with store.reader() as session:
         assert [row.name for row in list_hosts(session)] == ["bench1"]
+
+
+def test_a_store_that_no_waiting_mends_ends_the_watch(store: Store) -> None:
+    def newer() -> tuple[SeenHost, ...]:
+        raise StoreVersionError("The store is of a newer stifarm.")
+
+    with pytest.raises(StoreVersionError):
+        note_seen(store, newer)
 
 
 def test_a_controller_without_a_head_says_nothing_of_hosts_of_others(store: Store) -> None:
