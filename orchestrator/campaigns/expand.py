@@ -85,8 +85,8 @@ def _batches(
     planned = bool(spec.planned_kinds)
     if planned or "importance" in spec.kinds:
         for content in contents:
-            asked = spec.importance_rows is not None
-            yield _batch("importance", content, None, 0, (NewCell(0),), fresh=asked)
+            fresh = spec.importance_rows is not None or "importance" in spec.kinds
+            yield _batch("importance", content, None, 0, (NewCell(0),), fresh=fresh)
     for device in devices:
         order = random.Random(f"{seed}/{device.name}")
         combinations = [Combination(c, engine) for c, engine in product(contents, _engines(spec, device))]

@@ -166,6 +166,13 @@ def test_a_need_that_was_not_asked_takes_what_the_store_has() -> None:
     }  # fmt: skip
 
 
+def test_importance_that_is_asked_counts_as_work() -> None:
+    (asked,) = expand(spec(kinds=("importance",), targets=()), DEVICES[:1], CONTENTS[:1], seed=1)
+    assert (asked.kind, asked.fresh) == ("importance", True)
+    (rows, *_) = expand(spec(importance_rows=6), DEVICES[:1], CONTENTS[:1], seed=1)
+    assert (rows.kind, rows.fresh) == ("importance", True)
+
+
 def test_ablations_and_exact_are_policies() -> None:
     asked = ("wide-first", "exact", "no-slack", "uniform", "random", "exact-io", "sti-0mb")
     assert spec(policies=asked).planning_policies == tuple(name for name in POLICIES if name in asked)
