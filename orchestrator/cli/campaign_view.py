@@ -249,9 +249,9 @@ def find_run(farm: Farm, campaign: CampaignRow, text: str) -> CampaignRunRow:
         schedule = schedule_of(session, campaign.id)
     timezone = "UTC" if schedule is None else schedule.timezone
     back = text.removeprefix("last-") if text.startswith("last-") else "0" if text == "last" else ""
-    if back.isdigit():
+    if back.isdecimal():
         chosen = runs[int(back) : int(back) + 1]
-    elif text.isdigit():
+    elif text.isdecimal():
         chosen = [row for row in runs if row.number == int(text)]
     else:
         chosen = [row for row in runs if local_date(row.due_wall_ns, timezone) == text][:1]

@@ -351,7 +351,7 @@ def test_runs_are_named_by_number_age_and_date(farm: Farm, cli: Cli) -> None:
         told = " ".join(said.split())
         assert (code, "are the same run of health, 3" in told) == (2, True), said
         assert "stifarm campaign compare health 2 3" in told
-    for wrong in ("4", "last-3", "2026-11-26", "yesterday"):
+    for wrong in ("4", "last-3", "last-²", "²", "2026-11-26", "yesterday"):
         code, said = cli("campaign", "compare", "health", wrong, "last")
         assert (code, f"no run '{wrong}'" in said, "YYYY-MM-DD" in said) == (2, True, True), said
 
