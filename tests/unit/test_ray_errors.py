@@ -41,9 +41,9 @@ def test_what_is_asked_of_ray_and_fails_is_a_pool_error(error: Exception) -> Non
 
 def test_a_full_disk_where_a_task_runs_is_told_as_one() -> None:
     def full(_: None) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/work/x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
 
-    with pytest.raises(ResourceError, match="/work/x cannot be used: No space left"):
+    with pytest.raises(ResourceError, match="/there/x cannot be used: No space left"):
         guarded(full, None).get()
 
     def refused(_: None) -> None:
