@@ -17,8 +17,8 @@ SUBJECT = "state folder"
 
 
 def home_findings(settings: Settings) -> list[Finding]:
-    """What is wrong with the folder and the files in it; nothing when all is well. Nothing is changed, and no
-    content is read but what describes it."""
+    """What is wrong with the folder and the files in it; nothing when all is well. Nothing is changed; of
+    models and bundles only what describes them is read, task data whole."""
     home = settings.home
     if not home.exists():
         return []
@@ -33,9 +33,9 @@ def home_findings(settings: Settings) -> list[Finding]:
     return [unwritable, *_contents(settings)]
 
 
-def wrong(error: StifarmError) -> Finding:
-    """An error about a file of the home as a finding."""
-    return Finding(SUBJECT, "problem", error.what.rstrip("."), error.remedy)
+def wrong(error: StifarmError, subject: str = SUBJECT) -> Finding:
+    """An error about a file of the home, or another subject of this host, as a finding."""
+    return Finding(subject, "problem", error.what.rstrip("."), error.remedy)
 
 
 def _folders(settings: Settings) -> list[Finding]:
@@ -65,7 +65,8 @@ def _locks(home: Path) -> list[Finding]:
 
 
 def _contents(settings: Settings) -> list[Finding]:
-    """Models, bundles and task data that cannot be read or are not what they should be."""
+    """Models, bundles and task data that cannot be read or are not what they should be; of models and bundles
+    as far as what describes them tells."""
     kinds: tuple[tuple[Path, Callable[[Path], object]], ...] = (
         (settings.models, lambda path: ModelInfo.read(path / INFO_FILE)),
         (settings.bundles, Bundle.open),

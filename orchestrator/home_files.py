@@ -43,10 +43,11 @@ def refused(error: OSError, what: str) -> ResourceError:
 
 
 def of_storage(error: OSError) -> ResourceError | None:
-    """Our error for one that nobody has told better, if it is about files at all; None for another."""
-    if error.errno not in _STORAGE:
-        return None
+    """Our error for one that nobody has told better, if it is about files at all; None for another: what is
+    forbidden and names no file is a socket, a signal."""
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    if error.errno not in _STORAGE or (error.errno in _FORBIDDEN and not named):
+        return None
     return refused(error, f"{' and '.join(named) or 'A file'} cannot be used")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import structlog
 import typer
 
 from orchestrator.cli.agent import agent_app
@@ -69,6 +70,8 @@ for verb, function in (
 ):
     app.command(verb)(function)
 
+_log = structlog.get_logger(__name__)
+
 TERMINATED = 128 + signal.SIGTERM
 _INTERRUPTED = 130
 """What Typer makes of Ctrl-C."""
@@ -108,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             refusal = of_storage(error)
             if refusal is None:
                 raise
+            _log.info("the system refused", exc_info=error)  # with --verbose: where
             _end(refusal, asked)
         except SystemExit as done:
             # Of a usage error, which Typer has shown.

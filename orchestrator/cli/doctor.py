@@ -128,9 +128,14 @@ def _nodes(settings: Settings) -> list[Finding]:
     with _told(found):
         if (head := running_head(settings)) is not None:
             found += exposed_at(head.endpoint.host)
+    joined = None
     with _told(found):
-        if (joined := joined_here(settings)) is not None:
+        joined = joined_here(settings)
+    if joined is not None:
+        try:
             found += exposed_at(Endpoint.parse(joined.controller).host)
+        except HostError as error:
+            found.append(wrong(error, "Ray"))
     return list(dict.fromkeys(found))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from orchestrator.cli import main
+from orchestrator.cli import app, main
 from orchestrator.errors import HostError
+from orchestrator.processes import identify
 from orchestrator.ray.board import Endpoint
+from orchestrator.ray.join import Joined
 from orchestrator.ray.nodes import machine_address
 from tests.farm_world import DESK, write_inventory
 
@@ -125,6 +129,30 @@ def test_doctor_lists_what_is_damaged_and_looks_at_the_rest(home: Path, run: Run
         assert found["remedy"], found
     assert len(problems) == len(damaged)
     assert {"store", "inventory", "compiler", "Ray", "disk"} <= {one["subject"] for one in findings}
+
+
+def test_doctor_tells_a_name_without_an_address_as_ray_s(home: Path, run: Run) -> None:
+    own = identify(os.getpid())
+    assert own is not None
+    joined = Joined(format="stifarm-joined", version=1, name="bench1", controller="\0:6379", process=own)
+    (home / "host.json").write_bytes(joined.to_json())
+    _, out, _ = run("doctor", "--json")
+    (found,) = [one for one in json.loads(out) if "has no address" in one["text"]]
+    assert (found["subject"], found["state"]) == ("Ray", "problem")
+
+
+def test_what_the_system_refused_is_told_and_where_if_asked(run: Run) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/there/x")
+
+    app.command("refuse", hidden=True)(refuse)
+    try:
+        plain, verbose = run("refuse"), run("--verbose", "refuse")
+    finally:
+        app.registered_commands.pop()
+    for code, _, err in (plain, verbose):
+        assert (code, "/there/x cannot be used" in one_line(err)) == (1, True)
+    assert ["in refuse" in err for _, _, err in (plain, verbose)] == [False, True]
 
 
 def test_doctor_without_a_store_looks_at_the_rest(home: Path, run: Run) -> None:

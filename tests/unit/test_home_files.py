@@ -103,3 +103,9 @@ def test_what_the_system_refuses_has_its_remedy(number: int, remedy: str) -> Non
 
 def test_what_has_nothing_to_do_with_storage_stays_what_it_is() -> None:
     assert of_storage(ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_what_is_forbidden_and_names_no_file_is_not_about_files(number: int) -> None:
+    assert of_storage(PermissionError(number, os.strerror(number))) is None
+    assert of_storage(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) is not None
