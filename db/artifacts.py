@@ -150,6 +150,11 @@ def list_bundles(session: Session) -> Sequence[BundleRow]:
     return session.scalars(select(BundleRow).order_by(BundleRow.created_wall_ns.desc())).all()
 
 
+def bundle_names(session: Session) -> dict[str, str]:
+    """Every bundle's name by its digest."""
+    return {row.digest: row.name for row in list_bundles(session)}
+
+
 def bundle_manifest(bundle: BundleRow) -> Manifest:
     """A bundle's manifest."""
     return _manifest(bundle.manifest_json, f"bundle {bundle.digest[:12]}")

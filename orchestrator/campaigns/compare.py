@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from db.artifacts import list_bundles
+from db.artifacts import bundle_names
 from db.campaign_plans import PlanChange, plan_changes
 from db.campaign_samples import (
     Found,
@@ -105,14 +106,28 @@ def compare_runs(session: Session, before: int, after: int) -> Comparison:
 
 
 Named = Callable[[str], str]
-"""A bundle's name by its digest; empty where no run has more than one: a retrained model has another."""
+"""A bundle's name by its digest; empty where no run has more than one: a retrained model has another. Where
+a run has several of one name, all of that name have their short digest behind it."""
 
 
 def _bundle_names(session: Session, digests: Sequence[set[str]]) -> Named:
     if all(len(of_run) <= 1 for of_run in digests):
         return lambda _digest: ""
-    names = {row.digest: row.name for row in list_bundles(session)}
-    return lambda digest: names.get(digest, digest[:12])
+    names = bundle_names(session)
+    shared = {
+        name
+        for of_run in digests
+        for name, count in Counter(names.get(digest) for digest in of_run).items()
+        if count > 1
+    }
+
+    def named(digest: str) -> str:
+        name = names.get(digest)
+        if name is None:
+            return digest[:12]
+        return f"{name} {digest[:12]}" if name in shared else name
+
+    return named
 
 
 # ------------------------------------------------------------------ questions

@@ -38,6 +38,7 @@ from db.ingest import ingest
 from db.jobs import begin_attempt, create_job
 from db.leases import database_wall_ns
 from db.models import (
+    BundleRow,
     CampaignBatchRow,
     CampaignRow,
     CampaignRunRow,
@@ -438,6 +439,21 @@ def test_two_nights_are_compared_by_device_and_metric(store: Store) -> None:
     assert {(each.ratio, each.verdict) for each in (board, twin)} == {(None, "not enough data")}
     assert (board.device, board.samples[1], board.lacking) == ("board", 0, ("", "it was not asked"))
     assert (twin.device, twin.samples, twin.lacking) == ("twin", (0, 0), ("it was not asked", "no link"))
+
+
+def test_bundles_of_one_name_are_told_apart(store: Store) -> None:
+    with store.session() as session:
+        world.populate(session)
+        row = session.scalars(select(BundleRow)).one()
+        kept = {column.name: getattr(row, column.name) for column in BundleRow.__table__.columns}
+        digests = [letter * 64 for letter in "bcd"]
+        for digest, name in zip(digests, ("one", "one", "other"), strict=True):
+            session.add(BundleRow(**{**kept, "digest": digest, "name": name}))
+    batches = [replace(batch(n, "board", "execute"), bundle_digest=each) for n, each in enumerate(digests)]
+    nights = [ended(store, *((each, CellEnd("failed", "no link")) for each in batches)) for _ in range(2)]
+    with store.reader() as session:
+        found = compare_runs(session, *nights).metrics
+    assert [one.asked.bundle for one in found] == [f"one {'b' * 12}", f"one {'c' * 12}", "other"]
 
 
 def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: Store) -> None:
