@@ -14,10 +14,7 @@ from orchestrator.distinctions import IMPORTANCE, Asked, Distinction, distinctio
 from orchestrator.measure import Answer
 from sti_runtime.errors import ResourceError, StifarmError
 from sti_runtime.profile import DeviceProfile
-from sti_runtime.units import NS_PER_S, format_bytes, format_ns, format_ns_up
-
-NONE = "–"
-"""Nothing to show."""
+from sti_runtime.units import NONE, NS_PER_S, format_bytes, format_ns, format_ns_up
 
 PLAN_COLUMNS = (
     ">T", "n×m", ">bits", ">preload", ">read", ">predicted", "median [95 %]", ">p95", ">≤ T",

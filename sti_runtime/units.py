@@ -15,6 +15,9 @@ NS_PER_S = 1_000_000_000
 LARGEST = 2**63 - 1
 """Largest quantity of any kind: what a database column holds."""
 
+NONE = "–"
+"""What people read where there is nothing to show."""
+
 _SIZES = {
     "": 1, "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9,

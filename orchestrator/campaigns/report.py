@@ -8,15 +8,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db.artifacts import list_bundles
+from db.artifacts import bundle_names
 from db.campaign_samples import Found, accuracy_in, found_in, importance_taken
 from db.runs import Accuracy
 from db.statistics import Proportion, Summary, summarise, wilson
 from orchestrator.campaigns.status import RunStatus, format_span
-from sti_runtime.units import format_bytes, format_ns, in_words
-
-NONE = "–"
-"""Nothing to show."""
+from sti_runtime.units import NONE, format_bytes, format_ns, in_words
 
 STATUS_COLUMNS = (
     "campaign",
@@ -44,14 +41,14 @@ class Row:
 
 def rows_of(session: Session, run_id: int) -> list[Row]:
     """Every question of a run, finished or not."""
-    names = {row.digest: row.name for row in list_bundles(session)}
+    names = bundle_names(session)
     found = found_in(session, run_id) or found_in(session, run_id, kind="evaluate")
     return [_row(session, one, names.get(one.question.bundle, "?")) for one in found]
 
 
 def importance_of_run(session: Session, run_id: int) -> list[str]:
     """Which importance a run took from the store, by bundle and task."""
-    names = {row.digest: row.name for row in list_bundles(session)}
+    names = bundle_names(session)
     return [
         f"importance of {names.get(bundle, '?')} on {task}: {what}"
         for bundle, task, what in importance_taken(session, run_id)
@@ -177,7 +174,6 @@ def causes_of(rows: Sequence[Row]) -> list[str]:
 
 def status_cells(status: RunStatus) -> tuple[str, ...]:
     """A line of the status table."""
-    others = [f"{count} {state}" for state, count in sorted(status.counts.items()) if state != "done"]
     now = [f"{device or 'host'}: {what}" for device, what in sorted(status.doing.items())]
     if status.worked_on is False:
         now = ["nobody works on it"]
@@ -187,7 +183,7 @@ def status_cells(status: RunStatus) -> tuple[str, ...]:
         status.state,
         str(status.total),
         str(status.counts.get("done", 0)),
-        ", ".join(others),
+        ", ".join(_not_done(status)),
         format_span(status.elapsed_ns),
         format_span(status.left_ns),
         "; ".join([*now, *status.waits, *([status.cause] if status.cause else [])]),
@@ -197,8 +193,11 @@ def status_cells(status: RunStatus) -> tuple[str, ...]:
 def counted(status: RunStatus) -> str:
     """A run's cells: how many are done, what became of the others, and how many there are: "24 + 4 infeasible
     of 28"."""
-    others = [f"{count} {state}" for state, count in sorted(status.counts.items()) if state != "done"]
-    return f"{' + '.join([str(status.counts.get('done', 0)), *others])} of {status.total}"
+    return f"{' + '.join([str(status.counts.get('done', 0)), *_not_done(status)])} of {status.total}"
+
+
+def _not_done(status: RunStatus) -> list[str]:
+    return [f"{count} {state}" for state, count in sorted(status.counts.items()) if state != "done"]
 
 
 def _states(found: Found) -> str:

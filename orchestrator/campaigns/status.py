@@ -15,7 +15,7 @@ from orchestrator.campaigns.estimate import Typical, amounts, left_ns
 from orchestrator.campaigns.lanes import lanes_of
 from orchestrator.farm import Farm
 from orchestrator.processes import identify
-from sti_runtime.units import NS_PER_S
+from sti_runtime.units import NONE, NS_PER_S
 
 _NOT_LEFT = ("done", "failed", "skipped", "infeasible", "cancelled")
 
@@ -111,7 +111,7 @@ def _doing(going: Sequence[CampaignBatchRow], run: CampaignRunRow, now_wall_ns: 
 def format_span(duration_ns: int | None) -> str:
     """A long duration for people: "2 h 05 min", "48 s"."""
     if duration_ns is None:
-        return "–"
+        return NONE
     seconds = duration_ns // NS_PER_S
     if seconds < 120:
         return f"{seconds} s"

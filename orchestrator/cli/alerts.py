@@ -19,6 +19,7 @@ from orchestrator.cli.context import JsonOption, farm_of
 from orchestrator.cli.output import emit_json, note, success, table
 from orchestrator.errors import near
 from sti_runtime.errors import InputError
+from sti_runtime.units import NONE
 
 alerts_app = typer.Typer(no_args_is_help=True, help="Who is told of events, by webhook or by command.")
 
@@ -80,7 +81,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
     table(
         "Alerts",
         ("alert", "kind", "target", "level", ">pending", ">tries", "problem"),
-        [tuple("–" if value is None else str(value) for value in row.values()) for row in rows],
+        [tuple(NONE if value is None else str(value) for value in row.values()) for row in rows],
     )
 
 

@@ -20,7 +20,7 @@ from sti_runtime.errors import InputError
 from sti_runtime.model_store import Model
 from sti_runtime.quantizer import GOBO, CodecName, Quantizer, Refinement
 from sti_runtime.shard import FIDELITIES
-from sti_runtime.units import format_bytes
+from sti_runtime.units import NONE, format_bytes
 
 SENSITIVITY_ROWS = 250
 """Labelled rows of the profile split, unless asked otherwise."""
@@ -115,7 +115,7 @@ def show(context: typer.Context, bundle: BundleOption = None, json: JsonOption =
                 f"{100 * outliers / weights:.2f} %",
             )
         )
-    rows += [(data.file, "–", format_bytes(data.bytes), "–", "–", "–") for data in manifest.files]
+    rows += [(data.file, NONE, format_bytes(data.bytes), NONE, NONE, NONE) for data in manifest.files]
     table(
         f"Bundle {found.name} ({found.digest[:12]})",
         ("file", ">bits", ">size", ">a shard", ">stored bits/weight", ">outliers"),

@@ -27,7 +27,7 @@ from orchestrator.cli.output import (
 from orchestrator.cli.over_devices import deploy_all, finish
 from orchestrator.library import find_bundle, only_task
 from orchestrator.measure import Work
-from sti_runtime.units import format_bytes
+from sti_runtime.units import NONE, format_bytes
 
 
 def deploy(
@@ -70,7 +70,7 @@ def show_deployed(results: Sequence[fleet.Deployed]) -> None:
     for item in results:
         sent, total = sum(r.bytes_sent for r in item.reports), sum(r.bytes_total for r in item.reports)
         if item.error is not None:
-            rows.append((item.device, "–", "–", "failed"))
+            rows.append((item.device, NONE, NONE, "failed"))
         elif all(r.already for r in item.reports):
             rows.append((item.device, "0 B", f"{sum(r.seconds for r in item.reports):.2f} s", "had it all"))
         else:

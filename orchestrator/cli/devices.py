@@ -35,7 +35,7 @@ from orchestrator.matching import select
 from orchestrator.report import format_age, hardware
 from sti_runtime.device_facts import DeviceFacts
 from sti_runtime.errors import StifarmError
-from sti_runtime.units import format_bytes
+from sti_runtime.units import NONE, format_bytes
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ def _show_known(farm: Farm, devices: Sequence[Device], *, quiet: bool) -> None:
                 held.text(device.name),
             ]
             if one is not None
-            else [device.name, *["–"] * (len(FACT_COLUMNS) - 1), "never", held.text(device.name)]
+            else [device.name, *[NONE] * (len(FACT_COLUMNS) - 1), "never", held.text(device.name)]
             for device in devices
             for one in [known.get(device.name)]
         ],

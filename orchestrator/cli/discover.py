@@ -13,6 +13,7 @@ from orchestrator.errors import DeviceError
 from orchestrator.inventory import Device
 from orchestrator.transports.adb_own import adb_word, listens
 from sti_runtime.errors import StifarmError
+from sti_runtime.units import NONE
 
 NOTHING = """\
 No phone is seen. Check:
@@ -96,7 +97,7 @@ def _show(found: list[Found], entries: dict[Found, str], inventory: str, emulate
                 (
                     one.serial,
                     one.state,
-                    one.model or "–",
+                    one.model or NONE,
                     str(one.server),
                     "no"
                     if one.name is None

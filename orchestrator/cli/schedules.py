@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from db.campaigns import list_campaigns, lock_campaign, open_runs, runs_of
+from db.campaigns import go_on, list_campaigns, open_runs, runs_of
 from db.events import record_event
 from db.models import CampaignRow, ScheduleRow
 from db.schedules import list_schedules, schedule_of, set_schedule_state
@@ -34,6 +34,7 @@ from orchestrator.inventory_watch import InventoryWatch
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.worker import HostWorker
 from sti_runtime.errors import InputError
+from sti_runtime.units import NONE
 
 schedules_app = typer.Typer(no_args_is_help=True, help="When campaigns run by themselves (docs/nightly.md).")
 
@@ -105,11 +106,10 @@ def run_now(context: typer.Context, name: NameArgument) -> None:
         know_hosts(farm)
         resolved = resolve(farm, spec_of(campaign))
         with farm.store.session() as session:
-            lock_campaign(session, campaign.id, resolved.spec)
-            opened = open_runs(session, campaign_id=campaign.id)
-            if opened:
+            taken = go_on(session, campaign.id, resolved.spec, again=True)
+            if taken is not None and taken.run is not None:
                 raise CampaignError(
-                    f"Run {opened[0].number} of {name} is open.", "Wait for its end, or cancel it."
+                    f"Run {taken.run.number} of {name} is open.", "Wait for its end, or cancel it."
                 )
             number = len(runs_of(session, campaign.id)) + 1
             run = begin_run(session, campaign, resolved, trigger="manual", number=number)
@@ -249,7 +249,7 @@ def _no_run(farm: Farm) -> bool:
 
 def _next(row: ScheduleRow) -> str:
     if row.state != "active":
-        return "–"
+        return NONE
     return shown(next_due(row.cron, row.timezone, row.settled_wall_ns), row.timezone)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from orchestrator.results.figures import title_of
 from orchestrator.results.gather import DeviceFound, Results
-from orchestrator.results.markdown import NONE, listed, table
+from orchestrator.results.markdown import listed, table
 from orchestrator.submodel_report import submodel_table
 from orchestrator.training_report import training_lines
 from sti_runtime.messages import VerifiedEmulation
 from sti_runtime.shard import shard_bytes
-from sti_runtime.units import format_bytes, format_ns, format_rate
+from sti_runtime.units import NONE, format_bytes, format_ns, format_rate
 
 
 def devices(results: Results) -> str:

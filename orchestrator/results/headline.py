@@ -12,7 +12,7 @@ from orchestrator.results.effects import effect_of, same_places
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, difference, mean_difference
 from sti_runtime.rank_statistics import rank_correlation
-from sti_runtime.units import format_bytes
+from sti_runtime.units import NONE, format_bytes
 
 Verdict = Literal["reached", "not reached", "not known", "nothing to compare"]
 """not known: cells are missing. nothing to compare: none is, and there is no pair of plans that meet T."""
@@ -23,7 +23,6 @@ MEMORY_SHARE = 1 / 8
 AHEAD_POINTS = 5.0
 OVER_PPM = 10_000
 CORRELATION = 0.7
-NONE = "–"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-NONE = "–"
+from sti_runtime.units import NONE
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,9 +13,9 @@ from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.grounds import devices, models, speeds, spot_checks, submodels
 from orchestrator.results.headline import Claim, headline
-from orchestrator.results.markdown import NONE, listed, table
+from orchestrator.results.markdown import listed, table
 from sti_runtime.policies import POLICIES
-from sti_runtime.units import NS_PER_S, format_bytes, format_ns
+from sti_runtime.units import NONE, NS_PER_S, format_bytes, format_ns
 
 _COLUMNS = (
     "T", "|S|", "policy", "n×m", "bits", "accuracy, % [95 %]", "median [95 %]", "p95 [95 %]", "≤ T",
@@ -102,7 +102,7 @@ def _provenance(results: Results) -> Iterator[str]:
 
 def _time(wall_ns: int | None) -> str:
     return (
-        "–" if wall_ns is None else f"{datetime.fromtimestamp(wall_ns // NS_PER_S, UTC):%Y-%m-%d %H:%M} UTC"
+        NONE if wall_ns is None else f"{datetime.fromtimestamp(wall_ns // NS_PER_S, UTC):%Y-%m-%d %H:%M} UTC"
     )
 
 

@@ -20,6 +20,7 @@ from sti_runtime.errors import InfeasiblePlanError
 from sti_runtime.manifest import Manifest
 from sti_runtime.model import Submodel
 from sti_runtime.plan import Plan
+from sti_runtime.units import NONE
 from tests.agent_data import manifest_of, tiny_bundle
 from tests.bundles import hand_plan
 
@@ -135,7 +136,7 @@ def test_what_was_not_measured_is_not_shown_as_a_figure(answer: PlanAnswer) -> N
     (table,) = report.plan_tables([replace(answer, measured=None, accuracy=None)])
     shown = cells(table)
     unknown = ("median [95 %]", "p95", "≤ T", "stall", "accuracy [95 %]", "memory")
-    assert {shown[name] for name in unknown} == {report.NONE}
+    assert {shown[name] for name in unknown} == {NONE}
     assert shown["predicted"] == "48 ms"
     few = replace(MEASURED, latency=replace(MEASURED.latency, interval=None))
     assert cells(report.plan_tables([replace(answer, measured=few)])[0])["median [95 %]"] == "41.5 ms"
@@ -191,7 +192,7 @@ def test_questions_without_a_plan_name_the_smallest_target(answer: PlanAnswer) -
     (table,) = report.plan_tables([stale], [infeasible("desk", 5 * MS, 12 * MS)])
     assert table.title == "desk — stale: agent"
     shown = cells(table)
-    assert (shown["T"], shown["n×m"]) == ("5 ms", f"{report.NONE}¹")
+    assert (shown["T"], shown["n×m"]) == ("5 ms", f"{NONE}¹")
     assert table.footnotes == ("¹ infeasible; the smallest T that works is 12 ms",)
     assert cells(table, 1)["T"] == "50 ms"
 
@@ -332,7 +333,7 @@ def test_a_question_without_plan_stands_among_plans_that_are_told_apart(answer: 
     two = [of(answer, working_bytes=size, importance=GRADIENT) for size in (10**6, 2 * 10**6)]
     none = [infeasible("desk", 5 * MS, 60_624_182), infeasible("desk", 6 * MS, 12 * MS, "preload-32")]
     (table,) = report.plan_tables(two, none)
-    assert [cells(table, number)["W"] for number in range(4)] == ["1 B", report.NONE, "1 MB", "2 MB"]
+    assert [cells(table, number)["W"] for number in range(4)] == ["1 B", NONE, "1 MB", "2 MB"]
     assert "infeasible; the smallest T that works is 60.7 ms" in table.footnotes[0]
 
 
