@@ -22,6 +22,7 @@ from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import LEASE_TTL_NS, Worker, take_lease
 from orchestrator.errors import DeviceError, StableError
 from orchestrator.farm import Farm
+from orchestrator.hosts import OWN
 from orchestrator.inventory import Device
 from orchestrator.jobs import DeviceTarget
 from sti_runtime.device_facts import DeviceFacts
@@ -143,11 +144,23 @@ def _refuse_doubles(farm: Farm, worker: Worker, device: Device, facts: DeviceFac
         return  # it cannot be asked now: the device may as well have moved to this name
     if same:
         raise StableError(
-            f"it is the same device as {other.name} ({facts.identity}): lines {other.line} and {device.line} "
-            f"of {farm.settings.inventory.name} lead to it.",
+            f"it is the same device as {other.name} ({facts.identity}): "
+            f"{_lines(farm, worker, other, device)} lead to it.",
             "Keep one of the two names.",
             device=device.name,
         )
+
+
+def _lines(farm: Farm, worker: Worker, one: Device, other: Device) -> str:
+    """Where two devices are listed, each in the inventory of its host."""
+
+    def inventory_of(host: str) -> str:
+        return farm.settings.inventory.name if host == OWN else f"the inventory of lab host {host}"
+
+    first, second = inventory_of(worker.host(one.name)), inventory_of(worker.host(other.name))
+    if first == second:
+        return f"lines {one.line} and {other.line} of {first}"
+    return f"line {one.line} of {first} and line {other.line} of {second}"
 
 
 def _seen_before(session: Session, device_id: int) -> Any:

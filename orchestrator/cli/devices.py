@@ -10,6 +10,7 @@ import typer
 
 from db.devices import latest_facts, list_devices
 from db.documents import parse
+from db.models import DeviceRow
 from orchestrator import fleet
 from orchestrator.beside import known_devices
 from orchestrator.cli.check import check
@@ -24,13 +25,15 @@ from orchestrator.cli.context import (
 )
 from orchestrator.cli.discover import discover
 from orchestrator.cli.holding import holdings, quarantine_, release, reserve_, unreserve_
-from orchestrator.cli.output import emit_json, fail, success, table
+from orchestrator.cli.output import emit_json, fail, success, table, warn
 from orchestrator.cli.over_devices import failed_json, finish, on_each
 from orchestrator.device_facts.seen import Seen
 from orchestrator.dispatch import lose_attempts
 from orchestrator.doctor import slowed
 from orchestrator.farm import ControllerBusyError, Farm
+from orchestrator.hosts import OWN
 from orchestrator.inventory import Device
+from orchestrator.listed import listed_devices
 from orchestrator.matching import select
 from orchestrator.report import format_age, hardware
 from sti_runtime.device_facts import DeviceFacts
@@ -50,49 +53,65 @@ devices_app.command("release")(release)
 
 @devices_app.command("list")
 def list_(context: typer.Context, json: JsonOption = False) -> None:
-    """List the inventory's devices: how each is slowed, its hardware when last seen, and who holds it.
+    """List the devices of the inventory and of lab hosts, as the store has these: how each is slowed, its
+    hardware when last seen, and who holds it.
 
     Example: stifarm devices list
     """
     with farm_of(context) as farm:
         with farm.store.reader() as session:
-            known = {row.name: row for row in list_devices(session)}
-            latest = {name: latest_facts(session, row.id) for name, row in known.items()}
+            rows = {row.name: row for row in list_devices(session)}
+            latest = {name: latest_facts(session, row.id) for name, row in rows.items()}
             seen = {name: parse(row.facts_json).get("host_seen") for name, row in latest.items() if row}
-        devices = farm.inventory.devices
+        found = listed_devices(farm)
         held = holdings(farm)
+
+    def known(device: Device) -> DeviceRow | None:
+        row = rows.get(device.name)
+        return row if row is not None and found.is_row(device, row) else None
+
+    for name, why in found.refused.items():
+        warn(f"{name}: {why}")
     if json:
         emit_json(
             [
                 {
                     "name": device.name,
+                    "host": host,
                     "transport": device.transport,
                     "engine": device.engine,
                     "emulated": device.emulated,
                     "labels": dict(device.labels),
-                    "identity": known[device.name].identity if device.name in known else None,
-                    "seen": seen.get(device.name),
+                    "identity": row.identity if row else None,
+                    "seen": seen.get(device.name) if row else None,
                     **held.json(device.name),
                 }
-                for device in devices
+                for device, host in found.listed
+                for row in [known(device)]
             ]
         )
         return
+    on_hosts = any(host != OWN for _, host in found.listed)
     table(
-        f"Devices of {farm.settings.inventory.name}",
-        ("device", "transport", "engine", "emulated", "labels", "hardware", "identity", "held"),
+        f"Devices of {farm.settings.inventory.name}{' and of the lab hosts' if on_hosts else ''}",
+        (
+            *("device", *(["host"] if on_hosts else [])),
+            *("transport", "engine", "emulated", "labels", "hardware", "identity", "held"),
+        ),
         [
             (
                 device.name,
+                *(["the controller" if host == OWN else host] if on_hosts else []),
                 device.transport,
                 device.engine,
                 emulated(device),
                 " ".join(f"{key}={value}" for key, value in device.labels.items()),
-                hardware(seen.get(device.name) or {}),
-                known[device.name].identity if device.name in known else "not seen yet",
+                hardware((seen.get(device.name) if row else None) or {}),
+                row.identity if row else "not seen yet",
                 held.text(device.name),
             )
-            for device in devices
+            for device, host in found.listed
+            for row in [known(device)]
         ],
     )
 

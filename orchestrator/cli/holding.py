@@ -20,7 +20,7 @@ from orchestrator.cli.context import JsonOption, farm_of
 from orchestrator.cli.output import emit_json, fail, success
 from orchestrator.cli.over_devices import finish
 from orchestrator.farm import Farm
-from orchestrator.matching import select
+from orchestrator.listed import select_listed
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.units import parse_duration_ns
 
@@ -131,7 +131,7 @@ def parse_length(text: str) -> int:
 
 @dataclass(frozen=True)
 class Holdings:
-    """Who holds which device, by the inventory's names."""
+    """Who holds which device, by the inventories' names."""
 
     held: Mapping[str, Held]
     quarantined: Mapping[str, QuarantineRow]
@@ -202,7 +202,7 @@ def _each(
     answers: list[dict[str, Any]] = []
     errors: list[StifarmError | None] = []
     with farm_of(context) as farm:
-        for device in select(farm.inventory.devices, selector):
+        for device in select_listed(farm, selector):
             try:
                 with farm.store.session() as session:
                     row = device_by_name(session, device.name)

@@ -146,6 +146,28 @@ def test_two_names_for_one_device_are_refused_with_both_lines(tmp_path: Path) ->
         fleet.probe_device(farm, worker, desk)
 
 
+class WorkerOfTwoHosts(HostWorker):
+    """Says of ``table`` that it hangs on a lab host."""
+
+    def host(self, name: str) -> str:
+        """The lab host's name, or what the device's own worker says."""
+        return "bench1" if name == "table" else super().host(name)
+
+
+def test_two_names_for_one_device_are_refused_with_both_inventories(tmp_path: Path) -> None:
+    entries = (one("desk", tmp_path / "a"), one("table", tmp_path / "b"))
+    with farm_with(tmp_path, *entries) as (farm, _):
+        worker = WorkerOfTwoHosts(farm.settings, farm.inventory.devices)
+        desk, table = farm.inventory.devices
+        fleet.probe_device(farm, worker, desk)
+        with pytest.raises(
+            StableError,
+            match=r"line 3 of inventory.yaml and line 4 of the inventory of lab host bench1 lead to it\.",
+        ):
+            fleet.probe_device(farm, worker, table)
+        worker.close()
+
+
 def test_a_device_of_another_farm_is_taken_over_only_explicitly(tmp_path: Path) -> None:
     workdir = tmp_path / "device"
     with farm_with(tmp_path / "first", one("dut", workdir)) as (first, worker):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from db.devices import list_devices
+from db.clock import utc_text
+from db.devices import list_devices, register_device
 from db.errors import DeviceReservedError, QuarantinedError
 from db.quarantine import begin_quarantine, end_quarantine, quarantine_of
 from db.reservations import reserve, unreserve
@@ -20,6 +21,7 @@ from orchestrator.errors import SelectorError, StableError
 from orchestrator.farm import Farm
 from orchestrator.health.failing import BUDGET
 from orchestrator.health.selection import relied_on
+from orchestrator.host_book import note_hosts
 from orchestrator.worker import HostWorker
 from sti_runtime.messages import Job
 from tests.farm_world import (
@@ -32,6 +34,7 @@ from tests.farm_world import (
     write_inventory,
 )
 from tests.unit.test_cli_input import Run, refusal, run  # noqa: F401 - a fixture
+from tests.unit.test_host_routes import offer, seen
 
 HOUR_NS = 3600 * 10**9
 UNITS = 6
@@ -146,3 +149,88 @@ def test_what_selects_only_devices_in_quarantine_is_refused_before_anything_star
         kept, (left_out,) = without_quarantined(farm, farm.inventory.devices, "all")
         assert ([device.name for device in kept], left_out.device) == (["other"], "desk")
         assert without_quarantined(farm, farm.inventory.devices, "desk,other") == (farm.inventory.devices, ())
+
+
+# ------------------------------------------------------------------ devices of lab hosts
+
+
+def register(farm: Farm, name: str, host: str) -> str:
+    """A device that was probed once, on that host; when it was seen."""
+    with farm.store.session() as session:
+        row = register_device(
+            session,
+            identity=f"cpu-of-{name}",
+            name=name,
+            transport="local",
+            engine="native",
+            emulated=False,
+            host=host,
+        )
+        return utc_text(row.last_seen_wall_ns)
+
+
+def test_devices_of_lab_hosts_are_held_and_listed_whether_these_are_there_or_not(
+    tmp_path: Path,
+    run: Run,  # noqa: F811
+) -> None:
+    write_inventory(tmp_path, DESK)
+    alone = run(tmp_path, "devices", "list")
+    assert "host" not in alone.out
+    with open_world(tmp_path) as farm:
+        near, far = offer("bench1", "near", "unseen"), offer("bench2", "far", "desk")
+        note_hosts(farm.store, [seen(near), seen(far, "away")])
+        for name, host in (("desk", "local"), ("near", "bench1"), ("far", "bench2")):
+            register(farm, name, host)
+    for name in ("near", "far", "desk"):
+        said = run(tmp_path, "devices", "reserve", name, "--for", "1h", "--by", "ann")
+        assert said.code == OK, said.err
+        assert f"{name}: reserved by ann until" in said.err
+        assert run(tmp_path, "devices", "quarantine", name, "--cause", "it swells").code == OK
+    answer = run(tmp_path, "devices", "list", "--json")
+    rows = json.loads(answer.out)
+    assert [(row["name"], row["host"], row["reservation"] is not None) for row in rows] == [
+        ("desk", "local", True),
+        ("near", "bench1", True),
+        ("unseen", "bench1", False),
+        ("far", "bench2", True),
+        ("desk", "bench2", True),
+    ]
+    assert [row["identity"] for row in rows if row["name"] == "desk"] == ["cpu-of-desk", None]
+    assert "desk: two hosts name it: the controller itself and bench2." in answer.err
+    shown = run(tmp_path, "devices", "list").out
+    assert "Devices of inventory.yaml and of the lab hosts" in shown
+    assert "the controller" in shown
+    assert "bench2" in shown
+    for verb, key in (("unreserve", "was_reserved"), ("release", "released")):
+        done = run(tmp_path, "devices", verb, "near,far,desk", "--json")
+        assert [row[key] for row in json.loads(done.out)] == [True] * 3
+    what, remedy = refusal(run(tmp_path, "devices", "reserve", "unseen", "--for", "1h"), FAILED)
+    assert "The store knows no device named 'unseen'" in what
+    assert "devices probe" in remedy
+
+
+def test_a_device_that_nobody_lists_any_more_is_told_where_it_was(
+    tmp_path: Path,
+    run: Run,  # noqa: F811
+) -> None:
+    write_inventory(tmp_path, DESK)
+    with open_world(tmp_path) as farm:
+        note_hosts(farm.store, [seen(offer("bench1", "near")), seen(offer("bench2", "far"), "left")])
+        at = {
+            name: register(farm, name, host)
+            for name, host in (
+                ("mine", "local"), ("near-too", "bench1"), ("far", "bench2"), ("lost", "bench3")
+            )
+        }  # fmt: skip
+
+    def told(name: str) -> str:
+        what, _ = refusal(run(tmp_path, "devices", "unreserve", f"near,{name}"), USAGE)
+        return " ".join(what.split())
+
+    gone = "{0} is in no inventory now: it was last seen at {1}, on "
+    assert told("mine") == gone.format("mine", at["mine"]) + "the controller itself."
+    begun = gone.format("near-too", at["near-too"])
+    assert told("near-too") == begun + "host bench1, whose inventory lists it no more."
+    assert told("far") == gone.format("far", at["far"]) + "host bench2, which has left the farm."
+    assert told("lost") == gone.format("lost", at["lost"]) + "host bench3."
+    assert told("nothing") == "No device is called 'nothing'."
