@@ -53,8 +53,7 @@ devices_app.command("release")(release)
 
 @devices_app.command("list")
 def list_(context: typer.Context, json: JsonOption = False) -> None:
-    """List the devices of the inventory and of lab hosts, as the store has these: how each is slowed, its
-    hardware when last seen, and who holds it.
+    """List the devices of inventory and hosts: how each is slowed, its hardware when last seen, its holder.
 
     Example: stifarm devices list
     """
@@ -95,7 +94,8 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
     table(
         f"Devices of {farm.settings.inventory.name}{' and of the lab hosts' if on_hosts else ''}",
         (
-            *("device", *(["host"] if on_hosts else [])),
+            "device",
+            *(["host"] if on_hosts else []),
             *("transport", "engine", "emulated", "labels", "hardware", "identity", "held"),
         ),
         [
