@@ -32,6 +32,8 @@ class Settings:
     home: Path
     inventory: Path
     db_url: str
+    db_url_given: bool = False
+    """Whether somebody named the store, rather than leave it in the state folder."""
 
     @property
     def models(self) -> Path:
@@ -101,5 +103,6 @@ def load_settings(
                 f"The state folder {home_path} cannot be used: {part} is not a folder.",
                 f"Set {HOME_VARIABLE} to a folder.",
             )
-    url = db_url or environ.get(DB_URL_VARIABLE) or f"sqlite:///{home_path / 'store.sqlite'}"
-    return Settings(home=home_path, inventory=inventory_path, db_url=url)
+    given = db_url or environ.get(DB_URL_VARIABLE)
+    url = given or f"sqlite:///{home_path / 'store.sqlite'}"
+    return Settings(home=home_path, inventory=inventory_path, db_url=url, db_url_given=bool(given))

@@ -62,7 +62,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm alerts list
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         rows = [
             {
                 "name": row.name,
@@ -91,7 +91,7 @@ def remove(context: typer.Context, name: NameArgument) -> None:
 
     Example: stifarm alerts remove oncall
     """
-    with farm_of(context) as farm, farm.store.session() as session:
+    with farm_of(context, existing=True) as farm, farm.store.session() as session:
         alerts.remove_alert(session, name)
     success(f"alert {name}: removed")
 
@@ -102,7 +102,7 @@ def test(context: typer.Context, name: NameArgument) -> None:
 
     Example: stifarm alerts test oncall
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         with farm.store.reader() as session:
             row = alerts.get_alert(session, name)
         document = {
@@ -122,7 +122,7 @@ def deliver(
 
     Example: stifarm alerts deliver --follow
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         if follow:
             note("telling of events; Ctrl-C ends it, nothing is lost")
             deliver_until(farm.store, farm.stop)

@@ -93,7 +93,7 @@ def show(context: typer.Context, bundle: BundleOption = None, json: JsonOption =
 
     Example: stifarm bundle show --bundle minilm-sst-2
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         found = find_bundle(farm, bundle)
     manifest = found.manifest
     if json:
@@ -135,7 +135,7 @@ def score(
     """
     from orchestrator.scoring import score_uniform
 
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         found = find_bundle(farm, bundle)
         name = only_task(farm, task, found)
         scores = []
@@ -165,7 +165,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm bundle list
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         rows = artifacts.list_bundles(session)
     if json:
         emit_json([{"name": r.name, "digest": r.digest, "bytes": r.bytes} for r in rows])

@@ -151,7 +151,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm campaign list
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         with farm.store.reader() as session:
             campaigns = list_campaigns(session)
         found = statuses(farm, campaigns)
@@ -176,7 +176,7 @@ def cancel(context: typer.Context, name: Annotated[str, typer.Argument(help="Cam
 
     Example: stifarm campaign cancel nightly
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         campaign = named_campaign(farm, name)
         with farm.store.session() as session:
             runs = open_runs(session, campaign_id=campaign.id)

@@ -39,7 +39,7 @@ def results(
 
     Example: stifarm campaign results paper --out docs/results.md
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         (campaign,) = known_campaigns(farm, name)
         run = find_run(farm, campaign, number)
         with farm.store.reader() as session:

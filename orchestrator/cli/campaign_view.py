@@ -56,7 +56,7 @@ def status(
 
     Example: stifarm campaign status nightly --watch
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         campaigns = known_campaigns(farm, name)
         found = statuses(farm, campaigns, runs=1 if name is None else 3)
         if json:
@@ -129,7 +129,7 @@ def report(
 
     Example: stifarm campaign report nightly --run 2026-11-28
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         campaign = known_campaigns(farm, name)[0]
         run = find_run(farm, campaign, number)
         with farm.store.reader() as session:
@@ -163,7 +163,7 @@ def compare(
 
     Example: stifarm campaign compare nightly 2026-11-27 2026-11-28
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         campaign = known_campaigns(farm, name)[0]
         first, second = _two_runs(farm, campaign, before, after)
         with farm.store.reader() as session:

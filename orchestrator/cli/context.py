@@ -26,6 +26,7 @@ from orchestrator.lab_hosts import LabHosts
 from orchestrator.matching import select
 from orchestrator.settings import Settings, load_settings
 from orchestrator.side_by_side import side_by_side
+from orchestrator.store_place import absent_store
 from orchestrator.toolchain import build_agent, is_built
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.importance_profile import METHODS, Method
@@ -90,15 +91,21 @@ class Options:
 
 
 @contextmanager
-def farm_of(context: typer.Context, *, for_devices: bool = False, wait_s: float = 0) -> Iterator[Farm]:
+def farm_of(
+    context: typer.Context, *, for_devices: bool = False, existing: bool = False, wait_s: float = 0
+) -> Iterator[Farm]:
     """The farm that the options name, its store waited for ``wait_s``; ``for_devices``: an inventory that is
-    missing or invalid is refused before anything else is looked at."""
+    missing or invalid is refused before anything else is looked at; ``existing``: so is a given store that
+    does not exist, which else is made, and that is said."""
     options = context.obj
     assert isinstance(options, Options)
     settings = options.settings()
     if for_devices:
         load_inventory(settings.inventory)
+    made = absent_store(settings, existing=existing)
     with open_farm(settings, wait_s=wait_s) as farm:
+        if made is not None:
+            note(f"{made} is a new store")
         yield farm
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.context import JsonOption, Options, driving, since
+from orchestrator.cli.context import JsonOption, Options, driving, farm_of, since
 from orchestrator.cli.deploy import show_deployed
 from orchestrator.cli.importance import importance_step
 from orchestrator.cli.output import emit_json, note, steps, success
@@ -19,7 +19,7 @@ from orchestrator.cli.plan import evaluate_all, questions, show_plans, stored_an
 from orchestrator.cli.profile import profile_all, show_profiles
 from orchestrator.demo.demo_model import load_demo_model
 from orchestrator.demo.demo_task import TASK, demo_splits
-from orchestrator.farm import Farm, open_farm
+from orchestrator.farm import Farm
 from orchestrator.library import KnownBundle, make_bundle, register_model, register_task, tokenize_splits
 from orchestrator.measure import RunSettings, Work
 from orchestrator.report import plan_json
@@ -65,8 +65,7 @@ def demo(context: typer.Context, json: JsonOption = False) -> None:
     began = time.monotonic()
     options = context.obj
     assert isinstance(options, Options)
-    settings = options.settings()
-    with open_farm(settings) as farm:
+    with farm_of(context) as farm:
         errors = run_demo(farm, quiet=json)
     note(
         f"demo done in {since(began)}, from its model to its plans, installing not counted;"

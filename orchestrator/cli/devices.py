@@ -57,7 +57,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm devices list
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         with farm.store.reader() as session:
             rows = {row.name: row for row in list_devices(session)}
             latest = {name: latest_facts(session, row.id) for name, row in rows.items()}

@@ -6,11 +6,11 @@ import os
 
 import typer
 
-from orchestrator.cli.context import JsonOption, farm_of
+from orchestrator.cli.context import JsonOption, Options
 from orchestrator.cli.output import emit_json, fail, note, out, table, warn
 from orchestrator.discovery import Found, ask_server, entries_for, how_to_end, servers_of
 from orchestrator.errors import DeviceError
-from orchestrator.inventory import Device
+from orchestrator.inventory import Device, load_inventory
 from orchestrator.transports.adb_own import adb_word, listens
 from sti_runtime.errors import StifarmError
 from sti_runtime.units import NONE
@@ -41,8 +41,10 @@ def discover(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm devices discover
     """
-    with farm_of(context) as farm:
-        devices, path = farm.inventory.devices, farm.settings.inventory
+    options = context.obj
+    assert isinstance(options, Options)
+    path = options.settings().inventory
+    devices = load_inventory(path).devices
     found, errors = _look(devices)
     usual = servers_of(devices, os.environ)[0]
     entries = entries_for(found, [device.name for device in devices], usual)

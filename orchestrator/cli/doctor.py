@@ -27,6 +27,7 @@ from orchestrator.matching import select
 from orchestrator.report import format_age, hardware
 from orchestrator.settings import Settings
 from orchestrator.side_by_side import side_by_side
+from orchestrator.store_place import NoStoreError
 from orchestrator.transports.adb_own import listens
 from sti_runtime.errors import ResourceError, StifarmError
 
@@ -79,8 +80,8 @@ def doctor(
 def _opened(stack: ExitStack, context: typer.Context) -> tuple[Farm | None, Finding]:
     """The farm, if its store can be opened, and what is to be said of that."""
     try:
-        farm = stack.enter_context(farm_of(context))
-    except (StoreError, ResourceError) as error:
+        farm = stack.enter_context(farm_of(context, existing=True))
+    except (StoreError, ResourceError, NoStoreError) as error:
         return None, Finding("store", "problem", error.what.rstrip("."), error.remedy)
     return farm, Finding("store", "ok", farm.store.url)
 

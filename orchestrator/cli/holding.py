@@ -201,7 +201,7 @@ def _each(
     """Do something in the store for every chosen device, each in a transaction of its own."""
     answers: list[dict[str, Any]] = []
     errors: list[StifarmError | None] = []
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         for device in select_listed(farm, selector):
             try:
                 with farm.store.session() as session:

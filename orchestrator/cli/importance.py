@@ -111,7 +111,7 @@ def show(
 
     Example: stifarm importance show --task sst-2 --png importance.png
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         known = find_bundle(farm, bundle)
         name = only_task(farm, task, known)
         with farm.store.reader() as session:

@@ -164,7 +164,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm model list
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         rows = artifacts.list_models(session)
     if json:
         emit_json([{"name": r.name, "digest": r.digest, "source": r.source} for r in rows])

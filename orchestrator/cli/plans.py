@@ -64,7 +64,7 @@ def query(
         raise InputError(f"--policy {policy!r} is unknown.", f"There is: {', '.join(POLICIES)}, all.")
     if kind not in KINDS:
         raise InputError(f"--kind {kind!r} is unknown.", f"There is: {', '.join(KINDS)}.")
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         chosen = None if task is None else only_task(farm, task)
         answers = [
             answer

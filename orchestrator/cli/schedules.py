@@ -47,7 +47,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm schedules list
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         rows = list_schedules(session)
     shown_rows = [
         {
@@ -101,7 +101,7 @@ def run_now(context: typer.Context, name: NameArgument) -> None:
 
     Example: stifarm schedules run-now nightly
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         _, campaign = _scheduled(farm, name)
         know_hosts(farm)
         resolved = resolve(farm, spec_of(campaign))
@@ -128,7 +128,7 @@ def history(
 
     Example: stifarm schedules history nightly
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         schedule, campaign = _scheduled(farm, name)
         found = statuses(farm, [campaign], runs=limit)
         with farm.store.reader() as session:
@@ -254,7 +254,7 @@ def _next(row: ScheduleRow) -> str:
 
 
 def _set_state(context: typer.Context, name: str, state: str) -> None:
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         schedule, _ = _scheduled(farm, name)
         with farm.store.session() as session:
             set_schedule_state(session, schedule.id, state)

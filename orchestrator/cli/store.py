@@ -20,10 +20,11 @@ from db.session import upgrade as upgrade_store
 from db.transfer import export_table, formats
 from orchestrator.audit import DeviceAudit, audit_device
 from orchestrator.cli.context import DevicesOption, JsonOption, Options, driving, farm_of
-from orchestrator.cli.output import emit_json, fail, steps, success, table, warn
+from orchestrator.cli.output import emit_json, fail, note, steps, success, table, warn
 from orchestrator.cli.over_devices import failed_json, finish
 from orchestrator.inventory import Device
 from orchestrator.side_by_side import side_by_side
+from orchestrator.store_place import absent_store
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.units import format_bytes
 
@@ -36,7 +37,7 @@ def upgrade(context: typer.Context) -> None:
 
     Example: stifarm --db-url postgresql://farm@db/stifarm db upgrade
     """
-    success(f"the store has schema {upgrade_store(_url(context))}")
+    success(f"the store has schema {upgrade_store(_url(context, new=True))}")
 
 
 @db_app.command("export")
@@ -51,7 +52,7 @@ def export(
 
     Example: stifarm db export v_run_summary runs.parquet --format parquet
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         count = export_table(session, table, path, format_, force=force)
     success(f"{count} rows of {table} in {path}")
 
@@ -72,7 +73,7 @@ def restore(context: typer.Context, path: Annotated[Path, typer.Argument(help="A
 
     Example: stifarm --db-url postgresql://farm@db/stifarm db restore store-backup.sqlite
     """
-    contents = restore_store(_url(context), path)
+    contents = restore_store(_url(context, new=True), path)
     success(f"the store is restored from {path}: {_in_words(contents)}")
 
 
@@ -90,7 +91,7 @@ def compact(
 
     Example: stifarm db compact --days 30 --dry-run
     """
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm:
         with steps(quiet=json) as bars, bars.step("compact samples") as bar:
             done = compact_store(
                 farm.store, Retention(days, profiles, runs), dry_run=dry_run, advance=lambda n: bar(n, n)
@@ -107,10 +108,15 @@ def compact(
         )
 
 
-def _url(context: typer.Context) -> str:
+def _url(context: typer.Context, *, new: bool = False) -> str:
+    """The store's URL; ``new``: where the verb makes it, and that is said."""
     options = context.obj
     assert isinstance(options, Options)
-    return options.settings().db_url
+    settings = options.settings()
+    made = absent_store(settings, existing=not new)
+    if made is not None:
+        note(f"{made} is to be a new store")
+    return settings.db_url
 
 
 def _in_words(contents: Contents) -> str:
@@ -129,7 +135,7 @@ def audit(context: typer.Context, devices: DevicesOption = "all", json: JsonOpti
     What a device has measured must be in the store once, and unchanged; exit code 1 when it is not.
     Example: stifarm db audit --devices all
     """
-    with farm_of(context) as farm, driving(farm, devices, quarantined=True) as session:
+    with farm_of(context, existing=True) as farm, driving(farm, devices, quarantined=True) as session:
         with farm.store.reader() as reader:
             known = {row.name: row.id for row in list_devices(reader)}
 

@@ -328,6 +328,60 @@ def test_a_store_that_cannot_be_opened_is_named(empty: Path, run: Run, url: str,
     assert named in what
 
 
+READS = (
+    ("campaign", "status"),
+    ("campaign", "list"),
+    ("schedules", "list"),
+    ("alerts", "list"),
+    ("host", "list"),
+    ("host", "controllers"),
+    ("devices", "list"),
+    ("model", "list"),
+    ("bundle", "list"),
+    ("db", "export", "devices", "x.csv"),
+    ("db", "backup", "x.sqlite"),
+    QUERY,
+)
+
+
+@pytest.mark.parametrize("verb", READS, ids=" ".join)
+def test_a_verb_that_reads_makes_no_store_where_a_given_url_names_none(
+    empty: Path, run: Run, verb: tuple[str, ...]
+) -> None:
+    path = empty / "mistyped.sqlite"
+    what, remedy = refusal(run(empty, "--db-url", f"sqlite:///{path}", *verb), USAGE)
+    assert f"There is no store at {path}" in what
+    assert f"sqlite:///{path} db upgrade" in remedy
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("verb", [READS[0], ("db", "upgrade"), ("db", "restore", "x"), ("serve", "--once")])
+def test_a_given_store_in_a_folder_that_does_not_exist_is_refused(
+    empty: Path, run: Run, verb: tuple[str, ...]
+) -> None:
+    path = empty / "nonexist/x.sqlite"
+    what, remedy = refusal(run(empty, "--db-url", f"sqlite:///{path}", *verb), USAGE)
+    assert str(path) in what
+    assert f"mkdir -p {path.parent}" in remedy
+    assert not path.parent.exists()
+
+
+def test_a_new_store_is_made_where_that_is_asked_for_and_said_once(empty: Path, run: Run) -> None:
+    path = empty / "new.sqlite"
+    given = ("--db-url", f"sqlite:///{path}")
+    first, second = (run(empty, *given, "db", "upgrade") for _ in range(2))
+    assert (first.code, second.code) == (0, 0)
+    assert (f"{path} is to be a new store" in first.err, "new store" in second.err) == (True, False)
+    assert run(empty, *given, "campaign", "status").code == 0
+
+
+def test_doctor_makes_no_store_and_says_where_there_is_none(empty: Path, run: Run) -> None:
+    path = empty / "mistyped.sqlite"
+    answer = run(empty, "--db-url", f"sqlite:///{path}", "doctor", "--json")
+    assert any(f"There is no store at {path}" in one["text"] for one in json.loads(answer.out))
+    assert not path.exists()
+
+
 def test_a_file_that_is_no_store_is_refused_and_left_alone(empty: Path, run: Run) -> None:
     (empty / ".stifarm").mkdir()
     store = empty / ".stifarm/store.sqlite"

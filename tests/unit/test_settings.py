@@ -15,6 +15,7 @@ def test_defaults_lie_beside_the_inventory(tmp_path: Path) -> None:
     assert settings.inventory == tmp_path / "inventory.yaml"
     assert settings.home == tmp_path / ".stifarm"
     assert settings.db_url == f"sqlite:///{tmp_path}/.stifarm/store.sqlite"
+    assert not settings.db_url_given
     assert settings.spool("a") == settings.home / "devices/a"
     assert not settings.home.exists()
 
@@ -24,7 +25,7 @@ def test_the_environment_is_taken(tmp_path: Path) -> None:
     settings = load_settings(environ=environ, cwd=tmp_path)
     assert settings.inventory == tmp_path / "lab/i.yaml"
     assert settings.home == tmp_path / "lab/.stifarm"
-    assert settings.db_url == "postgresql://x/y"
+    assert (settings.db_url, settings.db_url_given) == ("postgresql://x/y", True)
     settings = load_settings(environ={**environ, "STIFARM_HOME": str(tmp_path / "state")}, cwd=tmp_path)
     assert settings.home == tmp_path / "state"
 
