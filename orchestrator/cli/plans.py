@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -66,21 +66,22 @@ def query(
         raise InputError(f"--kind {kind!r} is unknown.", f"There is: {', '.join(KINDS)}.")
     with farm_of(context, existing=True) as farm:
         chosen = None if task is None else only_task(farm, task)
+        names = _known_devices(farm, device or ())
+        filters: dict[str, Any] = {
+            "label": wanted,
+            "task": chosen,
+            "preload_bytes": preload_bytes,
+            "policy": None if policy == "all" else policy,
+            "include_emulated": emulated,
+        }
         answers = [
             answer
             for target_ns in targets
-            for answer in measure.answers_for(
-                farm,
-                _known_devices(farm, device or ()),
-                label=wanted,
-                task=chosen,
-                target_ns=target_ns,
-                preload_bytes=preload_bytes,
-                policy=None if policy == "all" else policy,
-                include_emulated=emulated,
-                request_kind=kind,
-            )
+            for answer in measure.answers_for(farm, names, target_ns=target_ns, request_kind=kind, **filters)
         ]
+        if not answers:
+            asked = "all" if not names else ",".join(names)
+            raise _no_plan(farm, names, filters, f"stifarm plan --devices {asked} --target {target or 'T'}")
         with farm.store.reader() as session:
             whys = [reasons_of(session, a.plan_id, a.plan) if explain else None for a in answers]
     if json:
@@ -90,17 +91,39 @@ def query(
             if explain:
                 shown["explanation"] = None if why is None else asdict(why)
         emit_json(documents)
-    elif answers:
+    else:
         columns, rows = report.grounds_table(answers)
         grounds = TableText("What they rest on", columns, rows, report.GROUNDS_CAPTION)
         show_plans(f"Plans ({kind} requests)", answers, others=[grounds])
         if explain:
             _show_reasons(answers, whys)
-    if not answers:
-        raise NoPlanError(
-            "The store holds no plan that answers this.",
-            "Make one with stifarm plan; emulated devices answer by name or with --emulated only.",
+
+
+def _no_plan(farm: Farm, names: Sequence[str], filters: Mapping[str, Any], make: str) -> NoPlanError:
+    """That nothing answers, and what does: by the first of the filters without which something would."""
+
+    def found(**other: Any) -> Sequence[PlanAnswer]:
+        return measure.answers_for(farm, names, **{**filters, **other})
+
+    what = "The store holds no plan that answers this."
+    if there := found():  # of another T
+        known = ", ".join(format_ns(ns) for ns in sorted({each.plan.target_ns for each in there}))
+        return NoPlanError(
+            what, f"It holds some for T = {known}. Make one (an impossible T is told the smallest): {make}"
         )
+    if not names and not filters["include_emulated"] and found(include_emulated=True):
+        return NoPlanError(what, "Emulated devices have some: ask for them by name or with --emulated.")
+    for option, name, value in (
+        ("--preload", "preload_bytes", lambda each: format_bytes(each.plan.preload_bytes)),
+        ("--policy", "policy", lambda each: each.plan.policy),
+        ("--task", "task", lambda each: each.task),
+        ("--label", "label", lambda each: each.device),
+    ):
+        if filters[name] is not None and (there := found(**{name: None})):
+            others = ", ".join(dict.fromkeys(map(value, there)))
+            of = "devices" if name == "label" else option
+            return NoPlanError(what, f"Without {option} it has some ({of}: {others}); or make one: {make}")
+    return NoPlanError(what, f"Make one: {make}")
 
 
 def _show_reasons(answers: Sequence[PlanAnswer], whys: Sequence[Reasons | None]) -> None:

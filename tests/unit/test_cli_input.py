@@ -245,11 +245,31 @@ def test_a_missing_inventory_is_said_first(empty: Path, run: Run, verb: tuple[st
     assert str(empty / ".stifarm") in what
 
 
-def test_a_query_without_plans_is_an_empty_document(empty: Path, run: Run) -> None:
+def test_a_query_without_plans_is_an_error_in_the_document_too(empty: Path, run: Run) -> None:
     answer = run(empty, *QUERY, "--json")
     assert answer.code == FAILED
-    assert json.loads(answer.out) == []
-    assert "holds no plan" in answer.err
+    document = json.loads(answer.out)
+    assert "holds no plan" in document["error"]
+    assert document["remedy"] == "Make one: stifarm plan --devices all --target T"
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("--device", "desk", "--target", "1ns", "--emulated"), "It holds some for T = 1,?000 s. Make one"),
+        (("--device", "desk", "--preload", "7B"), r"Without --preload it has some \(--preload: 1 MB\)"),
+        (("--policy", "exact"), r"Without --policy it has some \(--policy: sti\)"),
+        (("--label", "kind=none"), r"Without --label it has some \(devices: desk\)"),
+    ],
+)
+def test_a_query_that_nothing_answers_says_what_would(
+    world: Path, run: Run, words: tuple[str, ...], remedy: str
+) -> None:
+    assert run(world, "plan", "--devices", "desk", "--target", "1000s", "--working", "1MB").code == 0
+    what, to_do = refusal(run(world, *QUERY, *words), FAILED)
+    assert "holds no plan" in what
+    assert re.match(remedy, to_do), to_do
+    assert "--emulated" not in to_do
 
 
 def test_without_importance_and_without_a_profile(empty: Path, run: Run) -> None:
