@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import database_wall_ns
 from db.documents import document, storable
-from db.errors import StoreError
+from db.errors import StoreError, UnknownNameError
 from db.events import record_event
 from db.models import AlertDeliveryRow, AlertRow, DeviceRow, EventRow
 from db.models.work import EVENT_LEVELS
@@ -41,7 +41,7 @@ def add_alert(session: Session, name: str, kind: str, target: Any, level: str) -
 
 
 def remove_alert(session: Session, name: str) -> None:
-    """Tell them no more. Raises: StoreError when there is no such alert."""
+    """Tell them no more. Raises: UnknownNameError."""
     get_alert(session, name)
     session.execute(delete(AlertDeliveryRow).where(AlertDeliveryRow.alert == name))
     session.execute(delete(AlertRow).where(AlertRow.name == name))
@@ -53,10 +53,10 @@ def list_alerts(session: Session) -> Sequence[AlertRow]:
 
 
 def get_alert(session: Session, name: str) -> AlertRow:
-    """An alert by name. Raises: StoreError."""
+    """An alert by name. Raises: UnknownNameError."""
     row = session.get(AlertRow, name, populate_existing=True)
     if row is None:
-        raise StoreError(f"There is no alert {name!r}.", "See them: stifarm alerts list.")
+        raise UnknownNameError(f"There is no alert {name!r}.", "See them: stifarm alerts list.")
     return row
 
 

@@ -5,6 +5,7 @@ StifarmError
     ├── StoreUnreachableError  nobody answers, the connection was lost, it is locked: it may come back
     │   └── StoreFullError         its disk is full
     ├── StoreVersionError    its schema is older or newer than this program
+    ├── UnknownNameError     a name that was given is none of its rows (exit code 2)
     ├── QuarantinedError     the farm has put the device in quarantine
     └── LeaseHeldError       another controller holds the device
         └── DeviceReservedError   a person does
@@ -35,6 +36,12 @@ class StoreFullError(StoreUnreachableError):
 
 class StoreVersionError(StoreError):
     """The schema of the database is not the one this program works with."""
+
+
+class UnknownNameError(StoreError):
+    """The store has nothing of a name that was given; nothing was changed."""
+
+    exit_code = InputError.exit_code
 
 
 class QuarantinedError(StoreError):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import database_wall_ns
 from db.documents import storable
-from db.errors import StoreError
+from db.errors import UnknownNameError
 from db.models import HostRow
 from db.upsert import save_new
 
@@ -68,7 +68,7 @@ def list_hosts(session: Session) -> Sequence[HostRow]:
 
 
 def forget_host(session: Session, name: str) -> None:
-    """Remove a host. Its devices and what was measured on them stay. Raises: StoreError if unknown."""
+    """Remove a host. Its devices and what was measured on them stay. Raises: UnknownNameError."""
     found = session.execute(delete(HostRow).where(HostRow.name == name).returning(HostRow.name))
     if found.first() is None:
-        raise StoreError(f"The store knows no host named {name!r}.", "See stifarm host list.")
+        raise UnknownNameError(f"The store knows no host named {name!r}.", "See stifarm host list.")

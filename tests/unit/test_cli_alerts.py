@@ -33,7 +33,12 @@ def test_alerts_are_added_listed_without_secrets_tried_and_removed(root: Path, r
     assert "NO_SUCH_URL holds no URL" in refusal(run(root, "alerts", "test", "var"), FAILED)[0]
     assert "0 events were taken" in run(root, "alerts", "deliver").err
     assert run(root, "alerts", "remove", "hook").code == OK
-    assert "no alert 'hook'" in refusal(run(root, "alerts", "remove", "hook"), FAILED)[0]
+    for verb in ("remove", "test"):
+        assert "no alert 'hook'" in refusal(run(root, "alerts", verb, "hook"), USAGE)[0]
+
+
+def test_a_host_that_nobody_knows_is_wrong_input(root: Path, run: Run) -> None:  # noqa: F811
+    assert "no host named 'nosuchhost'" in refusal(run(root, "host", "leave", "nosuchhost"), USAGE)[0]
 
 
 @pytest.mark.parametrize(
