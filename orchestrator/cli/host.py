@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from orchestrator.hosts import HOST_NAME, HostOffer, gather
 from orchestrator.processes import alive
 from sti_runtime.errors import InputError
 from sti_runtime.units import format_ns
+
+if TYPE_CHECKING:  # Ray is slow to import
+    from orchestrator.ray.board import Board
 
 host_app = typer.Typer(no_args_is_help=True, help="Lab hosts: machines with devices, joined to a controller.")
 
@@ -115,7 +118,7 @@ def controllers(
 
     Example: stifarm host controllers
     """
-    with farm_of(context) as farm, farm.store.reader() as session:
+    with farm_of(context, existing=True) as farm, farm.store.reader() as session:
         now = database_wall_ns(session)
         rows = [_controller_json(row, now) for row in list_controllers(session, ended=all_)]
     if json:
@@ -159,27 +162,22 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
 
     Example: stifarm host list
     """
-    from orchestrator.ray.access import authenticated
-    from orchestrator.ray.board import Board
-    from orchestrator.ray.head import running_head
-
-    with farm_of(context) as farm:
-        head = running_head(farm.settings)
-        if head is not None:
-            with authenticated(farm.settings.ray_token):
-                note_hosts(farm.store, Board(head.endpoint).hosts())
+    with farm_of(context, existing=True) as farm:
+        with _board(farm) as board:
+            if board is not None:
+                note_hosts(farm.store, board.hosts())
         with farm.store.reader() as session:
             rows, now = list(list_hosts(session)), database_wall_ns(session)
         refused = gather(farm.own_devices, _offers(rows)).refused
         if json:
             hosts = [_as_json(row, now) for row in rows]
-            address = None if head is None else head.address
+            address = None if board is None else str(board.endpoint)
             emit_json({"controller": address, "hosts": hosts, "refused_devices": dict(refused)})
             return
         _show(farm, rows, now)
         for device, why in refused.items():
             warn(f"{device}: {why}")
-        if head is None:
+        if board is None:
             note("  no head node is up, so hosts cannot join: stifarm host up --listen ADDRESS")
 
 
@@ -217,14 +215,33 @@ def leave(
     success(f"{joined.name} left {joined.controller}")
 
 
+@contextmanager
+def _board(farm: Farm) -> Iterator[Board | None]:
+    """The board of this home's head node; None while none is up."""
+    from orchestrator.ray.access import authenticated
+    from orchestrator.ray.board import Board
+    from orchestrator.ray.head import running_head
+
+    head = running_head(farm.settings)
+    if head is None:
+        yield None
+        return
+    with authenticated(farm.settings.ray_token):
+        yield Board(head.endpoint)
+
+
 def _forget(context: typer.Context, name: str) -> None:
-    with farm_of(context) as farm:
+    with farm_of(context, existing=True) as farm, _board(farm) as board:
+        if board is not None:
+            note_hosts(farm.store, board.hosts())
         with farm.store.reader() as session:
             now = database_wall_ns(session)
             states = {row.name: state_now(row, now) for row in list_hosts(session)}
         present = states.get(name) == "present"
         if present:
             raise HostError(f"Host {name} is present.", f"Run stifarm host leave on {name}.")
+        if board is not None:  # else who looks at it writes the host down again
+            board.forget(name)
         with farm.store.session() as session:
             forget_host(session, name)
     success(f"{name} is forgotten; what was measured on its devices is kept")

@@ -94,6 +94,11 @@ class Board:
         """Say on the board that a host has left."""
         self.offer(host.model_copy(update={"left_wall_ns": time.time_ns()}))
 
+    def forget(self, name: str) -> None:
+        """Take a host off the board."""
+        with self._errors():
+            self._client.internal_kv_del(_HOST + name.encode(), False, NAMESPACE, timeout=_TIMEOUT_S)
+
     def hosts(self) -> tuple[SeenHost, ...]:
         """Every host on the board, by name."""
         with self._errors():

@@ -235,3 +235,7 @@ def test_hosts_join_a_new_head_by_themselves_and_jobs_go_on(world: HostWorld, fa
     listed = json.loads(world.verb("", "host", "list", "--json").stdout)
     states = {host["name"]: host["state"] for host in listed["hosts"]}
     assert (states["bench1"], states["bench2"]) == ("left", "present")
+    for name, code in (("bench1", 0), ("bench1", 2), ("bench2", 1)):  # while the head node runs
+        assert world.verb("", "host", "leave", name).returncode == code
+        listed = json.loads(world.verb("", "host", "list", "--json").stdout)
+        assert [host["name"] for host in listed["hosts"]] == ["bench2"]
