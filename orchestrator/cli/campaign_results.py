@@ -19,6 +19,7 @@ from orchestrator.results.gather import Results, gather
 from orchestrator.results.headline import headline
 from orchestrator.results.page import write_page
 from sti_runtime.errors import ResourceError
+from sti_runtime.units import NONE
 
 
 def results(
@@ -53,7 +54,10 @@ def results(
             {
                 "campaign": name,
                 "run": run.number,
-                "claims": [asdict(claim) for claim in claims],
+                "claims": [
+                    {**asdict(claim), "found": None if claim.found == NONE else claim.found}
+                    for claim in claims
+                ],
                 "missing": sum(cell.missing for cell in found.cells),
                 "spot_checks": [asdict(check) for check in found.spot_checks],
                 "cells": [report_json(row) for row in rows],

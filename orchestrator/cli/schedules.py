@@ -65,7 +65,7 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
         emit_json(shown_rows)
     else:
         columns = ("campaign", "cron", "timezone", "state", "catch-up", "overlap", "next")
-        table("Schedules", columns, [tuple(one.values()) for one in shown_rows])
+        table("Schedules", columns, [tuple(value or NONE for value in one.values()) for one in shown_rows])
 
 
 @schedules_app.command("pause")
@@ -139,7 +139,7 @@ def history(
             "due": shown(row.due_wall_ns, schedule.timezone),
             "trigger": one.trigger,
             "state": one.state,
-            "took": format_span(one.elapsed_ns),
+            "took": None if one.elapsed_ns is None else format_span(one.elapsed_ns),
             "cells": counted(one),
             "cause": one.cause or "",
         }
@@ -149,7 +149,11 @@ def history(
         emit_json([{**row, "counts": dict(one.counts)} for row, one in zip(rows, found, strict=True)])
     else:
         columns = (">run", "due", "trigger", "state", ">took", ">cells", "cause")
-        table(f"Runs of {name}", columns, [tuple(one.values()) for one in rows])
+        table(
+            f"Runs of {name}",
+            columns,
+            [tuple(NONE if value is None else value for value in one.values()) for one in rows],
+        )
 
 
 def serve(
@@ -247,9 +251,9 @@ def _no_run(farm: Farm) -> bool:
         return not open_runs(session)
 
 
-def _next(row: ScheduleRow) -> str:
+def _next(row: ScheduleRow) -> str | None:
     if row.state != "active":
-        return NONE
+        return None
     return shown(next_due(row.cron, row.timezone, row.settled_wall_ns), row.timezone)
 
 

@@ -419,11 +419,13 @@ def test_schedules_are_listed_rested_and_removed(cli: Cli, tmp_path: Path) -> No
         assert cli("schedules", verb, "health")[0] == 0
         (row,) = json.loads(cli("schedules", "list", "--json")[1])
         assert (row["state"], row["timezone"]) == (state, "Europe/Berlin")
+        assert (row["next"] is None) == (state == "paused")
+        assert ("–" in cli("schedules", "list")[1]) == (state == "paused")
     assert cli("schedules", "run-now", "health")[0] == 0
     assert cli("schedules", "run-now", "health")[0] == 2
     (row,) = json.loads(cli("schedules", "history", "health", "--json")[1])
     assert (row["trigger"], row["state"], row["cells"]) == ("manual", "running", "0 + 2 queued of 2")
-    assert row["counts"] == {"queued": 2}
+    assert (row["counts"], row["took"]) == ({"queued": 2}, None)
     assert cli("campaign", "report", "health")[0] == 0
     code, said = cli("campaign", "compare", "health")
     told = " ".join(said.split())
