@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,11 @@ from db.campaign_work import durations, left, put_back_causes, sizes, under_way
 from db.campaigns import OPEN, cell_counts, runs_of
 from db.controllers import living_controllers
 from db.leases import database_wall_ns
-from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow, ControllerRow
+from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, amounts, left_ns
 from orchestrator.campaigns.lanes import lanes_of
+from orchestrator.controllers import state_of
 from orchestrator.farm import Farm
-from orchestrator.processes import identify
 from sti_runtime.units import NONE, NS_PER_S
 
 _NOT_LEFT = ("done", "failed", "skipped", "infeasible", "cancelled")
@@ -66,7 +65,7 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
             if run.state in OPEN
         }
         controllers = living_controllers(session) if waiting else ()
-    at_work = any(map(_there, controllers))
+    at_work = any(state_of(controller, now) == "alive" for controller in controllers)
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     return [
         RunStatus(
@@ -86,11 +85,6 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
         )
         for campaign, run in found
     ]
-
-
-def _there(controller: ControllerRow) -> bool:
-    """Whether a controller that is not silent so far is still there: of this machine, its process."""
-    return controller.host != socket.gethostname() or identify(controller.pid) is not None
 
 
 def _elapsed(run: CampaignRunRow, now_wall_ns: int) -> int | None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from db.clock import database_wall_ns, utc_text
-from db.controllers import HEARTBEAT_TTL_NS, list_controllers
+from db.controllers import list_controllers
 from db.hosts import forget_host, list_hosts, state_now
 from db.models import ControllerRow, HostRow
 from orchestrator.cli.context import JsonOption, Options, PortsOption, farm_of, parse_size, tell_how_to_join
 from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.content_cache import CACHE_BYTES
+from orchestrator.controllers import silent_ns, state_of
 from orchestrator.errors import HostError, PoolError
 from orchestrator.farm import Farm, impatient
 from orchestrator.host_book import note_hosts, note_seen
@@ -130,7 +131,8 @@ def controllers(
             columns,
             [
                 (one["name"], one["stifarm"], str(one["pid"]), utc_text(one["started_wall_ns"]),
-                 f"{one['silent_s']} s ago", one["state"])
+                 f"{one['silent_s']} s ago",
+                 f"silent for {one['silent_s']} s" if one["state"] == "silent" else one["state"])
                 for one in rows
             ],
         )  # fmt: skip
@@ -139,8 +141,6 @@ def controllers(
 
 
 def _controller_json(row: ControllerRow, now_wall_ns: int) -> dict[str, Any]:
-    silent_ns = max(0, now_wall_ns - row.heartbeat_wall_ns)
-    state = "ended" if row.ended_wall_ns else "silent" if silent_ns > HEARTBEAT_TTL_NS else "alive"
     return {
         "name": row.name,
         "host": row.host,
@@ -150,8 +150,8 @@ def _controller_json(row: ControllerRow, now_wall_ns: int) -> dict[str, Any]:
         "started_wall_ns": row.started_wall_ns,
         "heartbeat_wall_ns": row.heartbeat_wall_ns,
         "ended_wall_ns": row.ended_wall_ns,
-        "silent_s": silent_ns // 10**9,
-        "state": state,
+        "silent_s": silent_ns(row, now_wall_ns) // 10**9,
+        "state": state_of(row, now_wall_ns),
     }
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import structlog
+from sqlalchemy import update
 
 from db.devices import device_by_name, latest_facts, record_facts, register_device
 from db.documents import parse
-from db.models import DeviceRow
+from db.models import ControllerRow, DeviceRow
 from db.plan_answers import latest_plans
 from db.profiles import save_device_profile
 from orchestrator import measure
@@ -677,6 +678,18 @@ def test_controllers_are_listed(world: Path, run: Run) -> None:
         answer = run(world, "host", "controllers")
     assert (answer.code, str(os.getpid()) in answer.out) == (0, True), answer
     assert "alive" in answer.out
+
+
+def test_a_controller_whose_process_is_gone_is_silent(world: Path, run: Run) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with open_world(world) as farm, as_controller(farm):
+        with farm.store.session() as session:
+            session.execute(update(ControllerRow).values(pid=ended.pid))
+        shown = run(world, "host", "controllers").out
+        (one,) = json.loads(run(world, "host", "controllers", "--json").out)
+        assert one["state"] == "silent"
+    assert re.search(r"silent for \d+ s", shown), shown
 
 
 def test_a_working_buffer_too_small_for_any_shard_is_named(world: Path, run: Run) -> None:
