@@ -6,14 +6,16 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from db.devices import device_by_name
+from db.quarantine import refuse_quarantined
 from orchestrator.cli.output import fail, note, steps, success, warn
 from orchestrator.dispatch import Worker
 from orchestrator.errors import SelectorError, StableError, ToolchainError
@@ -31,6 +33,8 @@ from orchestrator.toolchain import build_agent, is_built
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.importance_profile import METHODS, Method
 from sti_runtime.units import format_ns, parse_bytes, parse_duration_ns
+
+T = TypeVar("T")
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
 """Exit codes: done, failed, wrong usage or input, some devices failed."""
@@ -130,6 +134,7 @@ def driving(
     listen: str | None = None,
     ports: str | None = None,
     quarantined: bool = False,
+    measures: bool = False,
     wait: bool = False,
     patient: bool = False,
 ) -> Iterator[Session]:
@@ -137,9 +142,10 @@ def driving(
 
     ``listen``: run the farm's head node there, with these ``ports``, for hosts to join: then there may be no
     device yet. Devices in quarantine that are not named are left out (``Session.left_out``), unless
-    ``quarantined``. ``wait``: until another command that drives devices has ended; ``patient``: as
-    ``controlling``. Raises: SelectorError, InventoryError, HostError before anything is started;
-    ControllerBusyError, PoolError, ResourceError, StoreError.
+    ``quarantined``; ``measures``: those that are named, too, for they get no job. ``wait``: until another
+    command that drives devices has ended; ``patient``: as ``controlling``. Raises: SelectorError,
+    InventoryError, HostError, QuarantinedError before anything is started; ControllerBusyError, PoolError,
+    ResourceError, StoreError.
     """
     from orchestrator.ray.access import token_source
     from orchestrator.ray.board import Endpoint
@@ -151,11 +157,13 @@ def driving(
     given = None if ports is None else Ports.parse(ports)
     know_hosts(farm)
     if listen is None and running_head(farm.settings) is None:  # else hosts may join, or have joined unseen
-        select(farm.inventory.devices, selector)
+        chosen = select(farm.inventory.devices, selector)
+        if not quarantined:
+            require_relied_on(farm, chosen, selector, measures=measures)
     waits = _say_who_is_waited_for if wait else None
     with (
         controlling(farm, waits=waits, patient=patient),
-        RayPool(farm.settings, listen=endpoint, ports=given) as pool,
+        starting(lambda: RayPool(farm.settings, listen=endpoint, ports=given)) as pool,
     ):
         # Every device of all hosts: accuracy may be measured on one that was not chosen.
         hosts = hosts_of(farm, pool)
@@ -168,9 +176,15 @@ def driving(
         devices = () if listen is not None and not known else select(known, selector)
         left_out: tuple[StableError, ...] = ()
         if devices and not quarantined:
-            devices, left_out = without_quarantined(farm, devices, selector)
+            devices, left_out = without_quarantined(farm, devices, selector, measures=measures)
         build_agents(hosts.worker, [device for device in devices if hosts.is_own(device.name)], farm.stop)
         yield Session(farm, devices, hosts.worker, pool, hosts, left_out)
+
+
+def starting(start: Callable[[], T]) -> T:
+    """What ``start`` gives, said before: it takes long on a small machine."""
+    note("… starting the controller (Ray)")
+    return start()
 
 
 def _say_who_is_waited_for(busy: str) -> None:
@@ -187,17 +201,28 @@ def tell_how_to_join(address: str, token: str) -> None:
         warn(f"{finding.subject}: {finding.text}. {finding.remedy}")
 
 
+def require_relied_on(
+    farm: Farm, devices: Sequence[Device], selector: str, *, measures: bool = False
+) -> tuple[tuple[Device, ...], Mapping[str, str]]:
+    """As ``relied_on``. Raises: SelectorError when none is left; QuarantinedError for one that is named."""
+    kept, causes = relied_on(farm, devices, selector, named_too=measures)
+    if kept:
+        return kept, causes
+    if [device.name for device in devices] == [selector]:
+        with farm.store.reader() as session:
+            refuse_quarantined(session, device_by_name(session, selector).id)
+    raise SelectorError(
+        f"The device selector {selector!r} selects only devices in quarantine.",
+        "See their health: stifarm devices check; or release one: stifarm devices release DEVICE.",
+    )
+
+
 def without_quarantined(
-    farm: Farm, devices: Sequence[Device], selector: str
+    farm: Farm, devices: Sequence[Device], selector: str, *, measures: bool = False
 ) -> tuple[tuple[Device, ...], tuple[StableError, ...]]:
-    """(the chosen devices that the farm relies on or that are named, why each of the others is left out);
-    the latter are told, too. Raises: SelectorError when none is left."""
-    kept, causes = relied_on(farm, devices, selector)
-    if not kept:
-        raise SelectorError(
-            f"The device selector {selector!r} selects only devices in quarantine.",
-            "See their health: stifarm devices check; or release one: stifarm devices release DEVICE.",
-        )
+    """(the chosen devices that the farm relies on or, unless it ``measures``, that are named; why each of the
+    others is left out); the latter are told, too. Raises: as ``require_relied_on``."""
+    kept, causes = require_relied_on(farm, devices, selector, measures=measures)
     left_out = tuple(
         StableError(
             f"it is left out, for it is in quarantine: {cause.rstrip('.')}.",

@@ -279,7 +279,7 @@ def evaluate(
             io_mode="buffered" if kind == "cached" else "direct",
             seed=seed,
         )
-        with driving(farm, devices) as session:
+        with driving(farm, devices, measures=True) as session:
             evaluated = evaluate_all(session, work, asked, settings, again=again, quiet=json)
             answers, errors = evaluated.answers, [*evaluated.errors, *session.left_out]
         found = stored_answers(farm, answers, work.task, request_kind=kind)
@@ -292,7 +292,7 @@ def evaluate(
                 "failed": failures_json(errors),
             }
         )
-    else:
+    elif answers:
         show_plans(f"Measured ({kind} requests)", shown, answers)
     context.obj.owes_json = False
     refuse_infeasible(answers)

@@ -40,7 +40,7 @@ def profile(
     with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
-        with driving(farm, devices) as session:
+        with driving(farm, devices, measures=again) as session:
             done, failed = profile_all(session, work, again=again, quiet=json)
             failed |= {error.device: error for error in session.left_out}
     if json:

@@ -11,14 +11,14 @@ from orchestrator.inventory import Device
 
 
 def relied_on(
-    farm: Farm, devices: Sequence[Device], selector: str
+    farm: Farm, devices: Sequence[Device], selector: str, *, named_too: bool = False
 ) -> tuple[tuple[Device, ...], Mapping[str, str]]:
-    """(devices to work with, the others with the cause of their quarantine). Who is named stays: a verb
-    then works with it, or refuses with the cause."""
+    """(devices to work with, the others with the cause of their quarantine). Who is named stays, unless
+    ``named_too``: a verb then works with it, or refuses with the cause."""
     with farm.store.reader() as session:
         held = quarantines(session)
         causes = {row.name: held[row.id].cause for row in list_devices(session) if row.id in held}
-    named = {term.strip() for term in selector.split(",")}
+    named = set() if named_too else {term.strip() for term in selector.split(",")}
     left_out = {
         device.name: causes[device.name]
         for device in devices

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from db.clock import utc_text
-from db.devices import list_devices, register_device
+from db.devices import device_by_name, list_devices, register_device
 from db.errors import DeviceReservedError, QuarantinedError
 from db.quarantine import begin_quarantine, end_quarantine, quarantine_of
 from db.reservations import reserve, unreserve
@@ -27,11 +27,13 @@ from sti_runtime.messages import Job
 from tests.farm_world import (
     DESK,
     attempts_of,
+    fill,
     machine_of,
     open_world,
     probe_request,
     stored_records,
     write_inventory,
+    write_task_files,
 )
 from tests.unit.test_cli_input import Run, refusal, run  # noqa: F401 - a fixture
 from tests.unit.test_host_routes import offer, seen
@@ -149,6 +151,29 @@ def test_what_selects_only_devices_in_quarantine_is_refused_before_anything_star
         kept, (left_out,) = without_quarantined(farm, farm.inventory.devices, "all")
         assert ([device.name for device in kept], left_out.device) == (["other"], "desk")
         assert without_quarantined(farm, farm.inventory.devices, "desk,other") == (farm.inventory.devices, ())
+        kept, (left_out,) = without_quarantined(farm, farm.inventory.devices, "desk,other", measures=True)
+        assert ([device.name for device in kept], left_out.device) == (["other"], "desk")
+
+
+def test_what_is_to_be_measured_on_a_named_device_in_quarantine_starts_nothing(
+    tmp_path: Path,
+    run: Run,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_inventory(tmp_path, DESK, OTHER)
+    write_task_files(tmp_path)
+    with open_world(tmp_path) as farm:
+        fill(farm)
+        probe_request(farm, HostWorker(farm.settings, farm.inventory.devices), 1)
+        with farm.store.session() as session:
+            begin_quarantine(session, device_by_name(session, "desk").id, "it swells")
+    capsys.readouterr()
+    for verb in (("eval", "--target", "1s"), ("profile", "--again")):
+        answer = run(tmp_path, *verb, "--devices", "desk")
+        what, remedy = refusal(answer, FAILED)
+        assert "desk is in quarantine since" in what
+        assert "stifarm devices release desk" in remedy
+        assert "controller" not in answer.err
 
 
 # ------------------------------------------------------------------ devices of lab hosts
