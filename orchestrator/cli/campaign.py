@@ -34,12 +34,13 @@ from orchestrator.campaigns.start import (
     spec_of,
     take_run,
 )
-from orchestrator.campaigns.status import format_span, statuses
+from orchestrator.campaigns.status import RunStatus, format_span, statuses
 from orchestrator.campaigns.steps import Means
+from orchestrator.cli.campaign_progress import RunProgress
 from orchestrator.cli.campaign_results import results
 from orchestrator.cli.campaign_view import compare, report, status, unattended
 from orchestrator.cli.context import FAILED, SOME_FAILED, AgainOption, JsonOption, Session, driving, farm_of
-from orchestrator.cli.output import emit_json, note, success, table, warn
+from orchestrator.cli.output import emit_json, note, steps, success, table, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import ControllerBusyError, Farm
 from orchestrator.host_book import know_hosts
@@ -93,7 +94,7 @@ def run(
         if detach:
             tell_open(context, farm, campaign, opened)
             return
-        drive(farm, ",".join(spec.devices), campaign, opened)
+        drive(farm, ",".join(spec.devices), campaign, opened, quiet=json)
         (ended,) = statuses(farm, [campaign])
         with farm.store.reader() as session:
             importance = importance_of_run(session, opened.id)
@@ -123,20 +124,29 @@ def means_of(session: Session) -> Means:
     return means if session.hosts is None else replace_field(means, in_reach=session.hosts.in_reach)
 
 
-def drive(farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow) -> None:
-    """Work on the store's open runs until this one has ended."""
+def drive(
+    farm: Farm, selector: str, campaign: CampaignRow, run: CampaignRunRow, *, quiet: bool = False
+) -> None:
+    """Work on the store's open runs until this one has ended, and show how far it is unless ``quiet``."""
 
     def over(_idle: bool) -> bool:
         with farm.store.reader() as session:
             row = session.get_one(CampaignRunRow, run.id)
             return row.state not in ("queued", "running")
 
+    def stands() -> RunStatus:
+        return next(one for one in statuses(farm, [campaign], runs=None) if one.number == run.number)
+
     try:
         with driving(farm, selector, quarantined=True) as session:
             note(
                 f"run {run.number} of {campaign.name}; see it from elsewhere: stifarm campaign status --watch"
             )
-            Controller(means_of(session)).run(over)
+            with steps(quiet=quiet) as bars:
+                progress = RunProgress(bars, stands)
+                Controller(means_of(session)).run(over, tick=(lambda: None) if quiet else progress)
+                if not quiet:
+                    progress.show()
     except ControllerBusyError as error:
         raise ControllerBusyError(
             f"{error.what} Run {run.number} of {campaign.name} is open.",

@@ -20,6 +20,7 @@ from orchestrator.cli.context import (
     farm_of,
     method_of,
     since,
+    starting,
 )
 from orchestrator.cli.heat import heat_map, milli, whole
 from orchestrator.cli.output import emit_json, fail, heading, lines, note, steps, styled, success, table, warn
@@ -83,7 +84,7 @@ def importance(
         task_rows(farm, name, DEV_SPLIT, model_of(farm, known))
         if devices is not None:
             _on_devices(farm, devices, known, name, rows=rows or IMPORTANCE_ROWS, json=json)
-        with controlling(farm), RayPool(farm.settings) as pool:
+        with controlling(farm), starting(lambda: RayPool(farm.settings)) as pool:
             note(f"controller up in {pool.start_seconds:.1f} s (Ray, token authentication on)")
             if method == "gradient":
                 profile = estimate_step(farm, pool, known, name, rows=rows or GRADIENT_ROWS, quiet=json)
