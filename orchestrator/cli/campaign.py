@@ -135,6 +135,9 @@ def drive(
             return row.state not in ("queued", "running")
 
     def stands() -> RunStatus:
+        (newest,) = statuses(farm, [campaign])
+        if newest.number == run.number:
+            return newest
         return next(one for one in statuses(farm, [campaign], runs=None) if one.number == run.number)
 
     try:
