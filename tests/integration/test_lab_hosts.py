@@ -238,4 +238,4 @@ def test_hosts_join_a_new_head_by_themselves_and_jobs_go_on(world: HostWorld, fa
     for name, code in (("bench1", 0), ("bench1", 2), ("bench2", 1)):  # while the head node runs
         assert world.verb("", "host", "leave", name).returncode == code
         listed = json.loads(world.verb("", "host", "list", "--json").stdout)
-        assert [host["name"] for host in listed["hosts"]] == ["bench2"]
+        assert {host["name"] for host in listed["hosts"]} & set(HOSTS) == {"bench2"}
