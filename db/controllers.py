@@ -89,12 +89,6 @@ def end_controller(session: Session, name: str) -> None:
     )
 
 
-def living_controllers(session: Session) -> Sequence[ControllerRow]:
-    """The controllers that have said lately that they live."""
-    since = database_wall_ns(session) - HEARTBEAT_TTL_NS
-    return [row for row in list_controllers(session) if row.heartbeat_wall_ns >= since]
-
-
 def _bury_silent(session: Session, now_wall_ns: int) -> Sequence[str]:
     """Give up for dead who has been silent too long: their leases and claims run out now. Their names."""
     silent = session.execute(

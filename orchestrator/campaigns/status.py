@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from db.campaign_work import durations, left, put_back_causes, sizes, under_way
 from db.campaigns import OPEN, cell_counts, runs_of
-from db.controllers import living_controllers
+from db.controllers import list_controllers
 from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, amounts, left_ns
@@ -64,7 +64,7 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
             for _, run in found
             if run.state in OPEN
         }
-        controllers = living_controllers(session) if waiting else ()
+        controllers = list_controllers(session) if waiting else ()
     at_work = any(state_of(controller, now) == "alive" for controller in controllers)
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     return [
