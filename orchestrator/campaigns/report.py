@@ -42,8 +42,10 @@ class Row:
 def rows_of(session: Session, run_id: int) -> list[Row]:
     """Every question of a run, finished or not."""
     names = bundle_names(session)
-    found = found_in(session, run_id) or found_in(session, run_id, kind="evaluate")
-    return [_row(session, one, names.get(one.question.bundle, "?")) for one in found]
+    timed, scored = found_in(session, run_id), found_in(session, run_id, kind="evaluate")
+    return [
+        _row(session, one, names.get(one.question.bundle, "?"), [*timed, *scored]) for one in timed or scored
+    ]
 
 
 def importance_of_run(session: Session, run_id: int) -> list[str]:
@@ -55,7 +57,7 @@ def importance_of_run(session: Session, run_id: int) -> list[str]:
     ]
 
 
-def _row(session: Session, found: Found, bundle: str) -> Row:
+def _row(session: Session, found: Found, bundle: str, others: Sequence[Found]) -> Row:
     samples = found.latency_ns
     met = sum(one <= (found.target_ns or 0) for one in samples)
     return Row(
@@ -63,7 +65,7 @@ def _row(session: Session, found: Found, bundle: str) -> Row:
         bundle,
         summarise(samples),
         wilson(met, len(samples)) if samples else None,
-        accuracy_in(session, found),
+        accuracy_in(session, found, others),
     )
 
 

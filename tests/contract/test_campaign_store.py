@@ -59,6 +59,7 @@ from db.session import Store
 from orchestrator.campaigns.compare import Asked, compare_runs
 from orchestrator.campaigns.conclude import conclude_run
 from orchestrator.campaigns.ends import RunEnds
+from orchestrator.campaigns.report import rows_of
 from orchestrator.campaigns.spec import CampaignSpec
 from sti_runtime.errors import InputError
 from sti_runtime.records import Record
@@ -472,6 +473,23 @@ def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: St
         found = compare_runs(session, *nights).metrics
     (accuracy,) = (each for each in found if each.metric == "accuracy")
     assert (accuracy.before, accuracy.samples, accuracy.verdict) == (750_000, (40, 40), "same")
+
+
+def test_a_report_has_the_accuracy_that_was_known_on_the_rows_of_its_run(store: Store) -> None:
+    with store.session() as session:
+        made = world.populate(session)
+        session.execute(update(TaskDataRow).values(split="dev-40-seed-1"))  # draws answer who asks for them
+        records = world.journal(made.job, made.plan)
+        ingest(session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records)
+    ran = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
+    known = CellEnd("done", "its accuracy was known", plan_digest=made.plan.digest)
+    run_id = ended(store, (batch(0, "board", "evaluate"), ran), (batch(1, "twin", "evaluate"), known))
+    with store.reader() as session:
+        shares = [
+            row.accuracy and (row.accuracy.correct.count, row.accuracy.correct.total)
+            for row in rows_of(session, run_id)
+        ]
+    assert shares == [(30, 40), (30, 40)]
 
 
 # ------------------------------------------------------------------ claims
