@@ -21,6 +21,7 @@ from sti_runtime.messages import (
     FailureRecord,
     Job,
     JournalRecord,
+    Lease,
     Payload,
     ProbeResult,
     ResultRecord,
@@ -32,6 +33,7 @@ from tests.agents import Agent
 from tests.native.sanitized import ENVIRONMENT, Sanitizer, build_sanitized
 
 AGENT_SOURCES = sorted(SOURCE_FOLDERS[1].glob("*.c"))
+LEASE = Lease(store="store-a", counter=1, takeover=False)
 
 
 @cache

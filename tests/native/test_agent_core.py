@@ -43,6 +43,7 @@ from tests.agents import Agent, abandon
 from tests.bundles import hand_plan, make_bundle, small_config
 from tests.machine import Machine
 from tests.native.core import (
+    LEASE,
     call,
     done_by_python,
     finish,
@@ -51,24 +52,10 @@ from tests.native.core import (
     journal_path,
     native_job,
     run,
-    sanitized_agent,
     units_done,
     wait_for,
     write_journal,
 )
-
-LEASE = Lease(store="store-a", counter=1, takeover=False)
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool")
-
 
 # ------------------------------------------------------------------ command line, identity
 

@@ -33,23 +33,7 @@ from tests.native.core import (
     call,
     files_below,
     same_answer,
-    sanitized_agent,
 )
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def test_a_deploy_with_any_damage_goes_the_same_way_on_both(

@@ -38,7 +38,6 @@ from tests.agent_data import (
     manifest_of,
     probes,
     push_job,
-    tiny_bundle,
 )
 from tests.agents import Agent, agent_called
 from tests.bundles import make_bundle, small_config
@@ -53,22 +52,6 @@ from tests.native.core import (
     sanitized_agent,
     wait_for,
 )
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
 
 # ------------------------------------------------------------------ large bundles
 

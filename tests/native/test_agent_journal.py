@@ -27,7 +27,6 @@ from sti_runtime.messages import (
     EndRecord,
     FailureRecord,
     JournalRecord,
-    Lease,
     StartRecord,
 )
 from sti_runtime.records import canonical_json
@@ -39,6 +38,7 @@ from tests.agents import Agent
 from tests.machine import Machine
 from tests.native.core import (
     AGENT_SOURCES,
+    LEASE,
     call,
     done_by_python,
     finish,
@@ -47,26 +47,12 @@ from tests.native.core import (
     journal_path,
     native_job,
     run,
-    sanitized_agent,
     start_record,
     units_done,
     wait_for,
     write_journal,
 )
 from tests.native.sanitized import ENVIRONMENT, build_sanitized
-
-LEASE = Lease(store="store-a", counter=1, takeover=False)
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool")
-
 
 # ------------------------------------------------------------------ journal
 

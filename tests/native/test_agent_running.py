@@ -26,28 +26,16 @@ from tests.agent_data import (
 from tests.agents import Agent
 from tests.machine import Machine
 from tests.native.core import (
+    LEASE,
     call,
     finish,
     journal_lines,
     journal_of,
     native_job,
     run,
-    sanitized_agent,
     units_done,
     wait_for,
 )
-
-LEASE = Lease(store="store-a", counter=1, takeover=False)
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return sanitized_agent()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool")
 
 
 def test_killed_at_random_moments_nothing_is_lost_and_nothing_counted_twice(

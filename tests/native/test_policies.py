@@ -12,10 +12,9 @@ import pytest
 from sti_runtime.embedding_rows import Request
 from sti_runtime.pipeline import Executor
 from sti_runtime.plan import Plan, Policy
-from sti_runtime.storage import direct_io_works
 from sti_runtime.torch_engine import TorchEngine
 from tests.agents import Agent, agent_called
-from tests.native.content import Content, make_content
+from tests.native.content import Content
 from tests.native.planning_cases import NATIVE_POLICIES
 from tests.native.test_standalone import close
 from tests.unit.planning_data import make_importance
@@ -26,14 +25,6 @@ ROW = 3
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     return agent_called("x86_64")
-
-
-@pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    content = make_content(tmp_path_factory.mktemp("content"))
-    if not direct_io_works(content.bundle.region_path(2)):
-        pytest.skip(f"{content.bundle.path}: no direct IO here, so a profile of it would be unfit")
-    return content
 
 
 @pytest.fixture(scope="module")

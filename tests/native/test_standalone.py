@@ -24,12 +24,11 @@ from sti_runtime.pipeline import Executor
 from sti_runtime.plan import Plan
 from sti_runtime.policies import plan_policy
 from sti_runtime.profile import DeviceProfile
-from sti_runtime.storage import direct_io_works
 from sti_runtime.torch_engine import TorchEngine
 from sti_runtime.units import format_ns_up
 from tests.agents import Agent
 from tests.bundles import hand_plan
-from tests.native.content import LABELS, ROWS, TOKENS, Content, make_content
+from tests.native.content import LABELS, ROWS, TOKENS, Content
 from tests.native.core import sanitized_agent
 
 T_NS, S_BYTES, W_BYTES = 15_000_000_000, 200_000, 1_000_000
@@ -41,14 +40,6 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", params=["address,undefined", "thread"])
 def agent(request: pytest.FixtureRequest) -> Agent:
     return sanitized_agent(request.param)
-
-
-@pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    content = make_content(tmp_path_factory.mktemp("content"))
-    if not direct_io_works(content.bundle.region_path(2)):
-        pytest.skip(f"{content.bundle.path}: no direct IO here, so a profile of it would be unfit")
-    return content
 
 
 @pytest.fixture(scope="module")
