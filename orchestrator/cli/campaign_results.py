@@ -54,10 +54,7 @@ def results(
             {
                 "campaign": name,
                 "run": run.number,
-                "claims": [
-                    {**asdict(claim), "found": None if claim.found == NONE else claim.found}
-                    for claim in claims
-                ],
+                "claims": [asdict(claim) for claim in claims],
                 "missing": sum(cell.missing for cell in found.cells),
                 "spot_checks": [asdict(check) for check in found.spot_checks],
                 "cells": [report_json(row) for row in rows],
@@ -67,7 +64,7 @@ def results(
     table(
         f"Run {run.number} of {name}: {run.state}",
         ("what must hold", "reach", "found", "verdict"),
-        [(claim.what.replace("`", ""), claim.reach, claim.found, claim.verdict) for claim in claims],
+        [(claim.what.replace("`", ""), claim.reach, claim.found or NONE, claim.verdict) for claim in claims],
     )
     missing = sum(cell.missing for cell in found.cells)
     if missing:

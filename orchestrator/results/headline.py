@@ -12,7 +12,7 @@ from orchestrator.results.effects import effect_of, same_places
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, difference, mean_difference
 from sti_runtime.rank_statistics import rank_correlation
-from sti_runtime.units import NONE, format_bytes
+from sti_runtime.units import format_bytes
 
 Verdict = Literal["reached", "not reached", "not known", "nothing to compare"]
 """not known: cells are missing. nothing to compare: none is, and there is no pair of plans that meet T."""
@@ -27,12 +27,12 @@ CORRELATION = 0.7
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the headline. ``detail``: the figures it is made of, and what it leaves out; ``cause``: of
-    what is not reached, why, as far as the run's figures tell."""
+    """One line of the headline. ``found``: None where nothing is known. ``detail``: the figures it is made
+    of, and what it leaves out; ``cause``: of what is not reached, why, as far as the run's figures tell."""
 
     what: str
     reach: str
-    found: str
+    found: str | None
     verdict: Verdict
     detail: tuple[str, ...] = ()
     cause: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def _memory(results: Results) -> Claim:
     return Claim(
         f"Memory of `sti`, all parts, at the largest |S| against `preload-32`, T = {target}: the worst ratio",
         "≤ 1/8",
-        f"1/{1 / max(ratios):.1f}" if ratios else NONE,
+        f"1/{1 / max(ratios):.1f}" if ratios else None,
         _verdict(max(ratios) <= MEMORY_SHARE if ratios else None, missing=missing),
         tuple(details),
     ).because(worst)
@@ -165,7 +165,7 @@ def _over_target(results: Results) -> Claim:
         f"{share.value_ppm / 1e4:.2f} % [{share.low_ppm / 1e4:.2f}, {share.high_ppm / 1e4:.2f}],"
         f" {over} of {total}"
         if share
-        else NONE,
+        else None,
         _verdict(
             None if share is None else share.value_ppm <= OVER_PPM,
             missing=any(cell.missing for cell in cells),
@@ -229,7 +229,7 @@ def _expected(results: Results, *, missing: bool) -> Claim:
         "`exact` against `sti` in the same places: expected gain (the loss that the additive model expects to"
         " save)",
         "never below",
-        f"below in {below} of {places} places" + (f"; {_gains(ahead)}" if ahead else "") if places else NONE,
+        f"below in {below} of {places} places" + (f"; {_gains(ahead)}" if ahead else "") if places else None,
         _verdict(below == 0 if places else None, missing=missing),
         tuple(details),
     )
@@ -275,10 +275,10 @@ def _verdict(holds: bool | None, *, missing: bool) -> Verdict:
     return "reached" if holds else "not reached"
 
 
-def _told(mean: Difference | None, tasks: int) -> str:
+def _told(mean: Difference | None, tasks: int) -> str | None:
     """A mean over tasks; how many where some are left out."""
     if mean is None:
-        return NONE
+        return None
     return f"{mean}" if mean.of == tasks else f"{mean} ({mean.of} of {tasks} tasks)"
 
 

@@ -45,7 +45,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         "## Headline",
         table(
             ("what must hold", "reach", "found [95 %]", ""),
-            [(claim.what, claim.reach, claim.found, f"**{claim.verdict}**") for claim in claims],
+            [(claim.what, claim.reach, claim.found or NONE, f"**{claim.verdict}**") for claim in claims],
         ),
         "\n".join(f"- {line}" for claim in claims for line in _detail(claim.what, claim.detail)),
         *_causes(claims),

@@ -28,6 +28,7 @@ from sti_runtime.messages import LayerTrace
 from sti_runtime.model import Submodel
 from sti_runtime.model_store import ModelInfo, SubmodelScore
 from sti_runtime.policies import POLICIES
+from sti_runtime.units import NONE
 from tests.farm_world import tiny_config
 
 TIGHT, LOOSE = "0.5 of whole-model compute", "1 of whole-model compute"
@@ -70,7 +71,7 @@ def results_of(*cells: Cell) -> Results:
 def claims(*cells: Cell) -> list[tuple[str, str]]:
     """(found, verdict) of the whole model, memory, ahead, over T, exact."""
     told = [claim for claim in headline(results_of(*cells)) if "expected gain" not in claim.what]
-    return [(claim.found, claim.verdict) for claim in told]
+    return [(claim.found or NONE, claim.verdict) for claim in told]
 
 
 STI = (
