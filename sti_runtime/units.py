@@ -100,6 +100,11 @@ def format_ns(duration_ns: int) -> str:
     return f"{duration_ns} ns"
 
 
+def many(count: int, noun: str) -> str:
+    """How many of something: "1 device", "1,200 devices"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 # ------------------------------------------------------------------ least durations
 
 

@@ -11,6 +11,7 @@ from db.campaigns import OPEN, cell_counts, newest_run_id, runs_among
 from db.models import CampaignRow
 from db.session import Store
 from orchestrator.campaigns.status import format_span
+from sti_runtime.units import many
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class RunEnd:
         total = sum(self.counts.values())
         if total:
             states = ", ".join(f"{count:,} {state}" for state, count in sorted(self.counts.items()))
-            said += f"; {total:,} cell{'s' * (total > 1)}: {states}"
+            said += f"; {many(total, 'cell')}: {states}"
         return said if self.elapsed_ns is None else f"{said}; took {format_span(self.elapsed_ns)}"
 
 

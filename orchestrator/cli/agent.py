@@ -15,7 +15,7 @@ from orchestrator.cli.output import emit_json, steps, success, table
 from orchestrator.errors import near
 from orchestrator.toolchain import ARCHITECTURES, build_agent
 from sti_runtime.errors import InputError
-from sti_runtime.units import format_bytes
+from sti_runtime.units import format_bytes, many
 
 agent_app = typer.Typer(no_args_is_help=True, help="The native agent that devices run.")
 
@@ -52,7 +52,7 @@ def build(
             ]
         )
         return
-    success(f"{len(built)} executables")
+    success(f"{many(len(built), 'executable')}")
     table(
         "Native agent",
         ("architecture", ">size", "sha256", "path"),

@@ -44,6 +44,7 @@ from orchestrator.cli.output import emit_json, note, steps, success, table, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import ControllerBusyError, Farm
 from orchestrator.host_book import know_hosts
+from sti_runtime.units import many
 
 campaign_app = typer.Typer(
     no_args_is_help=True, help="Matrices of measurements, resumed at any time (docs/campaigns.md)."
@@ -311,7 +312,7 @@ def _agree(farm: Farm, resolved: Resolved, *, yes: bool) -> None:
     if resolved.cells <= ASK_ABOVE or yes:
         return
     about = format_span(estimated_ns(farm, resolved))
-    what = f"The matrix of {resolved.spec.name} has {resolved.cells:,} cells; about {about} of work."
+    what = f"The matrix of {resolved.spec.name} has {many(resolved.cells, 'cell')}; about {about} of work."
     if not sys.stdin.isatty():
         raise CampaignError(what, "Take values out of it, or agree to it with --yes.")
     typer.confirm(f"{what} Is that meant?", abort=True, err=True)

@@ -30,6 +30,7 @@ from orchestrator.side_by_side import side_by_side
 from orchestrator.store_place import NoStoreError
 from orchestrator.transports.adb_own import listens
 from sti_runtime.errors import ResourceError, StifarmError
+from sti_runtime.units import many
 
 _MARKS = {"ok": "✓", "note": "!", "problem": "✗"}
 
@@ -56,7 +57,7 @@ def doctor(
         farm, store = _opened(opened, context)
         findings = [
             store,
-            Finding("inventory", "ok", f"{settings.inventory}: {len(inventory.devices)} devices"),
+            Finding("inventory", "ok", f"{settings.inventory}: {many(len(inventory.devices), 'device')}"),
             *host_findings(settings.home, inventory.devices, os.environ),
             *home_findings(settings),
             *_nodes(settings),

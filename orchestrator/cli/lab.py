@@ -16,7 +16,7 @@ from orchestrator.lab.means import readable_path
 from orchestrator.lab.state import DEFAULT_FOLDER, FaultKind, Lab
 from orchestrator.lab.status import device_states
 from sti_runtime.errors import InputError
-from sti_runtime.units import parse_duration_ns
+from sti_runtime.units import many, parse_duration_ns
 
 lab_app = typer.Typer(
     no_args_is_help=True, help="A virtual lab: boards and phones on this machine, without hardware."
@@ -69,7 +69,7 @@ def up(
             }
         )
         return
-    success(f"lab up: {len(upped.devices)} devices, {len(upped.started)} of them started now")
+    success(f"lab up: {many(len(upped.devices), 'device')}, {len(upped.started)} of them started now")
     for reason in upped.state.means.reasons:
         warn(reason)
     note(f"  next: stifarm --inventory {inventory} demo")
@@ -137,7 +137,7 @@ def down(
         emit_json({"folder": str(folder.absolute()), "devices": list(names), "kept": keep})
     else:
         kept = f"; its files stay in {readable_path(folder.absolute())}" if keep else ""
-        success(f"lab down: {len(names)} devices stopped, nothing of them runs any more{kept}")
+        success(f"lab down: {many(len(names), 'device')} stopped, nothing of them runs any more{kept}")
 
 
 @lab_app.command("fault")

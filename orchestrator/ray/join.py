@@ -26,6 +26,7 @@ from orchestrator.ray.board import Board, Endpoint, Unreachable
 from orchestrator.ray.nodes import Ports, RunningNode, host_node, own_address
 from orchestrator.settings import Settings
 from sti_runtime.records import Record
+from sti_runtime.units import many
 
 HOST_LOCK = "host.lock"
 """What the one process that joins with a home locks."""
@@ -75,8 +76,8 @@ def keep_joined(settings: Settings, joining: Joining, token: Path, tell: Tell, s
         while not stop.is_set():
             try:
                 with _joined(settings, joining) as (node, offer):
-                    count = len(offer.devices)
-                    tell(f"{joining.name} joined {joining.controller}: {count} devices, node {node.id[:12]}")
+                    offered = many(len(offer.devices), "device")
+                    tell(f"{joining.name} joined {joining.controller}: {offered}, node {node.id[:12]}")
                     for finding in [] if joined_before else exposed_at(offer.address):
                         tell(f"{finding.subject}: {finding.text}. {finding.remedy}")
                     joined_before, pause_s = True, _AGAIN_S
