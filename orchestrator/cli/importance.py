@@ -25,6 +25,7 @@ from orchestrator.cli.context import (
 from orchestrator.cli.heat import heat_map, milli, whole
 from orchestrator.cli.output import emit_json, fail, heading, lines, note, steps, styled, success, table, warn
 from orchestrator.farm import Farm, controlling
+from orchestrator.home_files import write_whole
 from orchestrator.library import DEV_SPLIT, KnownBundle, find_bundle, model_of, only_task, task_rows
 from orchestrator.measure import IMPORTANCE_ROWS, importance_of
 from sti_runtime.errors import InputError
@@ -106,6 +107,9 @@ def show(
         typer.Option("--method", "-m", help=f"{', '.join(METHODS)}; the best there is."),
     ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write the heat map to this file too.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write the profile to this file, as `agent plan` takes it.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show the importance of shards as a heat map, and how far the methods agree.
@@ -125,6 +129,9 @@ def show(
 
         draw_importance(profile, f"{known.name} on {name}", png)
         success(f"{png} written")
+    if to is not None:
+        write_whole(to, profile.to_json())
+        success(f"{to} written")
     if json:
         emit_json(
             {

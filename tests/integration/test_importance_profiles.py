@@ -114,6 +114,9 @@ def test_showing_what_the_store_holds(tmp_path: Path, farm: Farm, run: Run) -> N
     assert document["methods"][1]["rank_correlation"] in (0, pytest.approx(1))
     assert document["methods"][0]["digest"] == by_loss.digest
 
+    assert run("importance", "show", "--out", "importance.json")[0] == 0
+    assert ImportanceProfile.read(tmp_path / "importance.json").digest == by_loss.digest
+
     _, out, _ = run("importance", "show", "--method", "gradient")
     assert "(estimated)" in out
     code, _, err = run("importance", "show", "--method", "magic")
