@@ -42,6 +42,7 @@ from tests.farm_world import fill, open_world, wait_for
 
 HEALTH = "name: health\nkinds: [health]\n"
 HOUR_NS = 3600 * 10**9
+DUE_ONCE_NS = 45 * 60 * 10**9  # so long ago one time of `schedule` fell due since
 
 
 @pytest.fixture
@@ -52,11 +53,12 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
 
 
 def schedule(farm: Farm, spec: CampaignSpec, *, catch_up: str = "once", overlap: str = "skip") -> int:
-    """A schedule of every minute."""
+    """A schedule of every hour, that is not due again within half an hour, however slow the machine is."""
+    minute = (datetime.now(UTC).minute + 30) % 60
     with farm.store.session() as session:
         row = keep_campaign(session, spec)
         made = put_schedule(
-            session, row.id, cron="* * * * *", timezone="UTC", catch_up=catch_up, overlap=overlap
+            session, row.id, cron=f"{minute} * * * *", timezone="UTC", catch_up=catch_up, overlap=overlap
         )
         return made.id
 
@@ -88,7 +90,7 @@ def test_a_due_time_begins_one_run_and_what_was_missed_is_told(farm: Farm) -> No
     assert fire_due(farm) == ["health"]
     assert fire_due(farm) == []
     (run,) = runs(farm)
-    assert (run.trigger, run.state, run.number) == ("schedule", "running", 1)
+    assert (run.trigger, run.state, run.number) == ("catch-up", "running", 1)
     assert ("warning", "schedule-missed") in events(farm)
 
 
@@ -96,7 +98,7 @@ def test_a_due_time_begins_one_run_and_what_was_missed_is_told(farm: Farm) -> No
 def test_due_while_a_run_is_open(farm: Farm, overlap: str, states: str) -> None:
     begin(farm, campaign(HEALTH))
     schedule_id = schedule(farm, campaign(HEALTH), overlap=overlap)
-    settle_back(farm, schedule_id, 90 * 10**9)
+    settle_back(farm, schedule_id, DUE_ONCE_NS)
     assert fire_due(farm) == ["health"]
     newest = runs(farm)[0]
     assert newest.state == states
@@ -105,7 +107,7 @@ def test_due_while_a_run_is_open(farm: Farm, overlap: str, states: str) -> None:
         assert ("warning", "campaign-skipped") in events(farm)
         return
     # A second one does not queue behind it.
-    settle_back(farm, schedule_id, 90 * 10**9)
+    settle_back(farm, schedule_id, DUE_ONCE_NS)
     with farm.store.session() as session:
         table = CampaignRunRow
         session.execute(update(table).where(table.id == newest.id).values(due_wall_ns=1))
@@ -115,7 +117,7 @@ def test_due_while_a_run_is_open(farm: Farm, overlap: str, states: str) -> None:
 
 def test_a_run_that_cannot_begin_is_a_failure_that_is_told(farm: Farm) -> None:
     schedule_id = schedule(farm, campaign(HEALTH + "devices: [gone]\n"))
-    settle_back(farm, schedule_id, 90 * 10**9)
+    settle_back(farm, schedule_id, DUE_ONCE_NS)
     assert fire_due(farm) == ["health"]
     (run,) = runs(farm)
     assert run.state == "failed"
@@ -127,7 +129,7 @@ def test_a_run_that_cannot_begin_is_a_failure_that_is_told(farm: Farm) -> None:
 
 def test_after_a_run_that_could_not_begin_a_new_one_does(farm: Farm, tmp_path: Path, cli: Cli) -> None:
     spec = campaign("name: health\nkinds: [health]\ndevices: [late]\n")
-    settle_back(farm, schedule(farm, spec), 90 * 10**9)
+    settle_back(farm, schedule(farm, spec), DUE_ONCE_NS)
     assert fire_due(farm) == ["health"]
     (tmp_path / "inventory.yaml").write_text("version: 1\ndevices: [{name: late, transport: local}]\n")
     assert "run 2 of health is open" in cli("campaign", "run", "health", "--detach")[1]
@@ -305,7 +307,7 @@ def test_a_matrix_that_no_run_can_have_is_refused(farm: Farm, cli: Cli, tmp_path
     assert (code, "a run has 1,000,000 at most" in said) == (2, True), said
     # Nor does a schedule begin one, whose selector has come to stand for more.
     schedule_id = schedule(farm, load_campaign(Path(path)))
-    settle_back(farm, schedule_id, 90 * 10**9)
+    settle_back(farm, schedule_id, DUE_ONCE_NS)
     farm.read_inventory()
     farm.know(farm.own_devices)
     assert fire_due(farm) == ["health"]
