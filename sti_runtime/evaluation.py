@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from sti_runtime.early_stop import NANO, EarlyStop
 from sti_runtime.encoder import model_forward
 from sti_runtime.metrics import count_correct, mean_cross_entropy
 from sti_runtime.model import ModelConfig, Submodel
-from sti_runtime.rows import Batch, LabelledRows, RowArrays, check_rows, in_order, labelled
+from sti_runtime.rows import Batch, LabelledRows, RowArrays, by_length, check_rows, labelled
 from sti_runtime.shard import F32
 from sti_runtime.torch_tensors import as_torch, torch_threads
 from sti_runtime.train_state import PhaseStatus
@@ -117,8 +118,10 @@ def _score(
 ) -> tuple[int, float]:
     """(correct rows, mean loss in nats) at float32, on the device where the parameters are."""
     device = next(iter(parameters.values())).device
+    classes = 0 if config.head is None else len(config.head.labels)
+    logits = np.empty((len(rows.labels), classes), np.float32)
     with torch.inference_mode():
-        batches = (part.to(device) for part in in_order(rows, batch))
-        logits = torch.cat([classify(parameters, config, submodel, part) for part in batches]).cpu()
-    correct, _ = count_correct(logits.argmax(1).numpy(), rows.labels)
-    return correct, mean_cross_entropy(logits.numpy(), rows.labels)
+        for index, part in by_length(rows, batch):
+            logits[index] = classify(parameters, config, submodel, part.to(device)).cpu().numpy()
+    correct, _ = count_correct(logits.argmax(1), rows.labels)
+    return correct, mean_cross_entropy(logits, rows.labels)
