@@ -40,11 +40,13 @@ from sti_runtime.messages import (
 from sti_runtime.model import HeadConfig, ModelConfig, Submodel, all_submodels
 from sti_runtime.plan import Plan
 from sti_runtime.quantizer import GOBO, Quantizer
-from tests.bundles import hand_plan, random_tensors
+from tests.bundles import hand_plan, random_sensitivity, random_tensors
 
 CORPUS = Path(__file__).with_name("corpus")
 GROWN = "grown"
 """Begins the names of what ``grow_corpus`` adds."""
+SPARSE = Quantizer("converged", -500, "fisher")
+"""Dense and sparse: outliers enough that some are of the most sensitive weights."""
 BOOT = "8a7e5f8c-0000-4000-8000-000000000000"
 
 
@@ -72,6 +74,7 @@ def small_bundle(
         fidelities=fidelities,
         quantizer=quantizer,
         head_encoding="gobo6" if model.head is not None else "f32",
+        sensitivity=random_sensitivity(model) if quantizer.codec == "fisher" else None,
     )
     return Bundle.open(path)
 
@@ -156,9 +159,10 @@ def corpora() -> dict[str, list[bytes]]:
             Path(folder), config(head=None, token_types=0, layer_norm_eps=1e-05, heads=1), (5,)
         )
         close = small_bundle(Path(folder), config(), (6,), Quantizer("converged", -500))
+        weighed = small_bundle(Path(folder), config(), (3, 32), SPARSE)
         plans = _plans(headed)
         return {
-            "manifest": [b.manifest.to_json() for b in (headed, bare, close)],
+            "manifest": [b.manifest.to_json() for b in (headed, bare, close, weighed)],
             "plan": [plan.to_json() for plan in plans],
             "job": [job.to_json() for job in _jobs(plans[0])],
             "journal": _journals(),

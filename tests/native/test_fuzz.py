@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sti_runtime.manifest import Manifest
 from sti_runtime.shard import FIDELITIES
 from tests.native.formats_probe import AGENT, PARSERS, Ask, formats_probe
-from tests.native.make_corpus import CORPUS, config, corpora, small_bundle
+from tests.native.make_corpus import CORPUS, SPARSE, config, corpora, small_bundle
 from tests.native.sanitized import ENVIRONMENT, build_sanitized
 
 HERE = Path(__file__).parent
@@ -67,18 +68,19 @@ def test_packs() -> None:
 
 
 def test_payloads(tmp_path: Path) -> None:
-    """Stored versions of every fidelity, with outliers and without, and mutations of them."""
-    bundle = small_bundle(tmp_path, config(hidden=24, ffn=40), FIDELITIES)
+    """Stored versions of every fidelity and codec, with outliers and without, and mutations of them."""
+    model = config(hidden=24, ffn=40)
+    plain, sparse = small_bundle(tmp_path, model, FIDELITIES), small_bundle(tmp_path, model, (2, 5), SPARSE)
     files = []
-    for region in bundle.manifest.regions:
-        version = region.versions[1]
-        stored = (bundle.path / region.file).read_bytes()[version.offset :][: version.payload_bytes]
-        head = bytes([FIDELITIES.index(region.fidelity)]) + np.array(version.outliers, "<u2").tobytes()
-        path = tmp_path / f"payload-{region.fidelity}"
-        path.write_bytes(head + stored)
-        files.append(path)
+    for bundle in (plain, sparse):
+        for region in bundle.manifest.regions:
+            version = region.versions[1]
+            stored = (bundle.path / region.file).read_bytes()[version.offset :][: version.payload_bytes]
+            head = bytes([FIDELITIES.index(region.fidelity)]) + np.array(version.outliers, "<u2").tobytes()
+            files.append(tmp_path / f"payload-{region.fidelity}-{bundle.manifest.quantizer.name}")
+            files[-1].write_bytes(head + stored)
     program = build_sanitized("address,undefined", HERE / "fuzz_payload.c", HERE / "fuzz_driver.c")
-    fuzz(program, files, 300 * len(files), STIFARM_FUZZ_BUNDLE=str(bundle.path))
+    fuzz(program, files, 250 * len(files), STIFARM_FUZZ_BUNDLE=str(plain.path))
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,9 @@ def ask() -> Ask:
 def test_the_corpora_are_documents_of_today(ask: Ask, kind: str) -> None:
     answers = ask(kind, [path.read_bytes() for path in sorted((CORPUS / kind).glob(f"{kind}-*"))])
     assert [answer.error for answer in answers] == [""] * len(corpora()[kind])
+
+
+def test_the_manifests_of_the_corpus_are_of_every_codec() -> None:
+    seeds = sorted((CORPUS / "manifest").glob("manifest-*"))
+    made = [Manifest.from_json(path.read_bytes(), source=path.name).quantizer.name for path in seeds]
+    assert set(made) == {"gobo", "gobo-converged", "fisher"}
