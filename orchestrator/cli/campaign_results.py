@@ -17,7 +17,7 @@ from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.results.figures import Figure, draw_figures
 from orchestrator.results.gather import Results, gather
 from orchestrator.results.headline import headline
-from orchestrator.results.page import write_page
+from orchestrator.results.page import NO_CLAIMS, write_page
 from sti_runtime.errors import ResourceError
 from sti_runtime.units import NONE
 
@@ -61,11 +61,17 @@ def results(
             }
         )
         return
-    table(
-        f"Run {run.number} of {name}: {run.state}",
-        ("what must hold", "reach", "found", "verdict"),
-        [(claim.what.replace("`", ""), claim.reach, claim.found or NONE, claim.verdict) for claim in claims],
-    )
+    if claims:
+        table(
+            f"Run {run.number} of {name}: {run.state}",
+            ("what must hold", "reach", "found", "verdict"),
+            [
+                (claim.what.replace("`", ""), claim.reach, claim.found or NONE, claim.verdict)
+                for claim in claims
+            ],
+        )
+    else:
+        note(f"Run {run.number} of {name}: {run.state}. {NO_CLAIMS.replace('`', '')}")
     missing = sum(cell.missing for cell in found.cells)
     if missing:
         warn(f"{missing} of {len(found.cells)} cells are missing; stifarm campaign run {name} goes on")

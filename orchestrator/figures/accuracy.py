@@ -12,7 +12,7 @@ from orchestrator.figures.style import looks, new_figure, plain_axes, save
 
 @dataclass(frozen=True)
 class Point:
-    """One measured cell. Units: ``x`` ms or bytes; accuracy and its interval in %."""
+    """One measured cell. Units: ``x`` ms or MB; accuracy and its interval in %."""
 
     task: str
     device: str

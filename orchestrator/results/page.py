@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from db.statistics import Interval, Proportion, median, p95_interval, summarise, wilson
+from orchestrator.results.claims import Claim
 from orchestrator.results.effects import effects
 from orchestrator.results.figures import Figure, title_of
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.grounds import devices, models, speeds, spot_checks, submodels
-from orchestrator.results.headline import Claim, headline
-from orchestrator.results.markdown import listed, table
+from orchestrator.results.headline import headline
+from orchestrator.results.markdown import table
+from orchestrator.results.provenance import limits, provenance, standing
 from sti_runtime.policies import POLICIES
-from sti_runtime.units import NONE, NS_PER_S, format_bytes, format_ns
+from sti_runtime.units import NONE, format_bytes, format_ns
 
 _COLUMNS = (
     "T", "|S|", "policy", "n×m", "bits", "accuracy, % [95 %]", "median [95 %]", "p95 [95 %]", "≤ T",
@@ -34,21 +34,32 @@ _LEGEND = (
 )
 
 
+_REPLACED = {
+    "sti-0mb": "no preload buffer",
+    "exact": "submodel, preload buffer and fidelities chosen together by a solver",
+    "exact-io": "the same for the submodel of `sti`",
+    "random": "shards ranked at random, not by importance",
+    "no-slack": "nothing is read in the time by which T exceeds compute",
+    "uniform": "all streamed shards at one fidelity",
+    "wide-first": "of submodels with as many shards the wider, not the deeper",
+}
+
+NO_CLAIMS = "Nothing is claimed: what must hold is about `sti`, which this campaign does not ask."
+
+
 def write_page(results: Results, figures: Sequence[Figure], out: Path, command: str) -> str:
     """The text of the page that will stand at ``out``; figures are linked relative to it."""
     claims = headline(results)
     parts = [
         f"# Results: {results.campaign.name}",
         f"Written by `{command}` from the store; no figure here was typed.",
-        "\n".join(_provenance(results)),
-        *_standing(results),
+        "\n".join(provenance(results)),
+        *standing(results),
         "## Headline",
-        table(
-            ("what must hold", "reach", "found [95 %]", ""),
-            [(claim.what, claim.reach, claim.found or NONE, f"**{claim.verdict}**") for claim in claims],
-        ),
+        _headline(claims),
         "\n".join(f"- {line}" for claim in claims for line in _detail(claim.what, claim.detail)),
         *_causes(claims),
+        limits(results),
         _elsewhere(out),
         *_notes(results),
         "## Devices",
@@ -58,12 +69,14 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         "## Models and tasks",
         models(results),
         *submodels(results),
-        *_figures(figures, out),
+        *_figures(figures, out, limits(results)),
         "## Every policy against `sti`",
         "In the same place (device, T, |S|): accuracy less that of `sti`, paired over dev rows, mean"
         " over tasks. By task, in brackets in how many places. Requests within T of both, and the policy's"
         " memory (all parts, geometric mean) as a multiple of that of `sti`, where both were timed.",
+        *_meanings(results),
         _effects(results),
+        limits(results),
         "## All cells",
         _LEGEND,
         *_cells(results),
@@ -71,59 +84,13 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# ------------------------------------------------------------------ how it was made
-
-
-def _provenance(results: Results) -> Iterator[str]:
-    spec, run = results.spec, results.run
-    began, ended = _time(run.started_wall_ns), _time(run.ended_wall_ns)
-    digest = results.campaign.spec_digest[:12]
-    yield f"- campaign `{spec.name}` ({digest}), run {run.number}: {began} to {ended}"
-    yield (
-        f"- {spec.requests} {spec.request_kind} requests × {spec.repeats} for each cell, W = {spec.working},"
-        f" slack {'used' if spec.slack else 'not used'}, seed {spec.seed}"
+def _headline(claims: Sequence[Claim]) -> str:
+    if not claims:
+        return NO_CLAIMS
+    return table(
+        ("what must hold", "reach", "found [95 %]", ""),
+        [(claim.what, claim.reach, claim.found or NONE, f"**{claim.verdict}**") for claim in claims],
     )
-    ranked = (
-        f"{bundle} on {task} {profile.digest[:12]} of {profile.rows:,} rows"
-        for (bundle, task), profile in sorted(results.importance.items())
-    )
-    yield f"- importance profiles: {listed(ranked)}"
-    drawn = [
-        f"{task} {rows:,} of {whole:,}" for task, (rows, whole) in results.dev_rows.items() if rows < whole
-    ]
-    if drawn:
-        yield (
-            f"- accuracy and requests are of a draw of the dev rows, {', '.join(drawn)}: intervals are wider"
-            " than all rows would give"
-        )
-    yield f"- T: {', '.join(results.targets)}; |S|: {', '.join(size.text for size in spec.preload_sizes)}"
-    yield f"- stifarm {version('stifarm')}; agents: {listed(a for d in results.devices for a in d.agents)}"
-
-
-def _time(wall_ns: int | None) -> str:
-    return (
-        NONE if wall_ns is None else f"{datetime.fromtimestamp(wall_ns // NS_PER_S, UTC):%Y-%m-%d %H:%M} UTC"
-    )
-
-
-def _standing(results: Results) -> Iterator[str]:
-    """What is missing, told first."""
-    missing = [cell for cell in results.cells if cell.missing]
-    if not missing:
-        return
-    states = ", ".join(f"{count} {state}" for state, count in sorted(results.cell_states.items()))
-    yield f"## Not complete: {len(missing)} of {len(results.cells)} cells are missing"
-    yield f"The run is {results.run.state}; its timed cells: {states}. What follows is of what is done."
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in missing:
-        groups.setdefault((cell.asked.device, cell.asked.task), []).append(cell)
-    causes = dict.fromkeys(cause for cell in missing for cause in cell.found.causes)
-    lines = [
-        f"- {device}, {task}: {len(cells)} without {listed(' and '.join(cell.lacking) for cell in cells)},"
-        f" policies {listed(cell.asked.policy for cell in cells)}"
-        for (device, task), cells in groups.items()
-    ]
-    yield "\n".join([*lines, *(f"- cause: {cause}" for cause in causes)])
 
 
 def _detail(what: str, detail: Sequence[str]) -> Iterator[str]:
@@ -157,15 +124,23 @@ def _notes(results: Results) -> Iterator[str]:
 # ------------------------------------------------------------------ figures
 
 
-def _figures(figures: Sequence[Figure], out: Path) -> Iterator[str]:
+def _figures(figures: Sequence[Figure], out: Path, care: str) -> Iterator[str]:
     if figures:
         yield "## Figures"
     for figure in figures:
         yield f"![{figure.says}]({figure.path.relative_to(out.parent).as_posix()})"
-        yield figure.says
+        yield " ".join(filter(None, (figure.says, care)))
 
 
 # ------------------------------------------------------------------ cells
+
+
+def _meanings(results: Results) -> Iterator[str]:
+    """What the policies of this page replace, in words."""
+    asked = {cell.asked.policy for cell in results.cells}
+    told = [f"`{policy}`: {words}" for policy, words in _REPLACED.items() if policy in asked]
+    if told:
+        yield f"Where each departs from `sti`: {'; '.join(told)}."
 
 
 def _effects(results: Results) -> str:
@@ -207,6 +182,8 @@ def _cells(results: Results) -> Iterator[str]:
             if not cells:
                 continue
             yield f"### {task} on {title_of(results, device)}"
+            if care := limits(results, task):
+                yield care
             cells.sort(
                 key=lambda cell: (
                     order[cell.asked.target],

@@ -103,7 +103,9 @@ def test_results_of_half_a_run_and_of_all_of_it(farm: Farm, worker: HostWorker, 
     assert f"| {DEV_ROWS} of {ROWS} |" in page
     assert all(cell.gain_nano is not None for cell in measured if cell.asked.policy == "sti")
     claims = headline(found)
-    assert {claim.verdict for claim in claims} <= {"reached", "not reached", "nothing to compare"}
+    decided = [claim for claim in claims if "gradient" not in claim.what]  # of which the store has none
+    assert len(decided) == len(claims) - 1
+    assert {claim.verdict for claim in decided} <= {"reached", "not reached", "nothing to compare"}
     (ahead,) = [claim for claim in claims if "std-pipeline" in claim.what]
     assert ahead.verdict == "nothing to compare"  # at the tightest T nothing has a plan
     assert [check.different for check in found.spot_checks] == [0, 0]

@@ -24,6 +24,7 @@ from orchestrator.results.effects import effects
 from orchestrator.results.gather import Cell, Results, Speed
 from orchestrator.results.headline import headline
 from orchestrator.results.paired import difference, mean_difference, pooled_difference
+from sti_runtime.importance_profile import ImportanceProfile, Method, Score, ShardScore
 from sti_runtime.messages import LayerTrace
 from sti_runtime.model import Submodel
 from sti_runtime.model_store import ModelInfo, SubmodelScore
@@ -168,7 +169,34 @@ def test_a_baseline_that_is_over_its_target_does_not_count() -> None:
 def test_what_is_missing_leaves_a_claim_undecided() -> None:
     waiting = replace(BASES[1], samples=None, accuracy=None)
     assert claims(*STI, BASES[0], waiting, WHOLE)[2][1] == "not known"
-    assert claims(*STI, *BASES)[0] == ("–", "not known")
+    unmeasured = replace(WHOLE, samples=None, accuracy=None, right=None)
+    assert claims(*STI, *BASES, unmeasured)[0] == ("–", "not known")
+
+
+def test_what_a_campaign_does_not_ask_is_not_claimed() -> None:
+    told = [claim.what for claim in headline(results_of(*STI, EXACT))]
+    assert len(told) == 3
+    assert told[0].startswith("Requests over T")
+    assert all(what.startswith("`exact` against `sti`") for what in told[1:])
+    assert headline(results_of(*BASES, WHOLE)) == []
+
+
+def test_a_task_for_which_only_the_others_have_a_plan_is_not_reached() -> None:
+    elsewhere = (
+        cell("sti", TIGHT, None, preload=LARGE),
+        cell("sti", LOOSE, None, preload=LARGE),
+        WHOLE,
+        BASES[1],
+    )
+    other = [
+        replace(each, found=replace(each.found, question=replace(each.asked, task="other")))
+        for each in elsewhere
+    ]
+    told = headline(results_of(*STI, *BASES, WHOLE, *other))
+    for claim in (told[0], told[2]):
+        assert (claim.found or "").endswith("(1 of 2 tasks)")
+        assert claim.verdict == "not reached"
+        assert claim.detail[1].startswith("other: `sti` infeasible, the other measured")
 
 
 def test_effects_are_of_the_same_places() -> None:
@@ -264,6 +292,30 @@ def test_layers_read_at_once_have_rows_of_their_own() -> None:
         3: 0,
         4: 2,
     }
+
+
+def profile_of(method: Method) -> ImportanceProfile:
+    return ImportanceProfile(
+        format="stifarm-importance", version=1, method=method, task="demo", model_digest="a" * 64,
+        split_digest="d" * 64, layers=1, slices=3, base_fidelity=2, rows=100, reliability_ppm=900_000,
+        base=Score(loss_nano=900, correct=50),
+        scores=tuple(
+            ShardScore(layer=0, slice=i, score=Score(loss_nano=800 - 100 * i, correct=50)) for i in range(3)
+        ),
+    )  # fmt: skip
+
+
+def test_an_estimate_of_importance_that_the_store_lacks_is_asked_for() -> None:
+    key = ("tiny", "demo")
+    results = replace(results_of(*STI), importance={key: profile_of("exhaustive")})
+    for estimates, found, verdict in (
+        ({}, None, "not known"),
+        ({key: profile_of("gradient")}, "1.00", "reached"),
+    ):
+        (claim,) = [c for c in headline(replace(results, estimates=estimates)) if "gradient" in c.what]
+        assert (claim.found, claim.verdict) == (found, verdict)
+        asked = "stifarm importance --bundle tiny --task demo --method gradient" in claim.detail[0]
+        assert asked == (found is None)
 
 
 def test_expected_gains_are_compared_in_the_same_places() -> None:
