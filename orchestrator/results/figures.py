@@ -18,10 +18,11 @@ from sti_runtime.policies import POLICIES
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that was drawn; ``says``: what a reader sees in it."""
+    """A figure that was drawn; ``says``: what a reader sees in it. ``of_dev``: it is of the dev rows."""
 
     path: Path
     says: str
+    of_dev: bool = True
 
 
 def draw_figures(session: Session, results: Results, folder: Path) -> list[Figure]:
@@ -170,4 +171,5 @@ def _heat(results: Results, bundle: str, task: str, path: Path) -> Figure:
         f"Importance of the shards of {bundle} on {task}: loss saved by each alone at 32 bits, the others at"
         f" {profile.base_fidelity} bits, {profile.rows} rows of the profile split (split-half reliability"
         f" {profile.reliability_ppm / 1e6:.2f}).",
+        of_dev=False,
     )

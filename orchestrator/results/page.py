@@ -69,7 +69,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         "## Models and tasks",
         models(results),
         *submodels(results),
-        *_figures(figures, out, limits(results)),
+        *_figures(results, figures, out),
         "## Every policy against `sti`",
         "In the same place (device, T, |S|): accuracy less that of `sti`, paired over dev rows, mean"
         " over tasks. By task, in brackets in how many places. Requests within T of both, and the policy's"
@@ -124,12 +124,12 @@ def _notes(results: Results) -> Iterator[str]:
 # ------------------------------------------------------------------ figures
 
 
-def _figures(figures: Sequence[Figure], out: Path, care: str) -> Iterator[str]:
+def _figures(results: Results, figures: Sequence[Figure], out: Path) -> Iterator[str]:
     if figures:
         yield "## Figures"
     for figure in figures:
         yield f"![{figure.says}]({figure.path.relative_to(out.parent).as_posix()})"
-        yield " ".join(filter(None, (figure.says, care)))
+        yield " ".join(filter(None, (figure.says, limits(results, of_dev=figure.of_dev))))
 
 
 # ------------------------------------------------------------------ cells

@@ -84,9 +84,9 @@ def standing(results: Results) -> Iterator[str]:
     yield "\n".join([*lines, *(f"- cause: {cause}" for cause in causes)])
 
 
-def limits(results: Results, task: str | None = None) -> str:
-    """What figures do not show of the data they are of, to stand beside them."""
-    drawn = _drawn(results, task)
+def limits(results: Results, task: str | None = None, *, of_dev: bool = True) -> str:
+    """What figures do not show of the data they are of (of a task, of the dev rows), to stand beside them."""
+    drawn = _drawn(results, task) if of_dev else []
     parts = [f"Of a draw of the dev rows: {', '.join(drawn)}." if drawn else ""]
     parts.append(
         "Limits of data and devices: [read with care](#read-with-care)." if results.spec.notes else ""

@@ -45,12 +45,14 @@ def test_limits_of_the_data_stand_beside_what_is_of_them() -> None:
         dev_rows={"demo": (100, 1000), "other": (50, 50)},
     )
     figure = Figure(Path("pages/n/timeline.png"), "A request.")
-    page = page_of(noted, figure)
+    heat = Figure(Path("pages/n/importance.png"), "Shards.", of_dev=False)
+    page = page_of(noted, figure, heat)
     care = (
         "Of a draw of the dev rows: demo 100 of 1,000. Limits of data and devices:"
         " [read with care](#read-with-care)."
     )
     assert f"A request. {care}" in page
+    assert "Shards. Limits of data and devices" in page
     for beginning in ("## Headline", "## Every policy against `sti`", "### demo on board"):
         section = page.split(f"{beginning}\n")[1].split("\n## ")[0]
         assert care in section
