@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.importance_subjects import SEED, shared_folder
+from bench.importance_subjects import FOLDERS, SEED, glue_folder
 from orchestrator.demo.demo_model import load_demo_model
 from orchestrator.demo.demo_task import TASK, demo_splits
 from sti_runtime.bundle import Bundle
@@ -56,7 +56,6 @@ from sti_runtime.shard import F32, ShardId
 from sti_runtime.tasks import PRESETS, Example, build_task_data, read_tsv, split_profile
 
 Tensors = Mapping[str, F32]
-FOLDERS = {"sst-2": "SST-2", "rte": "RTE", "qnli": "QNLI", "qqp": "QQP"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def subject(options: argparse.Namespace) -> tuple[str, Model, LabelledRows]:
     else:
         model, spec = load_model(options.model), PRESETS[options.task]
         name = f"{model.info.source} on {options.task}"
-        train = read_tsv(shared_folder() / "data" / "glue" / FOLDERS[options.task] / "train.tsv", spec)
+        train = read_tsv(glue_folder(options.task) / "train.tsv", spec)
         _, examples = split_profile(train, options.held_out, SEED)
     assert model.tokenizer_json is not None
     data = build_task_data(

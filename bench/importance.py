@@ -3,7 +3,8 @@
 Every method ranks the shards of a model; printed are its rank correlation (Spearman) with the exhaustive
 loss-based profile, the 95 % interval of it (bootstrap over shards), and CPU seconds. The exhaustive
 profile's own split-half reliability stands beside: no method can be expected to agree better with it than
-it does with itself. Subjects: the demo model and, where STIFARM_SHARED has them, MiniLM on SST-2.
+it does with itself. Subjects: the demo model and, where STIFARM_SHARED has them, MiniLM on SST-2; or one that
+was trained: ``--model FOLDER --task rte``, a model folder of a home, its task's data from STIFARM_SHARED.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.importance_subjects import Subject, demo, minilm
+from bench.importance_subjects import FOLDERS, Subject, demo, minilm, trained
 from sti_runtime.bundle import Bundle
 from sti_runtime.bundle_build import build_bundle
 from sti_runtime.elastic import unit_importance
@@ -57,7 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("demo", "minilm"), help="one subject only")
+    parser.add_argument("--model", type=Path, help="a model folder, instead of these subjects")
+    parser.add_argument("--task", default="sst-2", choices=sorted(FOLDERS), help="with --model: its task")
+    parser.add_argument("--held-out", type=int, default=500, help="rows that training held out of train")
     options = parser.parse_args()
+    if options.model is not None:
+        compare(trained(options.model, options.task, options.held_out), options.threads)
+        return
     if options.only != "minilm":
         compare(demo(), options.threads)
     if options.only != "demo":

@@ -1,6 +1,7 @@
-"""What ``bench.importance`` and ``bench.codecs`` score: the demo model, and MiniLM tuned a little on SST-2.
+"""What ``bench.importance`` and ``bench.codecs`` score: the demo model, MiniLM tuned a little on SST-2,
+or a model that ``stifarm model train`` made of a GLUE task.
 
-MiniLM and SST-2 come from STIFARM_SHARED (default ../shared). Profile rows are held out of SST-2's train
+MiniLM and GLUE come from STIFARM_SHARED (default ../shared). Profile rows are held out of SST-2's train
 split. The fine-tuning is kept in the cache folder, and goes on there when it was interrupted.
 """
 
@@ -18,6 +19,7 @@ from orchestrator.demo.demo_task import TASK, demo_splits
 from sti_runtime.checkpoint import import_checkpoint
 from sti_runtime.importance import prepare_rows
 from sti_runtime.model import HeadConfig, ModelConfig
+from sti_runtime.model_store import load_model
 from sti_runtime.rows import LabelledRows
 from sti_runtime.shard import F32
 from sti_runtime.tasks import PRESETS, build_task_data, read_tsv, split_profile
@@ -27,6 +29,8 @@ STEPS = 400
 TRAIN_ROWS = 20_000
 PROFILE_ROWS = 500
 SEED = 0
+FOLDERS = {"sst-2": "SST-2", "rte": "RTE", "qnli": "QNLI", "qqp": "QQP"}
+"""GLUE's tasks and their folders."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,30 @@ def shared_folder() -> Path:
     return Path(os.environ.get("STIFARM_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+def trained(folder: Path, task: str, held_out: int) -> Subject:
+    """A model folder of a home, and the rows that its training held out of train. Raises: InputError."""
+    model, spec, glue = load_model(folder), PRESETS[task], glue_folder(task)
+    assert model.tokenizer_json is not None
+    _, profile = split_profile(read_tsv(glue / "train.tsv", spec), held_out, SEED)
+    rows, reported = (
+        prepare_rows(
+            build_task_data(examples, spec, split, config=model.config, tokenizer_json=model.tokenizer_json),
+            model.config,
+        )
+        for examples, split in ((profile, "profile"), (read_tsv(glue / "dev.tsv", spec), "dev"))
+    )
+    return Subject(f"{model.info.source} on {task}", model.config, model.tensors, rows, reported)
+
+
+def glue_folder(task: str) -> Path:
+    """Where a GLUE task's files are."""
+    return shared_folder() / "data" / "glue" / FOLDERS[task]
+
+
 def minilm(threads: int) -> Subject | None:
     """MiniLM on SST-2 after ``STEPS`` steps; None where the shared data is not."""
     checkpoint = shared_folder() / "models" / "all-MiniLM-L6-v2-fp16"
-    glue = shared_folder() / "data" / "glue" / "SST-2"
+    glue = glue_folder("sst-2")
     if not checkpoint.is_dir() or not glue.is_dir():
         return None
     spec, base = PRESETS["sst-2"], import_checkpoint(checkpoint, source="all-MiniLM-L6-v2")
