@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from db.statistics import median
 from orchestrator.library import DEV_SPLIT
 from orchestrator.results.gather import Cell, Results
-from sti_runtime.rank_statistics import rank_correlation
 
 
 def of_whole_model(results: Results, device: str, target: str) -> Iterator[str]:
@@ -91,23 +90,6 @@ def of_late_requests(results: Results) -> Iterator[str]:
         if each := sorted(errors[device]):
             said += f"; cells' medians are {100 * each[len(each) // 2]:+.1f} % off their predictions"
         yield said
-
-
-def of_expectations(results: Results) -> Iterator[str]:
-    """By task: how well plans' expected gains rank their measured accuracy."""
-    for task in results.tasks:
-        found = {
-            cell.plan.content_digest: (float(cell.gain_nano), float(cell.accuracy.correct.value_ppm))
-            for policy in ("sti", "exact")
-            for cell in results.pick(task=task, policy=policy)
-            if cell.plan is not None and cell.gain_nano is not None and cell.accuracy is not None
-        }
-        if len(found) > 2:
-            gains, right = zip(*found.values(), strict=True)
-            yield (
-                f"{task}: over {len(found)} distinct plans the expected gain ranks as accuracy does at"
-                f" {rank_correlation(gains, right):.2f}"
-            )
 
 
 def of_estimates(results: Results) -> Iterator[str]:

@@ -98,6 +98,26 @@ def test_claims_are_of_the_largest_preload_and_their_targets() -> None:
     assert (exact[0].split()[0], exact[1]) == ("+1.0", "reached")
 
 
+def test_how_expected_gains_rank_is_told_of_every_plan_by_importance() -> None:
+    cells = [
+        replace(
+            cell(policy, TIGHT, right, preload=LARGE),
+            plan=PlanRow(content_digest=str(number), importance_digest="i", device_profile_digest="p"),
+            gain_nano=gain,
+        )
+        for number, (policy, right, gain) in enumerate(
+            [("sti", 80, 3), ("exact", 90, 4), ("random", 70, 2), ("uniform", 60, 1)]
+        )
+    ]
+    (told,) = [claim for claim in headline(results_of(*cells)) if "points of accuracy" in claim.what]
+    assert told.verdict == "reached"
+    line = "demo: over 4 distinct plans the expected gain ranks as accuracy does at 1.00"
+    assert told.detail[1:] == (line,)
+    worse = [replace(one, right=np.arange(100) < 20) if one.asked.policy == "exact" else one for one in cells]
+    (told,) = [claim for claim in headline(results_of(*worse)) if "points of accuracy" in claim.what]
+    assert (told.verdict, told.cause) == ("not reached", (line,))
+
+
 def test_a_claim_that_fails_says_so() -> None:
     late = cell("sti", TIGHT, 72, preload=LARGE, latency_ms=51)
     whole, memory, ahead, over, _ = claims(
