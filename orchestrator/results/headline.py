@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from db.statistics import median, wilson
 from orchestrator.results import causes
 from orchestrator.results.claims import Claim, told_mean, verdict
 from orchestrator.results.gather import Cell, Results
 from orchestrator.results.paired import Difference, difference, mean_difference
 from orchestrator.results.planner_claims import estimate_claims, exact_claims
+from orchestrator.results.variants import variants
 from sti_runtime.units import format_bytes
 
 STREAMING = ("load-exec", "std-pipeline-2", "std-pipeline-6", "std-pipeline-32")
@@ -18,10 +21,20 @@ OVER_PPM = 10_000
 
 
 def headline(results: Results) -> list[Claim]:
-    """Every claim about policies that the campaign asks, in the order in which they are told."""
+    """Every claim about policies that the campaign asks, in the order in which they are told.
+
+    A campaign that compares bundles of a task, or engines, has the claims of each.
+    """
     claims: list[Claim] = []
     if not _asks(results, "sti"):
         return claims
+    for said, one in variants(results):
+        claims += [replace(claim, what=said + claim.what) for claim in _measured(one)]
+    return [*claims, *estimate_claims(results)]
+
+
+def _measured(results: Results) -> list[Claim]:
+    claims: list[Claim] = []
     if _asks(results, "preload-32"):
         claims += [_whole_model(results, device) for device in results.by_starvation]
         claims.append(_memory(results))
@@ -30,7 +43,7 @@ def headline(results: Results) -> list[Claim]:
     claims.append(_over_target(results))
     if _asks(results, "exact"):
         claims += exact_claims(results)
-    return [*claims, *estimate_claims(results)]
+    return claims
 
 
 def _asks(results: Results, *policies: str) -> bool:

@@ -98,6 +98,31 @@ def test_claims_are_of_the_largest_preload_and_their_targets() -> None:
     assert (exact[0].split()[0], exact[1]) == ("+1.0", "reached")
 
 
+def test_bundles_of_one_task_are_judged_apart() -> None:
+    def of_codec(each: Cell, right: int) -> Cell:
+        asked = replace(each.asked, bundle="c" * 64)
+        return replace(
+            each, found=replace(each.found, question=asked), bundle="fisher", right=np.arange(100) < right
+        )
+
+    others = [of_codec(STI[2], 70), of_codec(WHOLE, 90)]
+    told = [one for one in headline(results_of(*STI, WHOLE, *others)) if "whole model in memory" in one.what]
+    assert [(claim.what.split()[0], (claim.found or "").split()[0], claim.verdict) for claim in told] == [
+        ("(tiny)", "-1.0", "reached"),
+        ("(fisher)", "-20.0", "not reached"),
+    ]
+
+
+def test_engines_that_devices_have_of_their_own_are_judged_together() -> None:
+    elsewhere = [
+        replace(each, found=replace(each.found, question=replace(each.asked, device="gpu", engine="torch")))
+        for each in STI
+    ]
+    (over,) = headline(results_of(*STI, *elsewhere))
+    assert over.what == "Requests over T, all `sti` cells together"
+    assert (over.found or "").endswith("0 of 600")
+
+
 def test_how_expected_gains_rank_is_told_of_every_plan_by_importance() -> None:
     cells = [
         replace(
