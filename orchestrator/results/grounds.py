@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from orchestrator.results.figures import title_of
 from orchestrator.results.gather import DeviceFound, Results
 from orchestrator.results.markdown import listed, table
+from orchestrator.results.provenance import limits
 from orchestrator.submodel_report import submodel_table
 from orchestrator.training_report import training_lines
 from sti_runtime.messages import VerifiedEmulation
@@ -145,4 +146,4 @@ def submodels(results: Results) -> Iterator[str]:
             yield "\n".join(f"- {line}" for line in lines)
         columns, rows, caption = submodel_table(info.scores)
         yield table([column.lstrip(">") for column in columns], rows)
-        yield " ".join(caption.split())
+        yield " ".join((*caption.split(), limits(results, of_dev=False))).rstrip()

@@ -10,7 +10,7 @@ from orchestrator.results.figures import Figure
 from orchestrator.results.gather import Results
 from orchestrator.results.page import write_page
 from tests.unit.planning_data import make_manifest, proportional
-from tests.unit.test_results import BASES, LARGE, MS, STI, TIGHT, cell, results_of
+from tests.unit.test_results import BASES, LARGE, MS, STI, TIGHT, cell, results_of, scored
 
 
 def page_of(results: Results, *figures: Figure) -> str:
@@ -46,13 +46,14 @@ def test_limits_of_the_data_stand_beside_what_is_of_them() -> None:
     )
     figure = Figure(Path("pages/n/timeline.png"), "A request.")
     heat = Figure(Path("pages/n/importance.png"), "Shards.", of_dev=False)
-    page = page_of(noted, figure, heat)
+    page = page_of(replace(noted, models={"b" * 64: scored({(3, 6): 91})}), figure, heat)
     care = (
         "Of a draw of the dev rows: demo 100 of 1,000. Limits of data and devices:"
         " [read with care](#read-with-care)."
     )
     assert f"A request. {care}" in page
     assert "Shards. Limits of data and devices" in page
+    assert "Wilson's interval. Limits of data and devices" in page
     for beginning in ("## Headline", "## Every policy against `sti`", "### demo on board"):
         section = page.split(f"{beginning}\n")[1].split("\n## ")[0]
         assert care in section
