@@ -19,6 +19,8 @@ from orchestrator.lab_hosts import Cluster, LabHosts
 from orchestrator.worker import HostWorker
 from sti_runtime.errors import FormatError
 
+_COUNTED_ON = ("present", "away")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -41,6 +43,7 @@ def hosts_of(farm: Farm, pool: Pool) -> LabHosts:
         pool,
         before=known_offers(farm.store),
         note=lambda seen: note_hosts(farm.store, seen),
+        remembered=lambda: remembered_hosts(farm.store),
         changed=lambda found: farm.know(found.devices),
     )
     hosts.farm_devices()
@@ -80,11 +83,17 @@ def note_seen(store: Store, ask: Callable[[], Sequence[SeenHost]]) -> None:
         _log.warning("what is known of the hosts could not be written down", cause=error.what)
 
 
+def remembered_hosts(store: Store) -> frozenset[str]:
+    """The names of the hosts that did not leave and were not forgotten. Raises: StoreError."""
+    with store.reader() as session:
+        return frozenset(row.name for row in list_hosts(session) if row.state in _COUNTED_ON)
+
+
 def known_offers(store: Store) -> list[HostOffer]:
     """What the hosts that did not leave offered when they were last there. Raises: StoreError."""
     offers = []
     with store.reader() as session:
-        rows = [(row.name, row.offer_json) for row in list_hosts(session) if row.state in ("present", "away")]
+        rows = [(row.name, row.offer_json) for row in list_hosts(session) if row.state in _COUNTED_ON]
     for name, text in rows:
         if text is None:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -47,6 +47,9 @@ class Cluster(Protocol):
 Note = Callable[[Sequence[SeenHost]], None]
 """Writes down what is known of the hosts."""
 
+Remembered = Callable[[], frozenset[str]]
+"""The names of the hosts that the farm still counts on. Raises: StoreError."""
+
 Changed = Callable[[FarmDevices], None]
 """Called when the devices of the farm are others than before."""
 
@@ -78,7 +81,8 @@ class _Own:
 class LabHosts:
     """The devices of controller and hosts, and their worker.
 
-    ``before``: what the hosts offered when they were last there; they are away until they are seen.
+    ``before``: what the hosts offered when they were last there; they are away until they are seen. A host
+    that the cluster does not name stays away as long as it is ``remembered``; without that, always.
     """
 
     def __init__(
@@ -89,10 +93,11 @@ class LabHosts:
         *,
         before: Sequence[HostOffer] = (),
         note: Note | None = None,
+        remembered: Remembered | None = None,
         changed: Changed | None = None,
     ) -> None:
         self._own, self._own_worker, self._cluster = tuple(own), _Own(own_worker), cluster
-        self._note, self._changed = note, changed
+        self._note, self._remembered, self._changed = note, remembered, changed
         offers = {offer.name: offer for offer in before}
         self._known = _Known(offers, frozenset(), gather(own, before), 0.0)
         self._workers: dict[str, ShippedWorker] = {}
@@ -245,6 +250,9 @@ class LabHosts:
                 offers.pop(host.name, None)
             elif host.offer is not None:
                 offers[host.name] = host.offer
+        for name in self._forgotten(offers.keys() - {host.name for host in seen}):
+            _log.warning("a host is forgotten", host=name)
+            del offers[name]
         present = frozenset(host.name for host in seen if host.state == "present")
         for name in sorted(self._known.present - present):
             _log.warning("a host is gone", host=name)
@@ -260,6 +268,16 @@ class LabHosts:
                 self._note(seen)
             except StifarmError as error:
                 _log.warning("what is known of the hosts could not be written down", cause=error.what)
+
+    def _forgotten(self, unnamed: Set[str]) -> list[str]:
+        """Those of the hosts that the cluster does not name that nobody counts on any more."""
+        if not unnamed or self._remembered is None:
+            return []
+        try:
+            return sorted(unnamed - self._remembered())
+        except StifarmError as error:
+            _log.warning("what hosts the farm has could not be read", cause=error.what)
+            return []
 
 
 class _Routed:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from orchestrator.errors import HostAwayError, HostLostError, PoolError
+from db.errors import StoreUnreachableError
+from db.hosts import forget_host
+from orchestrator.errors import HostAwayError, HostLostError, PoolError, StableError
+from orchestrator.host_book import hosts_of
 from orchestrator.hosts import HostOffer, SeenHost, Versions, gather, read_offer
 from orchestrator.inventory import Device, parse_inventory
 from orchestrator.lab_hosts import LabHosts
 from orchestrator.shipping import ShippedWorker
 from orchestrator.worker import HostWorker
-from tests.farm_world import wait_for
+from tests.farm_world import DESK, open_world, wait_for, write_inventory
 
 
 def inventory(*names: str) -> str:
@@ -84,6 +88,14 @@ class SomeCluster:
         """The worker of a host's present node."""
         found = self.workers.setdefault(offer.node, SomeWorker(f"{offer.name}-{offer.node}"))
         return cast(ShippedWorker, found)
+
+
+class SomePool(SomeCluster):
+    """Such a cluster with the controller's own worker."""
+
+    def host_worker(self, devices: Sequence[Device]) -> HostWorker:
+        """That of the own devices."""
+        return cast(HostWorker, SomeWorker("own"))
 
 
 def seen(host: HostOffer, state: Any = "present") -> SeenHost:
@@ -158,6 +170,38 @@ def test_a_replaced_worker_is_ended_with_the_last_call_of_it() -> None:
     assert ended.get(timeout=60) is cast(HostWorker, before)
     assert hosts.worker.architecture("desk") == "after/desk"
     assert ended.empty()
+
+
+def test_a_host_that_the_cluster_does_not_name_is_away_until_it_is_forgotten(tmp_path: Path) -> None:
+    write_inventory(tmp_path, DESK)
+    gone, stays, pool = offer("bench1", "one"), offer("bench2", "two"), SomePool()
+    pool.seen = (seen(gone), seen(stays, "away"))
+    with open_world(tmp_path) as farm:
+        hosts = hosts_of(farm, pool)
+        pool.seen = ()  # another head node, which nobody has joined yet
+        with pytest.raises(HostAwayError, match="host bench1 is out of reach"):
+            wait_for(lambda: not hosts.worker.architecture("one"), "the host to be missed")
+        assert [device.name for device in farm.inventory.devices] == ["desk", "one", "two"]
+        with farm.store.session() as session:
+            forget_host(session, "bench1")
+        wait_for(lambda: "one" not in hosts.farm_devices().hosts, "the host to be forgotten")
+        assert [device.name for device in farm.inventory.devices] == ["desk", "two"]
+        with pytest.raises(StableError, match="one: no host offers it"):
+            hosts.worker.architecture("one")
+        with pytest.raises(HostAwayError, match="host bench2 is out of reach"):
+            hosts.worker.architecture("two")
+        pool.seen = (seen(gone),)
+        wait_for(lambda: hosts.in_reach("one"), "the host to join again")
+
+
+def test_where_it_is_not_known_which_hosts_are_counted_on_none_is_dropped() -> None:
+    def away() -> frozenset[str]:
+        raise StoreUnreachableError("The store is away.")
+
+    own = cast(HostWorker, SomeWorker("own"))
+    hosts = LabHosts(devices("desk"), own, SomeCluster(), before=[offer("bench1", "one")], remembered=away)
+    with pytest.raises(HostAwayError, match="host bench1 is out of reach"):
+        hosts.worker.architecture("one")
 
 
 def test_without_a_head_node_only_the_own_devices_are_in_reach() -> None:
