@@ -70,7 +70,8 @@ def device_by_name(session: Session, name: str) -> DeviceRow:
     device = session.scalars(query).one_or_none()
     if device is None:
         raise StoreError(
-            f"The store knows no device named {name!r}.", "Run `stifarm devices probe` for it first."
+            f"The store knows no device named {name!r}.",
+            f"Probe it first: stifarm devices probe --devices {name}",
         )
     return device
 

@@ -30,6 +30,9 @@ CAP_BYTES = 2 << 20
 OWN = "local"
 """How the devices of the controller's own inventory are said to hang: on itself."""
 
+RENAME = "Rename it in one of their inventories; then join again."
+"""What is to be done about a name that two hosts give."""
+
 HOST_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
 

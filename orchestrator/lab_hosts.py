@@ -21,7 +21,7 @@ from orchestrator.content_cache import Content
 from orchestrator.deploy import DeployReport, Underway
 from orchestrator.dispatch import Worker
 from orchestrator.errors import DeviceError, HostAwayError, HostLostError, PoolError, StableError
-from orchestrator.hosts import OWN, FarmDevices, HostOffer, SeenHost, gather
+from orchestrator.hosts import OWN, RENAME, FarmDevices, HostOffer, SeenHost, gather
 from orchestrator.inventory import Device
 from orchestrator.shipping import ShippedWorker, ship
 from orchestrator.worker import HostWorker
@@ -145,11 +145,7 @@ class LabHosts:
         HostAwayError while it is away; StableError when no host, or more than one, has such a device."""
         known = self._fresh()
         if device in known.farm.refused:
-            raise StableError(
-                known.farm.refused[device],
-                "Rename it in one of their inventories; then join again.",
-                device=device,
-            )
+            raise StableError(known.farm.refused[device], RENAME, device=device)
         host = known.farm.hosts.get(device)
         if host is None:
             raise StableError("no host offers it.", "See stifarm host list.", device=device)

@@ -11,10 +11,10 @@ from db.clock import utc_text
 from db.devices import find_device
 from db.hosts import list_hosts
 from db.models import DeviceRow
-from orchestrator.errors import SelectorError
+from orchestrator.errors import SelectorError, StableError
 from orchestrator.farm import Farm
 from orchestrator.host_book import known_offers
-from orchestrator.hosts import OWN, gather
+from orchestrator.hosts import OWN, RENAME, gather
 from orchestrator.inventory import Device
 from orchestrator.matching import select
 
@@ -41,6 +41,11 @@ class ListedDevices:
     def is_row(self, device: Device, row: DeviceRow) -> bool:
         """Whether the store's device of this name is this one: of two that bear it, the one on its host."""
         return device.name not in self.refused or row.host == device.host
+
+    def require_one(self, device: Device) -> None:
+        """Raises: StableError when two hosts give a device of this name."""
+        if device.name in self.refused:
+            raise StableError(self.refused[device.name], RENAME, device=device.name)
 
 
 def listed_devices(farm: Farm) -> ListedDevices:

@@ -9,7 +9,7 @@ import structlog
 
 from db import importance as importance_queries
 from db.borrowing import borrowed_profile
-from db.devices import device_by_name
+from db.devices import find_device
 from db.grounds import profile_record
 from db.measured import measured_of
 from db.plan_answers import PlanAnswer, latest_plans
@@ -198,7 +198,12 @@ def stored_profile(farm: Farm, device: Device, work: Work) -> tuple[int, DeviceP
     """
     spec = device.emulate
     with farm.store.reader() as session:
-        row = device_by_name(session, device.name)
+        row = find_device(session, name=device.name)
+        if row is None:
+            raise InputError(
+                f"{device.name}: the store has no profile of it, for it was never asked.",
+                f"Measure it: stifarm profile --devices {device.name}.",
+            )
         found = latest_profile(
             session,
             device_id=row.id,

@@ -41,7 +41,7 @@ from orchestrator.farm import Farm
 from orchestrator.fleet import ReadyDevice
 from orchestrator.inventory import Device
 from orchestrator.library import find_bundle, only_task
-from orchestrator.matching import select
+from orchestrator.listed import listed_devices, select_listed
 from orchestrator.measure import Answer, Question, RunSettings, Work
 from sti_runtime.errors import InfeasiblePlanError, InputError, ResourceError, StifarmError
 from sti_runtime.importance_profile import METHODS, Method
@@ -92,7 +92,7 @@ def plan(
     task: TaskOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Plan for devices from the profiles in the store; nothing is measured.
+    """Plan for devices from the profiles in the store; nothing is measured, and no device or lab host asked.
 
     Example: stifarm plan --devices all --target 100ms,200ms --preload 1MB
     """
@@ -102,11 +102,12 @@ def plan(
     with farm_of(context, for_devices=True) as farm:
         known = find_bundle(farm, bundle)
         work = Work.of(farm, known, only_task(farm, task, known))
-        chosen = select(farm.inventory.devices, devices)
+        listed, chosen = listed_devices(farm), select_listed(farm, devices)
         answers: list[Answer] = []
         errors: list[StifarmError | None] = []
         for device in chosen:
             try:
+                listed.require_one(device)
                 answers += measure.make_plans(farm, device, work, asked)
                 errors.append(None)
             except StifarmError as error:

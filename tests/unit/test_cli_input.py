@@ -20,11 +20,13 @@ from sqlalchemy import update
 
 from db.devices import device_by_name, latest_facts, record_facts, register_device
 from db.documents import parse
+from db.hosts import forget_host
 from db.models import ControllerRow, DeviceRow
 from db.plan_answers import latest_plans
 from db.profiles import save_device_profile
 from orchestrator import measure
 from orchestrator.cli import main
+from orchestrator.host_book import note_hosts
 from orchestrator.library import find_bundle
 from orchestrator.measure import Work
 from orchestrator.worker import HostWorker
@@ -43,6 +45,7 @@ from tests.farm_world import (
     write_inventory,
     write_task_files,
 )
+from tests.unit.test_host_routes import offer, seen
 
 FAILED, USAGE = 1, 2
 
@@ -277,8 +280,8 @@ def test_without_importance_and_without_a_profile(empty: Path, run: Run) -> None
     with open_world(empty) as farm:
         fill(farm)
     what, remedy = refusal_in_table(run(empty, *PLAN, "--devices", "desk"))
-    assert "desk" in what
-    assert "stifarm devices probe" in remedy
+    assert what == "desk: the store has no profile of it, for it was never asked."
+    assert remedy == "Measure it: stifarm profile --devices desk."
 
 
 def refusal_in_table(answer: Answer) -> tuple[str, str]:
@@ -294,6 +297,30 @@ def test_a_device_without_profile_fails_alone(world: Path, run: Run) -> None:
     assert [plan["device"] for plan in document["plans"]] == ["desk"]
     assert "board" in document["failed"][0]["error"]
     assert re.search(r"^error .*'?board", answer.err, re.MULTILINE)
+
+
+def test_devices_of_lab_hosts_are_planned_for_from_the_store(world: Path, run: Run, tmp_path: Path) -> None:
+    asked = ("--target", "1000s", "--working", "1MB", "--json")
+    inventory = ("--inventory", str(write_inventory(tmp_path, BOARD)))
+    with open_world(world) as farm:
+        hosts = [seen(offer("bench1", "desk", "unseen", "both"), "away"), seen(offer("bench2", "both"))]
+        note_hosts(farm.store, hosts)
+    try:
+        found = run(world, *inventory, "plan", "--devices", "desk", *asked)
+        assert found.code == 0, found.err
+        assert [plan["device"] for plan in json.loads(found.out)["plans"]] == ["desk"]
+        everything = json.loads(run(world, *inventory, "plan", *asked).out)
+        assert [plan["device"] for plan in everything["plans"]] == ["desk"]
+        assert len(everything["failed"]) == 3
+        what, remedy = refusal_in_table(run(world, *inventory, "plan", "--devices", "unseen", *asked))
+        assert what == "unseen: the store has no profile of it, for it was never asked."
+        assert remedy == "Measure it: stifarm profile --devices unseen."
+        what, _ = refusal_in_table(run(world, *inventory, "plan", "--devices", "both", *asked))
+        assert what == "both: two hosts name it: bench1 and bench2."
+    finally:
+        with open_world(world) as farm, farm.store.session() as session:
+            for host in ("bench1", "bench2"):
+                forget_host(session, host)
 
 
 # ------------------------------------------------------------------ inventory and state
