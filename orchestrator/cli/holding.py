@@ -12,14 +12,17 @@ import typer
 from sqlalchemy.orm import Session as StoreSession
 
 from db.clock import utc_text
-from db.devices import device_by_name, list_devices
+from db.devices import find_device, list_devices
 from db.models import QuarantineRow
 from db.quarantine import PASSES_TO_RELEASE, begin_quarantine, end_quarantine, quarantines
 from db.reservations import Held, holders, reserve, unreserve
 from orchestrator.cli.context import JsonOption, farm_of
 from orchestrator.cli.output import emit_json, fail, success
 from orchestrator.cli.over_devices import finish
+from orchestrator.errors import StableError
 from orchestrator.farm import Farm
+from orchestrator.hosts import OWN
+from orchestrator.inventory import Device
 from orchestrator.listed import select_listed
 from sti_runtime.errors import InputError, StifarmError
 from sti_runtime.units import parse_duration_ns
@@ -205,7 +208,9 @@ def _each(
         for device in select_listed(farm, selector):
             try:
                 with farm.store.session() as session:
-                    row = device_by_name(session, device.name)
+                    row = find_device(session, name=device.name)
+                    if row is None:
+                        raise _never_probed(device, context.obj.again)
                     answers.append(action(session, row.id, device.name))
                 errors.append(None)
             except StifarmError as error:
@@ -214,6 +219,16 @@ def _each(
     if json:
         emit_json(answers)
     finish(errors)
+
+
+def _never_probed(device: Device, again: Callable[[str], str]) -> StableError:
+    """What to say of a device that the store cannot tell from others: it does not know its hardware."""
+    where = "" if device.host == OWN else f", while its host {device.host} is joined"
+    return StableError(
+        "it was never probed, so the store does not know which hardware its name means.",
+        f"Probe it once{where}: {again(f'devices probe --devices {device.name}')}",
+        device=device.name,
+    )
 
 
 def _say(quiet: bool, text: str) -> None:

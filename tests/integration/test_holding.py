@@ -230,8 +230,9 @@ def test_devices_of_lab_hosts_are_held_and_listed_whether_these_are_there_or_not
         done = run(tmp_path, "devices", verb, "near,far,desk", "--json")
         assert [row[key] for row in json.loads(done.out)] == [True] * 3
     what, remedy = refusal(run(tmp_path, "devices", "reserve", "unseen", "--for", "1h"), FAILED)
-    assert "The store knows no device named 'unseen'" in what
-    assert "devices probe" in remedy
+    assert what == "unseen: it was never probed, so the store does not know which hardware its name means."
+    assert remedy.startswith("Probe it once, while its host bench1 is joined: stifarm ")
+    assert remedy.endswith(" devices probe --devices unseen")
 
 
 def test_a_device_that_nobody_lists_any_more_is_told_where_it_was(
