@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -97,6 +99,19 @@ def _why(error: Exception, limit_s: float) -> str:
     if isinstance(error, SSLError):
         return "its certificate is not accepted, or it speaks no TLS."
     return f"the exchange failed ({type(error).__name__})."
+
+
+def startable(program: str) -> str | None:
+    """Why a program may not start where stifarm delivers; None when nothing speaks against it here."""
+    path = shutil.which(program)
+    if path is not None and (Path(program).is_absolute() or os.sep not in program):
+        return None
+    if path is not None:
+        return f"{program} is looked for in the folder that stifarm is started in: give its whole path"
+    if Path(program).is_file() and os.sep in program:
+        return f"{program} may not be executed"
+    where = "there is no such file" if os.sep in program else "no folder of PATH has it"
+    return f"{program} cannot be started here: {where}"
 
 
 def execute(argv: Sequence[str], event: Mapping[str, Any], *, limit_s: float = LIMIT_S) -> None:

@@ -14,9 +14,9 @@ from db import alerts
 from db.models import AlertRow
 from db.models.work import EVENT_LEVELS
 from orchestrator.alerts.delivery import deliver_all, deliver_until, send
-from orchestrator.alerts.sending import check_url, shown_url
+from orchestrator.alerts.sending import check_url, shown_url, startable
 from orchestrator.cli.context import JsonOption, farm_of
-from orchestrator.cli.output import emit_json, note, success, table
+from orchestrator.cli.output import emit_json, note, success, table, warn
 from orchestrator.errors import near
 from sti_runtime.errors import InputError
 from sti_runtime.units import NONE
@@ -54,6 +54,9 @@ def add(
     with farm_of(context) as farm, farm.store.session() as session:
         alerts.add_alert(session, name, kind, target, level)
     success(f"alert {name}: events of level {level} and worse; try it: stifarm alerts test {name}")
+    doubt = startable(target[0]) if kind == "command" else None
+    if doubt is not None:
+        warn(f"{doubt}; events wait until it starts where stifarm serve (or alerts deliver) runs")
 
 
 @alerts_app.command("list")

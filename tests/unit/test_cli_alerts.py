@@ -37,6 +37,32 @@ def test_alerts_are_added_listed_without_secrets_tried_and_removed(root: Path, r
         assert "no alert 'hook'" in refusal(run(root, "alerts", verb, "hook"), USAGE)[0]
 
 
+def test_a_command_that_does_not_start_here_is_added_and_said(
+    root: Path,
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(root)
+    (root / "plain.sh").write_text("exit 0\n")
+    (root / "tell.sh").write_text("exit 0\n")
+    (root / "tell.sh").chmod(0o755)
+    for command, said in (
+        ("no-such-program --hunter2", "no-such-program cannot be started here: no folder of PATH has it;"),
+        (f"{root}/none.sh", "none.sh cannot be started here: there is no such file;"),
+        (f"{root}/plain.sh", "plain.sh may not be executed;"),
+        ("./tell.sh", "./tell.sh is looked for in the folder that stifarm is started in"),
+        (f"{root}/tell.sh", None),
+        ("true 'hunter 2'", None),
+    ):
+        answer = run(root, "alerts", "add", "prog", "--command", command)
+        assert answer.code == OK
+        warned = [line for line in answer.err.splitlines() if line.startswith("! ")]
+        assert bool(warned) == (said is not None), answer.err
+        assert said is None or said in " ".join(answer.err.split())
+        assert "hunter" not in answer.err
+        assert run(root, "alerts", "remove", "prog").code == OK
+
+
 def test_a_host_that_nobody_knows_is_wrong_input(root: Path, run: Run) -> None:  # noqa: F811
     assert "no host named 'nosuchhost'" in refusal(run(root, "host", "leave", "nosuchhost"), USAGE)[0]
 
