@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from db.quarantine import PASSES_TO_RELEASE
 from orchestrator.cli.context import DevicesOption, JsonOption, driving, farm_of
-from orchestrator.cli.output import emit_json, fail, listing, note, success
+from orchestrator.cli.output import emit_json, fail, listing, note, success, warn
 from orchestrator.cli.over_devices import finish, on_each
 from orchestrator.errors import StableError
 from orchestrator.health.check import Checked, check_device
@@ -64,10 +65,22 @@ def check(
             )
         if answer.released:
             success(f"{device.name} is out of quarantine")
+        elif answer.quarantined is not None:
+            warn(still_held(answer))
         errors.append(None if answer.passed else _unwell(answer))
     well = sum(error is None for error in errors)
     note(f"{well} of {len(errors)} devices are well")
     finish(errors)
+
+
+def still_held(checked: Checked) -> str:
+    """How far a device in quarantine is from its release."""
+    left = PASSES_TO_RELEASE - checked.passes
+    return (
+        f"{checked.device} stays in quarantine: {checked.passes} of {PASSES_TO_RELEASE} checks in a row "
+        f"passed, {left} more {'releases' if left == 1 else 'release'} it; why it is there: "
+        f"{checked.quarantined}"
+    )
 
 
 def _cause(checked: Checked) -> str:
@@ -83,6 +96,13 @@ def _document(checked: Checked) -> dict[str, object]:
         "device": checked.device,
         "passed": checked.passed,
         "released": checked.released,
+        "quarantine": {
+            "cause": checked.quarantined,
+            "passes": checked.passes,
+            "passes_to_release": PASSES_TO_RELEASE,
+        }
+        if checked.quarantined is not None
+        else None,
         "job": checked.job_id,
         "results": [asdict(item) for item in checked.items],
     }

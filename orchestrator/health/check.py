@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from db.devices import device_by_name, list_devices
 from db.events import record_event
-from db.quarantine import Item, count_checks, record_check
+from db.quarantine import Item, count_checks, quarantine_of, record_check
 from orchestrator import fleet
 from orchestrator.dispatch import Outcome, Request, Worker, next_repetition, run_job
 from orchestrator.errors import DeviceError, HostAwayError
@@ -36,13 +36,16 @@ OPEN_GATES = Gates(
 
 @dataclass(frozen=True)
 class Checked:
-    """What a health check found. ``released``: it ended a quarantine. ``job_id`` None: it came to no job;
-    ``known`` False: the store knows no such device yet, so that nothing could be kept."""
+    """What a health check found. ``released``: it ended a quarantine; ``quarantined``: the cause of the one
+    that goes on, None for none; ``passes``: how many checks in a row were passed in it. ``job_id`` None: it
+    came to no job; ``known`` False: the store knows no such device yet, so that nothing could be kept."""
 
     device: str
     items: Sequence[Item]
     job_id: str | None
     released: bool = False
+    quarantined: str | None = None
+    passes: int = 0
     known: bool = True
 
     @property
@@ -132,4 +135,6 @@ def _kept(farm: Farm, device: Device, items: Sequence[Item], job_id: str | None)
             record_event(session, "warning", "health-check-failed", f"{device.name}: {failed}")
             return Checked(device.name, items, job_id, known=False)
         released = record_check(session, row.id, items, passed=passed(items), job_id=job_id)
-    return Checked(device.name, items, job_id, released)
+        held = quarantine_of(session, row.id)
+    cause, passes = (None, 0) if held is None else (held.cause, held.passes)
+    return Checked(device.name, items, job_id, released, cause, passes)

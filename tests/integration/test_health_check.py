@@ -10,6 +10,7 @@ import pytest
 
 from db.quarantine import PASSES_TO_RELEASE, begin_quarantine, latest_check, quarantine_of
 from orchestrator import fleet
+from orchestrator.cli.check import still_held
 from orchestrator.device_facts.seen import Seen
 from orchestrator.errors import LinkError
 from orchestrator.farm import Farm
@@ -47,6 +48,13 @@ def test_checks_passed_in_a_row_end_a_quarantine_and_a_lost_device_starts_over(f
     checks = [check_device(farm, worker, device) for _ in range(PASSES_TO_RELEASE)]
     assert [check.passed for check in checks] == [True] * PASSES_TO_RELEASE, checks[0]
     assert [check.released for check in checks] == [False] * (PASSES_TO_RELEASE - 1) + [True]
+    assert [check.passes for check in (lost, *checks)] == [*range(PASSES_TO_RELEASE), 0]
+    held = "desk stays in quarantine: {} of 3 checks in a row passed, {} it; why it is there: it vanished"
+    assert [still_held(check) for check in (lost, checks[1])] == [
+        held.format(0, "3 more release"),
+        held.format(2, "1 more releases"),
+    ]
+    assert [check.quarantined for check in checks] == ["it vanished", "it vanished", None]
     assert len({check.job_id for check in checks}) == PASSES_TO_RELEASE
     assert len(job_folders(farm.settings.home.parent, "desk", HEALTH)) == PASSES_TO_RELEASE
     with farm.store.reader() as session:
