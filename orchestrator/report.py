@@ -20,6 +20,9 @@ PLAN_COLUMNS = (
     ">T", "n×m", ">bits", ">preload", ">read", ">predicted", "median [95 %]", ">p95", ">≤ T",
     ">stall", "accuracy [95 %]", ">memory",
 )  # fmt: skip
+PLAN_LESS = ("stall", "preload", "memory", "read", "bits", "p95")
+"""Columns that a narrow terminal does without, the least wanted first."""
+
 SUBMODEL_COLUMN = "n×m"
 PLAN_CAPTION = (
     "T: target latency. n×m: submodel. bits: mean fidelity. preload: bytes kept in memory.\n"
@@ -278,6 +281,9 @@ GROUNDS_COLUMNS = (
     "device", ">T", "policy", "predicted [interval]", "device profile, age", ">samples", "importance, age",
     ">rows", "stale",
 )  # fmt: skip
+GROUNDS_LESS = ("rows", "samples", "importance, age")
+"""As ``PLAN_LESS``."""
+
 GROUNDS_CAPTION = (
     "interval: from median to p95 figures, each moved outwards by the fit's residual; twice as far where the "
     "profile is borrowed.\nsamples: of reads, reads beside compute, compute, fixed parts."

@@ -36,7 +36,8 @@ from orchestrator.campaigns.report import (
 )
 from orchestrator.campaigns.status import RunStatus, statuses
 from orchestrator.cli.context import JsonOption, farm_of
-from orchestrator.cli.output import TableText, emit_json, grid, heading, lines, note, out, table, tables, warn
+from orchestrator.cli.fitting import TableText
+from orchestrator.cli.output import emit_json, grid, heading, lines, note, out, table, tables, warn
 from orchestrator.errors import CampaignError, near
 from orchestrator.farm import Farm
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TextIO, cast
 
 import structlog
@@ -35,6 +35,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.fitting import Fit, TableText, arranged, fitted
 from orchestrator.cli.wrapping import broken
 from sti_runtime.errors import StifarmError
 
@@ -115,40 +116,39 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     Nothing in it is ever cut: cells break at blanks, and what is still too wide is written as records, a
     line for each cell.
     """
-    tables([TableText(title, columns, rows, caption)])
-
-
-@dataclass(frozen=True)
-class TableText:
-    """A table that is to be shown with others; see ``table``."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Iterable[Sequence[str]]
-    caption: str = ""
+    tables([TableText(title, columns, list(rows), caption)])
 
 
 def tables(shown: Sequence[TableText]) -> None:
-    """Tables of one result on stdout: where one of them is too wide, all are written as records."""
+    """Tables of one result on stdout: where one of them is too wide, with all that it may leave out left out,
+    all are written as records."""
     console = out if out.is_terminal else Console(highlight=False, width=WIDE)
-    cells = [_plain_cells(one.rows) for one in shown]
-    fits = [_fit(one.columns, texts, console.width) for one, texts in zip(shown, cells, strict=True)]
-    narrow = any(fit is None for fit in fits)
-    for number, (one, texts, fit) in enumerate(zip(shown, cells, fits, strict=True)):
-        if narrow or fit is None:
+    given = [replace(one, rows=_plain_cells(one.rows)) for one in shown]
+    found = arranged(given, console.width)
+    if found is None:
+        for number, one in enumerate(given):
             if number:
                 out.print()
-            _records(one.title, [column.lstrip(">") for column in one.columns], texts, one.caption)
-        else:
-            console.print(_grid(one.title, one.columns, texts, fit, one.caption))
-            if fit.tight:
-                console.print()
+            _records(one.title, [column.lstrip(">") for column in one.columns], one.rows, one.caption)
+        return
+    for number, (one, fit) in enumerate(zip(found.tables, found.fits, strict=True), 1):
+        if one.title:
+            out.print(_text(one.title, "bold"), soft_wrap=True)
+        console.print(_grid("", one.columns, one.rows, fit, ""))
+        if one.caption and fit.tight:  # there is no edge, which else stands between
+            console.print()
+        lines(one.caption.splitlines())
+        if fit.tight or (one.caption and number < len(found.tables)):
+            console.print()
+    if found.left_out:
+        names = ", ".join(found.left_out)
+        lines([f"Left out, for want of room: {names}. {found.room} columns show them, and so does --json."])
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
     """The same table, to be shown by the caller, who cannot show records: too narrow a terminal cuts it."""
     cells = _plain_cells(rows)
-    fit = _fit(columns, cells, out.width) or _Fit([None] * len(columns), tight=True)
+    fit = fitted(columns, cells, out.width) or Fit([None] * len(columns), tight=True)
     return _grid(title, columns, cells, fit, caption)
 
 
@@ -160,7 +160,7 @@ def _grid(
     title: str,
     columns: Sequence[str],
     cells: Sequence[Sequence[str]],
-    fit: _Fit,
+    fit: Fit,
     caption: str,
 ) -> Table:
     if caption and fit.tight:  # there is no edge, which else stands between
@@ -175,48 +175,6 @@ def _grid(
     for row in cells:
         made.add_row(*map(Text, row))
     return made
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Widths of a table's columns. ``tight``: with two blanks between them, not three, and no edge."""
-
-    widths: Sequence[int | None]
-    tight: bool
-
-
-_MODERATE = 120
-"""A table that would be wider than this moves its columns together."""
-
-
-def _fit(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> _Fit | None:
-    """How a table fits; None where it does not."""
-    whole = [
-        max(map(cell_len, [column.lstrip(">"), *(row[number] for row in cells)]))
-        for number, column in enumerate(columns)
-    ]
-    if sum(whole) + 3 * len(columns) <= min(room, _MODERATE):
-        return _Fit(whole, tight=False)
-    widths = _widths(columns, cells, room - 2 * (len(columns) - 1))
-    return None if widths is None else _Fit(widths, tight=True)
-
-
-def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Widths of a table's columns that break no word, nor a right-aligned cell; None where there are none.
-    Their names break first."""
-    least, most = [], []
-    for number, column in enumerate(columns):
-        name, texts = column.lstrip(">"), [row[number] for row in cells]
-        whole = texts if column.startswith(">") else [word for text in texts for word in text.split()]
-        least.append(max(map(cell_len, [*name.split(), *whole]), default=0))
-        most.append(max(map(cell_len, [*name.split(), *texts])))
-    if sum(least) > room:
-        return None
-    for limit in range(max(most), 0, -1):
-        widths = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
-        if sum(widths) <= room:
-            return widths
-    return least
 
 
 def _records(title: str, names: Sequence[str], cells: Sequence[Sequence[str]], caption: str) -> None:

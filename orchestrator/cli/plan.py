@@ -24,9 +24,9 @@ from orchestrator.cli.context import (
     parse_size,
     parse_targets,
 )
+from orchestrator.cli.fitting import TableText
 from orchestrator.cli.output import (
     Bar,
-    TableText,
     emit_json,
     fail,
     heading,
@@ -216,6 +216,7 @@ def show_plans(
                     each.columns,
                     each.rows,
                     "\n".join([*each.footnotes, *([report.plan_caption(made)] if each is made[-1] else [])]),
+                    report.PLAN_LESS,
                 )
                 for each in made
             ),

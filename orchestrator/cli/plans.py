@@ -13,7 +13,8 @@ from db.plan_answers import PlanAnswer
 from db.reasons import Reasons, in_words, reasons_of
 from orchestrator import measure, report
 from orchestrator.cli.context import JsonOption, TaskOption, farm_of, parse_size, parse_targets
-from orchestrator.cli.output import TableText, emit_json, heading, lines, note, table
+from orchestrator.cli.fitting import TableText
+from orchestrator.cli.output import emit_json, heading, lines, note, table
 from orchestrator.cli.plan import show_plans
 from orchestrator.distinctions import Asked, distinctions
 from orchestrator.errors import near
@@ -93,7 +94,7 @@ def query(
         emit_json(documents)
     else:
         columns, rows = report.grounds_table(answers)
-        grounds = TableText("What they rest on", columns, rows, report.GROUNDS_CAPTION)
+        grounds = TableText("What they rest on", columns, rows, report.GROUNDS_CAPTION, report.GROUNDS_LESS)
         show_plans(f"Plans ({kind} requests)", answers, others=[grounds])
         if explain:
             _show_reasons(answers, whys)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from orchestrator import report
 from orchestrator.audit import DeviceAudit
 from orchestrator.cli import output
 from orchestrator.cli.context import Options
+from orchestrator.cli.fitting import TableText
 from orchestrator.cli.store import show_audits
 from orchestrator.cli.wrapping import pieces
 from orchestrator.errors import StableError
+from sti_runtime.units import NONE
 from tests.agent_data import REPO
 
 NASTY = "\x1b[2J\x1b]0;pwned\x07[bold]x[/nope] :smile:\r\nnext\x9b31m\u202egnp\u2028\ud800\x7f\\"
@@ -99,8 +102,8 @@ def plans(monkeypatch: pytest.MonkeyPatch, columns: int, other: str = "short") -
     monkeypatch.setattr(output, "out", console)
     output.tables(
         [
-            output.TableText("board", report.PLAN_COLUMNS, [WIDEST_PLAN], report.PLAN_CAPTION),
-            output.TableText("Others", ("device", ">why"), [("board", other)]),
+            TableText("board", report.PLAN_COLUMNS, [WIDEST_PLAN], report.PLAN_CAPTION),
+            TableText("Others", ("device", ">why"), [("board", other)]),
         ]
     )
     return shown.getvalue().splitlines()
@@ -123,6 +126,83 @@ def test_the_tables_of_one_result_have_one_form(monkeypatch: pytest.MonkeyPatch)
         assert shown[shown.index("Others") - 1] == ""
         # Lines break between words, not where the terminal ends.
         assert all(len(line) <= columns or "x" * 130 in line for line in shown)
+
+
+OTHER_PLAN = (
+    "120 ms", "6×4", "2.9", "83 kB", "217 kB", "8 ms", "17.2 ms [14–21.5]", "42 ms", "39/40", "6.1",
+    "97.4 [96.2–98.2]", "872 kB",
+)  # fmt: skip
+GROUNDS = (
+    (
+        "board",
+        "240 ms",
+        "sti",
+        "9.99 ms [5.01–12.3]",
+        "450d2a6f925e, 5 h",
+        NONE,
+        "exhaustive, 5 h",
+        "500",
+        "no",
+    ),
+    ("desk", "60 ms", "preload-32", "8 ms [7–9]", "37b50b92d792, 2 h", NONE, "exhaustive, 5 h", "500", "no"),
+)
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, columns: int, *rows: Sequence[str]) -> list[str]:
+    """Plans of two devices and what they rest on, as a terminal of so many columns shows them."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=columns, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(output, "out", console)
+    plan_rows = [WIDEST_PLAN, *rows]
+    output.tables(
+        [
+            TableText("board", report.PLAN_COLUMNS, plan_rows, "", report.PLAN_LESS),
+            TableText("desk", report.PLAN_COLUMNS, plan_rows[:2], "", report.PLAN_LESS),
+            TableText("Grounds", report.GROUNDS_COLUMNS, GROUNDS, "that is all", report.GROUNDS_LESS),
+        ]
+    )
+    return shown.getvalue().splitlines()
+
+
+def test_a_narrow_terminal_does_without_what_is_least_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, left_out in ((140, None), (100, "stall"), (80, "stall, preload, memory, read")):
+        shown = narrow(monkeypatch, columns, OTHER_PLAN)
+        assert max(map(len, shown)) <= columns
+        assert sum("───" in line for line in shown) == 3
+        assert sum("n×m" in line and "stall" not in line for line in shown) == (2 if left_out else 0)
+        found = re.search(r"room: ([^.]+)\. (\d+) columns show them", " ".join(" ".join(shown).split()))
+        assert (None if found is None else found[1]) == left_out
+        if found is not None:
+            for room, missed in ((int(found[2]), False), (int(found[2]) - 1, True)):
+                again = narrow(monkeypatch, room, OTHER_PLAN)
+                assert any("Left out" in line for line in again) == missed
+    assert not any("───" in line for line in narrow(monkeypatch, 40, OTHER_PLAN))
+
+
+def test_what_all_rows_have_in_common_stands_below_a_table_that_is_too_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not any("in all rows" in line for line in narrow(monkeypatch, 140, OTHER_PLAN))
+    told = narrow(monkeypatch, 80, OTHER_PLAN)
+    assert "No row has a value of: samples." in told
+    assert any(line.startswith("The same in all rows: importance, age: exhaustive, 5 h.") for line in told)
+    # As much of it as it takes, and what is least wanted first.
+    alike = ("120 ms", "6×4", *WIDEST_PLAN[2:])
+    assert narrow(monkeypatch, 100, alike).count(
+        "The same in all rows: preload: 1.05 MB. stall: 61.4. memory: 1.26 MB."
+    ) == 2  # fmt: skip
+    # What tells something in the table beside it stays in its own; so does all of a single row.
+    board = narrow(monkeypatch, 100, alike, OTHER_PLAN)
+    assert sum("in all rows" in line for line in board) == 0
+    assert sum("stall" in line for line in narrow(monkeypatch, 110)) == 2
+
+
+def test_what_may_be_left_out_are_columns() -> None:
+    for columns, less in (
+        (report.PLAN_COLUMNS, report.PLAN_LESS),
+        (report.GROUNDS_COLUMNS, report.GROUNDS_LESS),
+    ):
+        assert set(less) < {column.lstrip(">") for column in columns}
 
 
 def test_a_bar_says_what_its_step_waits_for_and_that_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
