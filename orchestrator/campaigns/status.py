@@ -12,7 +12,7 @@ from db.leases import database_wall_ns
 from db.models import CampaignBatchRow, CampaignRow, CampaignRunRow
 from orchestrator.campaigns.estimate import Typical, amounts, left_ns
 from orchestrator.campaigns.lanes import lanes_of
-from orchestrator.controllers import state_of
+from orchestrator.controllers import may_work_on_campaigns
 from orchestrator.farm import Farm
 from sti_runtime.units import NONE, NS_PER_S
 
@@ -65,7 +65,7 @@ def statuses(farm: Farm, campaigns: Sequence[CampaignRow], *, runs: int | None =
             if run.state in OPEN
         }
         controllers = list_controllers(session) if waiting else ()
-    at_work = any(state_of(controller, now) == "alive" for controller in controllers)
+    at_work = any(may_work_on_campaigns(controller, now) for controller in controllers)
     lanes = lanes_of(farm.inventory.devices, farm.settings.machine_lock)
     return [
         RunStatus(

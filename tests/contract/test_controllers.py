@@ -20,7 +20,7 @@ from db.events import latest_events
 from db.leases import acquire_lease, renew_lease, require_lease, resume_lease
 from db.models import CampaignBatchRow, ControllerRow
 from db.session import Store
-from orchestrator.controllers import state_of
+from orchestrator.controllers import state_of, verb_of
 from tests.contract.store_rows import make
 from tests.contract.test_campaign_store import batch, begin, claim, ready
 
@@ -65,6 +65,21 @@ def test_a_controller_is_a_row_until_it_ends(store: Store) -> None:
     assert alive(store) == []
     with store.reader() as session:
         assert [row.name for row in list_controllers(session, ended=True)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [
+        ("/venv/bin/python /venv/bin/stifarm serve --listen 192.0.2.7:6379", "serve"),
+        ("stifarm --home serve -v --db-url=x --inventory a.yaml profile --devices all", "profile"),
+        ("stifarm campaign run nightly", "campaign"),
+        ("stifarm --home", None),
+        ("python own_program.py serve", None),
+        ("", None),
+    ],
+)
+def test_a_process_is_known_by_its_verb(words: str, verb: str | None) -> None:
+    assert verb_of(words.split()) == verb
 
 
 def test_a_silent_one_may_work_on_nothing(store: Store) -> None:

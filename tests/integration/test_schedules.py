@@ -18,7 +18,7 @@ from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from db.campaigns import find_campaign, open_runs, runs_of
-from db.controllers import begin_controller
+from db.controllers import begin_controller, end_controller
 from db.errors import ReplacedError
 from db.events import latest_events
 from db.models import CampaignRunRow, ScheduleRow
@@ -223,6 +223,18 @@ def test_open_runs_that_nobody_works_on_are_told_with_what_to_do(
         assert status["worked_on"] is True
         assert "no controller" not in cli("campaign", "status")[1]
         assert "stifarm serve works on it" in cli("campaign", "run", "health", "--detach")[1]
+    program = tmp_path / "stifarm"
+    program.write_text("input()")
+    for words, told in ((["--home", "serve", "profile"], True), (["-v", "serve"], False)):
+        with subprocess.Popen([sys.executable, program, *words], stdin=subprocess.PIPE) as other:
+            with farm.store.session() as session:  # of another home on this machine
+                began = begin_controller(
+                    session, host=socket.gethostname(), home="elsewhere", stifarm="1", pid=other.pid
+                )
+            assert ("no controller works" in cli("campaign", "status")[1]) == told
+            other.communicate(b"\n")
+        with farm.store.session() as session:
+            end_controller(session, began.name)
     with farm.store.session() as session:  # killed: its process is gone, and its heartbeat recent
         begin_controller(session, host=socket.gethostname(), home="elsewhere", stifarm="1", pid=2**22 + 1)
     assert "no controller works" in cli("campaign", "status")[1]
