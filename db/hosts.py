@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -65,6 +65,11 @@ def list_hosts(session: Session) -> Sequence[HostRow]:
     return session.scalars(
         select(HostRow).order_by(HostRow.name).execution_options(populate_existing=True)
     ).all()
+
+
+def host_states(session: Session) -> Mapping[str, str]:
+    """The states that hosts were last seen in, by name, without what they offered, which may be long."""
+    return {row.name: row.state for row in session.execute(select(HostRow.name, HostRow.state))}
 
 
 def forget_host(session: Session, name: str) -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from db.documents import document
 from db.errors import StoreUnreachableError
-from db.hosts import list_hosts, note_host
+from db.hosts import host_states, list_hosts, note_host
 from db.session import Store
 from orchestrator.errors import InventoryError, PoolError
 from orchestrator.farm import Farm
@@ -86,7 +86,7 @@ def note_seen(store: Store, ask: Callable[[], Sequence[SeenHost]]) -> None:
 def remembered_hosts(store: Store) -> frozenset[str]:
     """The names of the hosts that did not leave and were not forgotten. Raises: StoreError."""
     with store.reader() as session:
-        return frozenset(row.name for row in list_hosts(session) if row.state in _COUNTED_ON)
+        return frozenset(name for name, state in host_states(session).items() if state in _COUNTED_ON)
 
 
 def known_offers(store: Store) -> list[HostOffer]:
