@@ -36,10 +36,12 @@ _CORE_QUARTERS = 9
 
 @dataclass(frozen=True)
 class _Effort:
-    """How long to search, over a core or all columns: nodes, tighter timelines tried, solutions cut off."""
+    """How long to search, over a core or all columns: nodes, the solver's checks (None: any number), tighter
+    timelines tried, solutions cut off."""
 
     core: bool
     nodes: int
+    checks: int | None
     tighter: int
     cuts: int
 
@@ -65,7 +67,7 @@ class _Effort:
         while True:
             core, forfeit = relaxed.core(count, versions)
             among = core.union(range(versions, len(made.gains)))
-            solution = solve(made, gap=gap, nodes=self.nodes, among=among)
+            solution = solve(made, gap=gap, nodes=self.nodes, checks=self.checks, among=among)
             if solution is not None and solution.chosen is not None:
                 return Solution(
                     solution.chosen, min(relaxed.bound, max(solution.bound, relaxed.bound - forfeit))
@@ -75,8 +77,8 @@ class _Effort:
             count *= 2
 
 
-_TO_THE_END = _Effort(core=False, nodes=100_000, tighter=6, cuts=400)
-_IN_A_SECOND = _Effort(core=True, nodes=5, tighter=3, cuts=0)
+_TO_THE_END = _Effort(core=False, nodes=100_000, checks=None, tighter=6, cuts=400)
+_IN_A_SECOND = _Effort(core=True, nodes=5, checks=40, tighter=3, cuts=0)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Integer programs, solved by HiGHS: the only file that imports the solver.
 
-One thread and a limit of nodes, not of time, end a search: the same program has the same solution. Large
-programs are solved on their *core*: first in fractions (``relax``), then over the columns whose reduced cost
-does not rule them out.
+One thread and limits of nodes and of the solver's own checks, not of time, end a search: the same program has
+the same solution. Large programs are solved on their *core*: first in fractions (``relax``), then over the
+columns whose reduced cost does not rule them out.
 """
 
 from __future__ import annotations
@@ -105,10 +105,17 @@ def relax(program: Program) -> Relaxation | None:
 
 
 def solve(
-    program: Program, *, gap: float, nodes: int, among: Collection[int] | None = None
+    program: Program,
+    *,
+    gap: float,
+    nodes: int,
+    checks: int | None = None,
+    among: Collection[int] | None = None,
 ) -> Solution | None:
     """The best solution within ``gap`` of the bound, or as near as so many ``nodes`` allow; None when there
-    is none. ``among``: other binary columns are 0; the bound holds for these only.
+    is none. ``among``: other binary columns are 0; the bound holds for these only. ``checks``: after so many
+    times that the solver asked whether to go on, which it does after each round of cuts or branching, the
+    search ends with what it has.
 
     Raises: SolverError when the solver is not installed or ends without a solution or a proof of none.
     """
@@ -118,8 +125,12 @@ def solve(
         fits = all(low <= 0 <= high for low, high in zip(program.row_low, program.row_high, strict=True))
         return Solution(frozenset(), 0.0) if fits else None
     options = {"mip_feasibility_tolerance": _FEASIBILITY, "mip_rel_gap": 0.0, "mip_max_nodes": nodes}
+    if checks is not None:
+        options["mip_heuristic_effort"] = 0.0
     solver, unit = _solver(program, options, among=among, whole=True)
     solver.setOptionValue("mip_abs_gap", gap / unit)
+    if checks is not None:
+        _end_after(solver, checks)
     if not _run(solver):
         return None
     info, chosen = solver.getInfo(), None
@@ -127,6 +138,19 @@ def solve(
         values = solver.getSolution().col_value
         chosen = frozenset(i for i in range(columns) if program.binary[i] and values[i] > 0.5)
     return Solution(chosen, info.mip_dual_bound * unit)
+
+
+def _end_after(solver: Any, checks: int) -> None:
+    """Interrupt the solver at its check of that number: the same program ends at the same place."""
+    asked = 0
+
+    def ask(event: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > checks:
+            event.data_in.user_interrupt = True
+
+    solver.cbMipInterrupt += ask
 
 
 def _highspy() -> Any:
@@ -203,7 +227,8 @@ def _run(solver: Any) -> bool:
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return False
-    if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kSolutionLimit):
+    ends = highspy.HighsModelStatus
+    if status not in (ends.kOptimal, ends.kSolutionLimit, ends.kInterrupt):
         raise SolverError(
             f"HiGHS found no optimum in {_LAST_RESORT_S:.0f} s ({solver.modelStatusToString(status)}).",
             "Plan with policy sti.",
