@@ -31,7 +31,8 @@ def training_lines(provenance: Mapping[str, str | int]) -> list[str]:
 
 def _phase(key: str, name: str, provenance: Mapping[str, str | int]) -> str:
     steps, planned, epochs = (int(provenance[f"{key}_{of}"]) for of in ("steps", "planned", "epoch_steps"))
-    line = f"{name}: {steps} of {planned} steps ({steps / epochs:.2g} epochs)"
+    through = f"{steps / epochs:.2g}"
+    line = f"{name}: {steps} of {planned} steps ({through} {'epoch' if through == '1' else 'epochs'})"
     if provenance[f"{key}_ended"] == "no-gain":
         line += ", ended early for want of a gain"
     if f"{key}_best_nano" in provenance:

@@ -1,4 +1,4 @@
-"""Verbs about models and tasks: import, train, list; task add."""
+"""Verbs about models and tasks: import, train, list, show; task add."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sti_runtime.tasks import PRESETS, TaskSpec, user_task
 if TYPE_CHECKING:
     from sti_runtime.training import PhaseStatus, Progress
 
-model_app = typer.Typer(no_args_is_help=True, help="Import, train and list models.")
+model_app = typer.Typer(no_args_is_help=True, help="Import, train, list and show models.")
 task_app = typer.Typer(no_args_is_help=True, help="Tasks: rows to score and to time on.")
 
 TrainOption = Annotated[Path, typer.Option("--train", help="TSV with one header line: rows to train on.")]
@@ -184,6 +184,21 @@ def list_(context: typer.Context, json: JsonOption = False) -> None:
             for r in rows
         ],
     )
+
+
+@model_app.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name or the beginning of its digest.")],
+    json: JsonOption = False,
+) -> None:
+    """Show a model: its shape, its submodels' accuracies and how it was trained.
+
+    Example: stifarm model show minilm-sst-2
+    """
+    with farm_of(context, existing=True) as farm:
+        row, model = find_model(farm, name)
+    _show(row.name, model, json)
 
 
 @task_app.command("add")

@@ -147,7 +147,7 @@ def test_what_is_shown_while_a_phase_runs() -> None:
 
 def test_what_a_model_says_of_its_training() -> None:
     early = PhaseEnd("fine-tune", 120, 600, 100, "no-gain", "loss", 60, 312_000_000, 0)
-    whole = PhaseEnd("widths", 50, 50, 100, "all-steps", "accuracy", None, None, 3)
+    whole = PhaseEnd("widths", 100, 100, 100, "all-steps", "accuracy", None, None, 3)
     provenance = {
         "train_rows": 3200, "train_rows_of": 9000, "profile_rows": 500, "seed": 4, "torch": "2.13.0",
         "device": "cpu", "precision": "fp32", **provenance_of(early), **provenance_of(whole),
@@ -156,7 +156,7 @@ def test_what_a_model_says_of_its_training() -> None:
         "Trained on a subset: 3200 of 9000 train rows, seed 4, fp32 on cpu (PyTorch 2.13.0).",
         "fine-tuning: 120 of 600 steps (1.2 epochs), ended early for want of a gain; kept are the weights of"
         " step 60 (loss 0.312 on 500 profile rows)",
-        "elastic widths: 50 of 50 steps (0.5 epochs); 3 steps overflowed float16 and were left out",
+        "elastic widths: 100 of 100 steps (1 epoch); 3 steps overflowed float16 and were left out",
     ]
     assert training_lines({}) == []
 
