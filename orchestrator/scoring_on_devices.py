@@ -152,14 +152,19 @@ class _Scoring:
 
     def _measured_base(self, device: Device, fidelities: Sequence[int]) -> tuple[int, SplitScore]:
         ready: ReadyDevice | None = None
+        lowest: tuple[int, SplitScore, str] | None = None
         for fidelity in fidelities:
             found = self._known(fidelity, [queries.BASE])
             if not found:
                 ready = ready or self._ready(device)
                 found = self._measure(ready, fidelity, [queries.BASE])
             score, by = found[queries.BASE]
+            lowest = lowest or (fidelity, score, by)
             if is_above_chance(score.score.correct, self.subject.rows.labels):
                 break
+        else:
+            assert lowest is not None
+            fidelity, score, by = lowest
         self.subject.keep(fidelity, [(queries.BASE, score)], device=by)
         return fidelity, score
 

@@ -19,7 +19,7 @@ from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.integer_program import Solution, relax, solve
 from sti_runtime.manifest import Manifest
 from sti_runtime.plan import Plan, Policy
-from sti_runtime.plan_build import assemble_plan, largest_first, shard_costs
+from sti_runtime.plan_build import assemble_plan, largest_first, plannable, shard_costs
 from sti_runtime.planner import plan_paper
 from sti_runtime.profile import DeviceProfile
 
@@ -125,7 +125,7 @@ def plan_exact(
     except (InfeasiblePlanError, ResourceError) as error:
         paper, failed = None, error
     budgets = Budgets(target_ns, preload_bytes, working_bytes, slack)
-    costs = shard_costs(manifest, profile, manifest.fidelities)
+    costs = shard_costs(manifest, profile, plannable(manifest, importance))
     programs = [
         SubmodelProgram(submodel, profile, costs, gains, budgets) for submodel in largest_first(manifest)
     ]

@@ -156,18 +156,17 @@ def choose_base_fidelity(
 ) -> BaseChoice:
     """The lowest fidelity at which the whole model is not at chance, with its score.
 
-    Not at chance: see ``is_above_chance``. If no candidate passes, the highest is taken and
-    ``above_chance`` is False.
+    Not at chance: see ``is_above_chance``. If no candidate passes, the lowest is taken, for then more bits
+    are not known to help, and ``above_chance`` is False.
     """
-    choice: BaseChoice | None = None
+    tried: list[BaseChoice] = []
     for fidelity in candidates_of(bundle, candidates):
         tensors = tensors_at(bundle, fidelity)
         score = score_configuration(bundle.manifest.model, tensors, rows, threads=threads)
-        choice = BaseChoice(fidelity, score, is_above_chance(score.score.correct, rows.labels))
-        if choice.above_chance:
-            break
-    assert choice is not None
-    return choice
+        tried.append(BaseChoice(fidelity, score, is_above_chance(score.score.correct, rows.labels)))
+        if tried[-1].above_chance:
+            return tried[-1]
+    return tried[0]
 
 
 def candidates_of(bundle: Bundle, candidates: Sequence[int] = BASE_CANDIDATES) -> list[int]:

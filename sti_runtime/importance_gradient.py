@@ -107,15 +107,14 @@ def estimate_bundle(
     Raises: InputError if the model has no head or the bundle none of the candidates.
     """
     config = bundle.manifest.model
-    high, estimate = tensors_at(bundle, bundle.manifest.fidelities[-1]), None
+    high, tried = tensors_at(bundle, bundle.manifest.fidelities[-1]), []
     for fidelity in candidates_of(bundle, candidates):
         task = ImportanceTask(config, tensors_at(bundle, fidelity), high, rows)
         base, scores = estimate_shards(task, threads=threads)
-        estimate = Estimate(fidelity, base, scores, is_above_chance(base.score.correct, rows.labels))
-        if estimate.above_chance:
-            break
-    assert estimate is not None
-    return estimate
+        tried.append(Estimate(fidelity, base, scores, is_above_chance(base.score.correct, rows.labels)))
+        if tried[-1].above_chance:
+            return tried[-1]
+    return tried[0]
 
 
 def estimate_shards(

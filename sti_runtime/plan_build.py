@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sti_runtime.errors import InputError, ResourceError
+from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.manifest import Manifest
 from sti_runtime.model import Submodel
 from sti_runtime.plan import MERGE_LIMIT_BYTES, Plan, PlannedShard, Planner, Policy
@@ -74,6 +75,22 @@ def shard_costs(manifest: Manifest, profile: DeviceProfile, fidelities: Collecti
         budget_ns={k: [budget_ns[length] for length in row] for k, row in lengths.items()},
         decompress_ns={region.fidelity: profiled[region.fidelity] for region in regions},
     )
+
+
+def plannable(manifest: Manifest, importance: ImportanceProfile) -> tuple[Fidelity, ...]:
+    """The fidelities that a plan made by importance may use: those from the profile's base up.
+
+    The base is the lowest at which the whole model is not at chance on the task; with fewer bits shards cost
+    time and tell nothing. Raises: InputError when the bundle has none.
+    """
+    found = tuple(r.fidelity for r in manifest.regions if r.fidelity >= importance.base_fidelity)
+    if not found:
+        raise InputError(
+            f"The importance profile's base is {importance.base_fidelity} bits, below which the model is at"
+            " chance; the bundle holds no versions of so many.",
+            f"Build it with more bits; it has {_listing(manifest.fidelities)}.",
+        )
+    return found
 
 
 def _check_extent(manifest: Manifest, profile: DeviceProfile, regions: int, bytes_: int) -> None:

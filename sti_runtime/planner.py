@@ -25,6 +25,7 @@ from sti_runtime.plan_build import (
     check_budgets,
     largest_first,
     layer_work,
+    plannable,
     shard_costs,
     shard_rows,
 )
@@ -63,7 +64,11 @@ def plan_paper(
     check_budgets(target_ns=target_ns, preload_bytes=preload_bytes, working_bytes=working_bytes)
     _check_importance(manifest, importance)
     problem = _Problem(
-        profile, shard_costs(manifest, profile, manifest.fidelities), target_ns, working_bytes, slack
+        profile,
+        shard_costs(manifest, profile, plannable(manifest, importance)),
+        target_ns,
+        working_bytes,
+        slack,
     )
     order = importance.ranking() if ranking is None else tuple(ranking)
     for submodel in largest_first(manifest, wide_first=wide_first):

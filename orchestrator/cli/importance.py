@@ -280,4 +280,4 @@ def _facts(profile: ImportanceProfile) -> str:
 
 def _warn_at_chance(profile: ImportanceProfile, above: bool) -> None:
     if not above:
-        warn(f"all shards at {profile.base_fidelity} bits are still at chance: the ranking says little")
+        warn("the whole model is at chance at every fidelity below 32 bits: the ranking says little")

@@ -205,6 +205,7 @@ typedef struct {
   char digest[65]; /* of its canonical JSON */
   char model_digest[65];
   int32_t layers, slices;
+  int32_t base_fidelity; /* bits; plans use no fewer */
   bool by_accuracy; /* method exhaustive-accuracy: ranked by correct rows alone */
   ShardScore *scores; /* [layers · slices], layer-major */
 } ImportanceProfile;

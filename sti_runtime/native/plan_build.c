@@ -81,15 +81,30 @@ static StiCode fail_listed(Text *list, const char *before, const char *after, co
   return code;
 }
 
-static StiCode check_region(const Manifest *manifest, int fidelity, StiError *error) {
-  char remedy[200] = "Build it with these fidelities; it has ";
-  if (fidelity == 0 || manifest_region(manifest, fidelity)) return STI_OK;
+/* `remedy` [200] begins with what to do and ends with the fidelities there are. */
+static void list_regions(const Manifest *manifest, char remedy[200]) {
   for (int32_t i = 0; i < manifest->region_count; i++) {
     size_t length = strlen(remedy);
     const char *end = i + 1 < manifest->region_count ? ", " : ".";
-    snprintf(remedy + length, sizeof remedy - length, "%d%s", manifest->regions[i].fidelity, end);
+    snprintf(remedy + length, 200 - length, "%d%s", manifest->regions[i].fidelity, end);
   }
+}
+
+static StiCode check_region(const Manifest *manifest, int fidelity, StiError *error) {
+  char remedy[200] = "Build it with these fidelities; it has ";
+  if (manifest_region(manifest, fidelity)) return STI_OK;
+  list_regions(manifest, remedy);
   return sti_fail(error, STI_INPUT, remedy, "The bundle holds no versions at %d bits.", fidelity);
+}
+
+StiCode check_base(const Manifest *manifest, int base, StiError *error) {
+  char remedy[200] = "Build it with more bits; it has ";
+  if (manifest->regions[manifest->region_count - 1].fidelity >= base) return STI_OK;
+  list_regions(manifest, remedy);
+  return sti_fail(error, STI_INPUT, remedy,
+                  "The importance profile's base is %d bits, below which the model is at chance; the bundle holds no"
+                  " versions of so many.",
+                  base);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -159,14 +174,14 @@ static StiCode cost_versions(Arena *arena, const IoFit *io, int64_t shards, Shar
   return STI_OK;
 }
 
-StiCode shard_costs(Arena *arena, const Manifest *manifest, const DeviceProfile *profile, int fidelity,
-                    ShardCosts *costs, StiError *error) {
+StiCode shard_costs(Arena *arena, const Manifest *manifest, const DeviceProfile *profile, int lowest,
+                    int highest, ShardCosts *costs, StiError *error) {
   *costs = (ShardCosts){.heads = manifest->model.heads};
-  STI_TRY(check_region(manifest, fidelity, error));
+  if (lowest == highest) STI_TRY(check_region(manifest, lowest, error));
   Text missing = {0};
   for (int32_t i = 0; i < manifest->region_count; i++) {
     const Region *region = &manifest->regions[i];
-    if (fidelity != 0 && region->fidelity != fidelity) continue;
+    if (region->fidelity < lowest || region->fidelity > highest) continue;
     const KeyedTime *time = find_time(profile->decompress, profile->decompress_count, region->fidelity);
     if (!time) {
       list_number(&missing, region->fidelity);

@@ -36,11 +36,14 @@ typedef struct {
   LayerTime *events; /* [N] */
 } Desk;
 
-/* Cost the versions at `fidelity`, or all of the bundle when it is 0. Errors: STI_INPUT when the bundle does not hold
- * it, when the profile lacks one or a submodel's width, or when all of it together, one after the other, would take
- * 2^63 ns or bytes; STI_RESOURCE. Below that no sum of planning overflows. */
-StiCode shard_costs(Arena *arena, const Manifest *manifest, const DeviceProfile *profile, int fidelity,
-                    ShardCosts *costs, StiError *error);
+/* Cost the versions from `lowest` to `highest` bits. Errors: STI_INPUT when both are the same and the bundle does not
+ * hold it, when the profile lacks one or a submodel's width, or when all of it together, one after the other, would
+ * take 2^63 ns or bytes; STI_RESOURCE. Below that no sum of planning overflows. */
+StiCode shard_costs(Arena *arena, const Manifest *manifest, const DeviceProfile *profile, int lowest,
+                    int highest, ShardCosts *costs, StiError *error);
+/* A plan made by importance uses no fidelity below the profile's base, where the model is at chance. Errors: STI_INPUT
+ * when the bundle has none from `base` up. */
+StiCode check_base(const Manifest *manifest, int base, StiError *error);
 Sharing profile_sharing(const DeviceProfile *profile, Figure figure);
 int64_t profile_layer_ns(const DeviceProfile *profile, int32_t width, Figure figure);
 

@@ -279,7 +279,7 @@ static StiCode check_importance(const Manifest *manifest, const ImportanceProfil
                     "The importance profile scores %" PRId32 "×%" PRId32 " shards, the bundle has %" PRId32
                     "×%" PRId32 ".",
                     importance->layers, importance->slices, manifest->model.layers, manifest->model.heads);
-  return STI_OK;
+  return check_base(manifest, importance->base_fidelity, error);
 }
 
 StiCode plan_paper(Arena *arena, const PlanRequest *request, const PaperForm *form, Plan *plan, StiError *error) {
@@ -297,7 +297,8 @@ StiCode plan_paper(Arena *arena, const PlanRequest *request, const PaperForm *fo
   Draft draft;
   const Submodel **order;
   STI_TRY(check_importance(request->manifest, request->importance, error));
-  STI_TRY(shard_costs(arena, request->manifest, profile, 0, &problem.costs, error));
+  STI_TRY(shard_costs(arena, request->manifest, profile, request->importance->base_fidelity, 32, &problem.costs,
+                      error));
   STI_TRY(open_desk(arena, request->manifest, &desk, error));
   STI_TRY(open_draft(arena, &problem, &desk, &draft, error));
   STI_TRY(largest_first(arena, request->manifest, form->wide_first, &order, error));

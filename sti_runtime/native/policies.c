@@ -70,7 +70,7 @@ static StiCode plan_baseline(Arena *arena, const PlanRequest *request, const Rul
   ShardCosts costs;
   Desk desk;
   const Submodel **order;
-  STI_TRY(shard_costs(arena, manifest, request->profile, policy->fidelity, &costs, error));
+  STI_TRY(shard_costs(arena, manifest, request->profile, policy->fidelity, policy->fidelity, &costs, error));
   STI_TRY(open_desk(arena, manifest, &desk, error));
   STI_TRY(largest_first(arena, manifest, false, &order, error));
   /* One grade, all of it streamed or all preloaded: the same choice for every submodel. */

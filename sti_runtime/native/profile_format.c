@@ -242,7 +242,7 @@ StiCode importance_parse(Arena *arena, const char *data, size_t length, const ch
   Fields fields;
   fields_begin_stored(&fields, value, &stored_importance, source, "", error);
   const JsonValue *base = field_value(&fields, "base");
-  field_literal(&fields, "base_fidelity", sti_fidelities, STI_FIDELITIES - 1);
+  profile->base_fidelity = (int32_t)field_literal(&fields, "base_fidelity", sti_fidelities, STI_FIDELITIES - 1);
   profile->layers = (int32_t)field_int(&fields, "layers", 1, INT32_MAX);
   profile->by_accuracy =
       field_choice(&fields, "method", (const char *const[]){"exhaustive", "exhaustive-accuracy", "gradient", NULL}) == 1;

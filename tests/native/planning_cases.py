@@ -473,7 +473,8 @@ def _importance(rng: random.Random, layers: int, heads: int) -> ImportanceProfil
         for row in made.scores
     )
     digest = "e" * 64 if fault > 0.98 else made.model_digest
-    return made.model_copy(update={"scores": scores, "model_digest": digest})
+    base = rng.choice((*(2,) * 20, 3, 3, 6))
+    return made.model_copy(update={"scores": scores, "model_digest": digest, "base_fidelity": base})
 
 
 def plan_case(rng: random.Random, where: World) -> PlanCase:

@@ -18,7 +18,7 @@ from sti_runtime.gain import ERROR_PPM, GainModel
 from sti_runtime.integer_program import Program, solve
 from sti_runtime.model import Submodel, all_submodels
 from sti_runtime.plan import Plan
-from sti_runtime.plan_build import shard_costs
+from sti_runtime.plan_build import plannable, shard_costs
 from sti_runtime.planner import check_bundle, check_plan
 from sti_runtime.records import canonical_json
 from tests.unit.planning_data import PAGE, make_importance, make_manifest, make_profile, proportional
@@ -56,6 +56,7 @@ def test_never_below_paper_and_valid(case: Case, joint: bool) -> None:
     assert check_plan(plan, case.profile) == []
     assert check_bundle(plan, case.manifest) == []
     assert gain(case, plan) >= gain(case, paper)
+    assert min(shard.fidelity for shard in plan.shards) >= case.importance.base_fidelity
     if not joint:
         assert plan.submodel == paper.submodel
 
@@ -91,9 +92,10 @@ def small_cases(draw: st.DrawFn) -> Case:
     )
     losses = draw(st.lists(st.integers(1, 40), min_size=layers * heads, max_size=layers * heads))
     importance = make_importance(layers, heads, [10**9 - 10**6 * loss for loss in losses])
+    base = draw(st.sampled_from([2, 2, 3]))
     return Case(
         manifest,
-        importance,
+        importance.model_copy(update={"base_fidelity": base}),
         profile,
         target_ns=draw(st.integers(1_000, 60_000)),
         preload_bytes=draw(st.integers(0, 16)) * PAGE,
@@ -111,7 +113,7 @@ def every_choice(program: SubmodelProgram) -> Iterator[Choice]:
 
 def best_by_trying_all(case: Case) -> int | None:
     gains = GainModel.of(case.importance)
-    costs = shard_costs(case.manifest, case.profile, case.manifest.fidelities)
+    costs = shard_costs(case.manifest, case.profile, plannable(case.manifest, case.importance))
     budgets = Budgets(case.target_ns, case.preload_bytes, case.working_bytes, case.slack)
     found: list[int] = []
     for submodel in case.manifest.submodels:

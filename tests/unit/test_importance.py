@@ -234,7 +234,7 @@ def test_a_base_at_chance_is_passed_over(bundle: Bundle, task: ImportanceTask) -
 def test_when_nothing_is_above_chance_the_choice_says_so(bundle: Bundle, task: ImportanceTask) -> None:
     shuffled = np.random.default_rng(0).permutation(task.rows.labels)
     choice = choose_base_fidelity(bundle, dataclasses.replace(task.rows, labels=shuffled))
-    assert (choice.fidelity, choice.above_chance) == (4, False)
+    assert (choice.fidelity, choice.above_chance) == (2, False)
     with pytest.raises(InputError, match="none of the fidelities"):
         choose_base_fidelity(bundle, task.rows, candidates=(3, 5))
 

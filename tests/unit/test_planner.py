@@ -127,6 +127,26 @@ def test_infeasible_names_the_smallest_target() -> None:
     assert plan.predicted.latency_ns == 2_600_000_000
 
 
+def test_no_fewer_bits_than_the_base_of_importance() -> None:
+    """Below the base the whole model is at chance: later is better than a guess."""
+    manifest, profile = example()
+    importance = make_importance(2, 3).model_copy(update={"base_fidelity": 3})
+
+    def plan(bundle: Manifest, target_ns: int) -> Plan:
+        return plan_paper(
+            bundle, importance, profile, target_ns=target_ns, preload_bytes=0, working_bytes=UNBOUNDED
+        )
+
+    with pytest.raises(InfeasiblePlanError) as caught:
+        plan(manifest, 2_600_000_000)
+    assert caught.value.smallest_target_ns == 2_900_000_000
+    assert fidelities(plan(manifest, 2_900_000_000))[0] == (3, 3, 3)
+    two_bits = make_manifest(2, 3, proportional(PAGE), submodels=grid((2, 3), layers=2), fidelities=(2,))
+    with pytest.raises(InputError, match="base is 3 bits") as refused:
+        plan(two_bits, 2_900_000_000)
+    assert refused.value.remedy == "Build it with more bits; it has 2."
+
+
 def test_ties_go_deeper_and_the_next_smaller_submodel_is_taken() -> None:
     submodels = grid((2, 4), (4, 2), (4, 4), (1, 4), (2, 2), (4, 1), layers=4)
     manifest = make_manifest(4, 4, proportional(PAGE), submodels=submodels)

@@ -13,7 +13,7 @@ from sti_runtime.importance_profile import ImportanceProfile
 from sti_runtime.manifest import Manifest
 from sti_runtime.model import all_submodels
 from sti_runtime.plan import Plan, Policy
-from sti_runtime.plan_build import layer_work, shard_costs, shard_rows
+from sti_runtime.plan_build import layer_work, plannable, shard_costs, shard_rows
 from sti_runtime.planner import check_bundle, check_plan, plan_paper
 from sti_runtime.policies import POLICIES, Baseline, plan_policy
 from sti_runtime.profile import PPM, DeviceProfile
@@ -83,9 +83,10 @@ def cases(draw: st.DrawFn, *, tight: bool = True, slack: bool | None = None) -> 
         median_percent=draw(st.integers(30, 100)),
     )
     losses = draw(st.permutations(range(layers * heads)))
+    base = draw(st.sampled_from([2, 2, 3]))
     case = Case(
         manifest,
-        make_importance(layers, heads, losses),
+        make_importance(layers, heads, losses).model_copy(update={"base_fidelity": base}),
         profile,
         target_ns=1,
         preload_bytes=draw(st.integers(0, 60)) * PAGE,
@@ -208,13 +209,19 @@ def test_the_preload_set_fits_is_bottom_up_and_of_one_fidelity(case: Case) -> No
         assert all(s.layer == 0 for s in held)
         ranks = {shard: i for i, shard in enumerate(case.importance.ranking())}
         bottom = sorted(plan.shards[:width], key=lambda s: ranks[s.source_layer, s.slice])
-        lowest, free, expected = case.manifest.fidelities[0], case.preload_bytes, set()
+        lowest, free, expected = plannable(case.manifest, case.importance)[0], case.preload_bytes, set()
         for shard in bottom:  # one that does not fit is passed over
             length = case.manifest.shard_version(shard.source_layer, shard.slice, lowest).length
             if length <= free:
                 free -= length
                 expected.add(shard.slice)
         assert {(s.slice, s.fidelity) for s in held} == {(slice_, lowest) for slice_ in expected}
+
+
+@CASES
+@given(cases())
+def test_no_shard_has_fewer_bits_than_the_base_of_importance(case: Case) -> None:
+    assert min(shard.fidelity for shard in case.plan().shards) >= case.importance.base_fidelity
 
 
 @CASES
