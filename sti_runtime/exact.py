@@ -27,7 +27,7 @@ PROVEN_PPM = 1000
 """How near the proven bound a large program's gain is called optimal, of the gain at stake: from all shards
 at their lowest fidelity to the bound. Small programs are solved to the end."""
 
-_SMALL = 200
+_SMALL = 60
 """Columns up to which a program is small."""
 
 _CORE_QUARTERS = 9
