@@ -1,6 +1,7 @@
 """How far the planner ``paper`` is from ``exact``, and what ``exact`` costs, on a BERT-base-shaped bundle.
 
     python -m bench.planner_gap [--per-cell 3] [--joint] [--trained] [--working BYTES]
+        [--layers 6 --hidden 384]
 
 Sweeps T (as the share of the whole model's compute plus reads at 6 bits), |S|, IO speed and compute speed;
 importance is drawn anew (seeded) for each plan. Gap: how much less gain ``paper`` expects than ``exact``, of
@@ -55,12 +56,10 @@ def device(setting: Setting, ps_per_byte: int, compute_percent: int) -> Setting:
 
 def drawn_importance(setting: Setting, seed: int) -> Setting:
     """Gains of a few strong shards and many weak ones, the lower layers' a little larger."""
-    rng = random.Random(seed)
-    gains = [
-        int(rng.lognormvariate(0, 1.2) * 1e6 * (1.5 - index / (LAYERS * HEADS)))
-        for index in range(LAYERS * HEADS)
-    ]
-    importance = make_importance(LAYERS, HEADS, [10**9 - gain for gain in gains])
+    rng, model = random.Random(seed), setting.manifest.model
+    shards = model.layers * model.heads
+    gains = [int(rng.lognormvariate(0, 1.2) * 1e6 * (1.5 - index / shards)) for index in range(shards)]
+    importance = make_importance(model.layers, model.heads, [10**9 - gain for gain in gains])
     return replace(setting, importance=importance)
 
 
@@ -106,7 +105,7 @@ def sample(
         joint=joint,
     )
     elapsed_s = time.process_time() - start
-    rows = [s.source_layer * HEADS + s.slice for s in paper.shards]
+    rows = [s.source_layer * setting.manifest.model.heads + s.slice for s in paper.shards]
     at_stake = gains.choice_nano(rows, [32] * len(rows)) - gains.choice_nano(rows, [2] * len(rows))
     unproven = [int(flag.split("-")[1]) for flag in exact.flags if flag.startswith("unproven")]
     gap = (gains.plan_nano(exact) - gains.plan_nano(paper)) / at_stake
@@ -139,10 +138,12 @@ def main() -> None:
     parser.add_argument("--joint", action="store_true", help="exact chooses the submodel too")
     parser.add_argument("--trained", action="store_true", help="DynaBERT's 12 submodels, not only the whole")
     parser.add_argument("--working", type=int, default=WORKING_BYTES, help="W in bytes; ample unless given")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="layers, of 12 heads")
+    parser.add_argument("--hidden", type=int, default=768, help="hidden size: 384 as MiniLM")
     options = parser.parse_args()
-    base = make_setting(trained=True)
+    base = make_setting(trained=True, layers=options.layers, weights=options.hidden**2)
     if not options.trained and not options.joint:
-        whole = tuple(s for s in base.manifest.submodels if s.shards == LAYERS * HEADS)
+        whole = tuple(s for s in base.manifest.submodels if s.shards == options.layers * HEADS)
         base = replace(base, manifest=base.manifest.model_copy(update={"submodels": whole}))
     samples: list[Sample] = []
     for share in TARGET_SHARES:

@@ -457,14 +457,19 @@ def test_bundles_of_one_name_are_told_apart(store: Store) -> None:
     assert [one.asked.bundle for one in found] == [f"one {'b' * 12}", f"one {'c' * 12}", "other"]
 
 
-def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: Store) -> None:
+def scored_on_a_draw(store: Store) -> tuple[CellEnd, CellEnd]:
+    """The ends of a cell whose plan ran on a draw of the dev rows, and of one that took its accuracy."""
     with store.session() as session:
         made = world.populate(session)
         session.execute(update(TaskDataRow).values(split="dev-40-seed-1"))  # draws answer who asks for them
         records = world.journal(made.job, made.plan)
         ingest(session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records)
     ran = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
-    known = CellEnd("done", "its accuracy was known", plan_digest=made.plan.digest)
+    return ran, CellEnd("done", "its accuracy was known", plan_digest=made.plan.digest)
+
+
+def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: Store) -> None:
+    ran, known = scored_on_a_draw(store)
     nights = [
         ended(store, (batch(0, "board", "execute"), ran), (batch(1, "board", "evaluate"), known))
         for _ in range(2)
@@ -476,13 +481,7 @@ def test_an_accuracy_that_was_known_is_compared_on_the_rows_of_its_run(store: St
 
 
 def test_a_report_has_the_accuracy_that_was_known_on_the_rows_of_its_run(store: Store) -> None:
-    with store.session() as session:
-        made = world.populate(session)
-        session.execute(update(TaskDataRow).values(split="dev-40-seed-1"))  # draws answer who asks for them
-        records = world.journal(made.job, made.plan)
-        ingest(session, device_id=made.device_id, job_id=made.job.id, attempt=1, records=records)
-    ran = CellEnd("done", plan_digest=made.plan.digest, job_id=made.job.id)
-    known = CellEnd("done", "its accuracy was known", plan_digest=made.plan.digest)
+    ran, known = scored_on_a_draw(store)
     run_id = ended(store, (batch(0, "board", "evaluate"), ran), (batch(1, "twin", "evaluate"), known))
     with store.reader() as session:
         shares = [
