@@ -123,7 +123,7 @@ def plan(
                 "failed": failures_json(errors),
             }
         )
-    else:
+    elif answers:
         show_plans("Plans", shown, answers)
     context.obj.owes_json = False
     refuse_infeasible(answers)

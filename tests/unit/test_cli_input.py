@@ -280,7 +280,7 @@ def test_a_query_that_nothing_answers_says_what_would(
 def test_without_importance_and_without_a_profile(empty: Path, run: Run) -> None:
     with open_world(empty) as farm:
         fill(farm)
-    what, remedy = refusal_in_table(run(empty, *PLAN, "--devices", "desk"))
+    what, remedy = refusal(run(empty, *PLAN, "--devices", "desk"), USAGE)
     assert what == "desk: the store has no profile of it, for it was never asked."
     assert remedy == "Measure it: stifarm profile --devices desk."
 
