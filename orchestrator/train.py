@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from orchestrator.drawn import Draw
 from orchestrator.farm import Farm
 from orchestrator.library import (
     DEV_SPLIT,
@@ -58,13 +59,15 @@ def train_model(
     name: str,
     pooling: str,
     train_rows: int | None = None,
+    dev_rows: int | None = None,
     progress: Progress | None,
 ) -> Model:
     """Put a head on a model, fine-tune it, make it elastic, score every submodel, register it all.
 
     Each submodel is scored before elastic training too, cut from the fine-tuned model (``TRUNCATED``).
     ``train_rows``: train on so many rows only, drawn by the seed. Early stopping goes by the profile split,
-    never by dev, which reports results. The model's provenance says how each phase ended.
+    never by dev, which reports results. ``dev_rows``: score submodels on so many of them only, drawn by the
+    seed; the task keeps them all. The model's provenance says how each phase ended.
 
     Interrupted training goes on where it was when called again with the same arguments.
     Raises: InputError, DatasetError, ResourceError.
@@ -74,6 +77,7 @@ def train_model(
     train, profile, dev = read_task(files)
     examples = (subset(train, train_rows, files.seed), profile, dev)
     splits = tokenize_splits(files.spec, examples, base)
+    scored = splits.dev if dev_rows is None else Draw(dev_rows, files.seed).of(splits.dev)
     head = HeadConfig.model_validate(
         {
             "pooling": pooling,
@@ -103,7 +107,7 @@ def train_model(
             tuned,
             config,
             submodels,
-            splits.dev,
+            scored,
             threads=threads,
             device=device,
             progress=progress,
@@ -123,7 +127,7 @@ def train_model(
     else:
         submodels = (full_model(config),)
     scores = evaluate_submodels(
-        tuned, config, submodels, splits.dev, threads=threads, device=device, progress=progress
+        tuned, config, submodels, scored, threads=threads, device=device, progress=progress
     )
     model = make_model(
         config,
@@ -139,6 +143,8 @@ def train_model(
             "train_rows": len(examples[0]),
             "train_rows_of": len(train),
             "profile_rows": len(profile),
+            "dev_rows": scored.rows,
+            "dev_rows_of": len(dev),
             "seed": files.seed,
             "settings": repr(settings),
             "torch": torch.__version__,
@@ -148,8 +154,8 @@ def train_model(
         },
         scores=tuple(
             SubmodelScore(submodel=s, split=split, correct=e.correct, rows=e.rows)
-            for split, scored in ((DEV_SPLIT, scores), (DEV_SPLIT + TRUNCATED, truncated))
-            for s, e in scored.items()
+            for split, found in ((DEV_SPLIT, scores), (DEV_SPLIT + TRUNCATED, truncated))
+            for s, e in found.items()
         ),
     )
     register_model(farm, model, name)

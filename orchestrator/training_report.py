@@ -24,9 +24,11 @@ def training_lines(provenance: Mapping[str, str | int]) -> list[str]:
         f"Trained on {subset}, seed {provenance['seed']}, {provenance['precision']} on {provenance['device']}"
         f" (PyTorch {provenance['torch']})."
     ]
-    return lines + [
-        _phase(key, name, provenance) for key, name in _PHASES.items() if f"{key}_ended" in provenance
-    ]
+    lines += [_phase(key, name, provenance) for key, name in _PHASES.items() if f"{key}_ended" in provenance]
+    scored, whole = (int(provenance.get(key, 0)) for key in ("dev_rows", "dev_rows_of"))
+    if scored < whole:
+        lines.append(f"Submodels were scored on {scored} of {whole} dev rows, drawn by the seed.")
+    return lines
 
 
 def _phase(key: str, name: str, provenance: Mapping[str, str | int]) -> str:

@@ -41,18 +41,26 @@ def choose_device(word: str) -> str:
     return word
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 (AVX-512 BF16, AMX)."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def choose_precision(word: str, device: str) -> Precision:
     """What ``word`` ("fp32" or "mixed") means on ``device``: mixed is bf16 where its hardware has that, else
-    fp16. Raises: InputError for mixed precision on a CPU, which gains nothing there."""
+    fp16. Raises: InputError for mixed precision on a CPU without bf16 arithmetic: it gains nothing there."""
     if word not in ("fp32", "mixed"):
         raise InputError(f"There is no precision {word!r}.", "Choose fp32 or mixed.")
     if word == "fp32":
         return "fp32"
     if not device.startswith("cuda"):
-        raise InputError(
-            "Mixed precision is for CUDA, and this training is on the CPU.",
-            "Leave it out (fp32), or train where PyTorch sees a CUDA device.",
-        )
+        if not cpu_multiplies_bf16():
+            raise InputError(
+                "Mixed precision gains nothing on this CPU, which has no bfloat16 arithmetic.",
+                "Leave it out (fp32), or train where PyTorch sees a CUDA device.",
+            )
+        return "bf16"
     with torch.cuda.device(device):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 

@@ -95,6 +95,9 @@ def train(
     train_rows: Annotated[
         int | None, typer.Option("--train-rows", min=1, help="Train on so many rows, drawn by the seed.")
     ] = None,
+    dev_rows: Annotated[
+        int | None, typer.Option("--dev-rows", min=1, help="Score submodels on so many, drawn by the seed.")
+    ] = None,
     patience: Annotated[
         int,
         typer.Option(min=0, help="End a phase after so many checks without a gain (10 a phase); 0: never."),
@@ -106,7 +109,7 @@ def train(
         float, typer.Option("--least-gain", min=0, max=1, help="A gain is more than this (nats, or share).")
     ] = 0.0,
     on: Annotated[str, typer.Option("--on", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or mixed (CUDA only).")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32 or mixed (CUDA, CPUs with bfloat16).")] = "fp32",
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -153,6 +156,7 @@ def train(
             name=chosen,
             pooling=pooling,
             train_rows=train_rows,
+            dev_rows=dev_rows,
             progress=_phases(bars, rule),
         )
     _show(chosen, model, json)

@@ -61,12 +61,26 @@ def test_a_checkpoint_folder_and_a_tsv_of_the_user_s_own_become_an_elastic_model
         *("model", "train", "base", "--task", "tickets", "--train", "train.tsv", "--dev", "dev.tsv"),
         *("--text", "message", "--label", "queue", "--max-tokens", "12", "--profile-rows", "30"),
         *("--steps", "20", "--elastic-steps", "10", "--batch", "8", "--learning-rate", "0.002"),
-        *("--train-rows", "64", "--patience", "2", "--least-gain", "1", "--threads", "1", "--on", "cpu"),
+        *(
+            "--train-rows",
+            "64",
+            "--dev-rows",
+            "21",
+            "--patience",
+            "2",
+            "--least-gain",
+            "1",
+            "--threads",
+            "1",
+            "--on",
+            "cpu",
+        ),
     )
     out, _ = run(*train)
     assert "Trained on a subset: 64 of 90 train rows, seed 0, fp32 on cpu" in out
     assert "elastic widths: 3 of 10 steps (0.38 epochs), ended early for want of a gain" in out
     assert "elastic depths: 3 of 10 steps" in out
+    assert "Submodels were scored on 21 of 30 dev rows, drawn by the seed." in out
 
     # Nothing gains a whole nat: each phase ends two checks after its first.
     answer = json.loads(run(*train, "--json")[0])
@@ -81,9 +95,11 @@ def test_a_checkpoint_folder_and_a_tsv_of_the_user_s_own_become_an_elastic_model
     assert info["untrained"] is False
     trained = [score for score in info["scores"] if score["split"] == "dev"]
     assert len(trained) == len(info["submodels"]) > 1
-    assert {score["rows"] for score in trained} == {30}
+    assert {score["rows"] for score in trained} == {21}
 
     # The whole recipe goes on from nothing that was trained on fewer rows.
-    whole = json.loads(run(*(word for word in train if word not in ("--train-rows", "64")), "--json")[0])
+    fewer = ("--train-rows", "64", "--dev-rows", "21")
+    whole = json.loads(run(*(word for word in train if word not in fewer), "--json")[0])
     assert whole["info"]["provenance"]["train_rows"] == 90
+    assert {score["rows"] for score in whole["info"]["scores"]} == {30}
     assert whole["digest"] != answer["digest"]

@@ -88,10 +88,18 @@ def test_mixed_means_bf16_where_the_hardware_has_it() -> None:
     assert choose_device("auto") == "cuda"
 
 
+def test_mixed_on_a_cpu_is_bf16_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, gains in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        if gains:
+            assert choose_precision("mixed", "cpu") == "bf16"
+            continue
+        with pytest.raises(InputError, match="this CPU, which has no bfloat16 arithmetic"):
+            choose_precision("mixed", "cpu")
+
+
 def test_what_cannot_be_trained_on_is_refused() -> None:
     assert choose_precision("fp32", "cpu") == "fp32"
-    with pytest.raises(InputError, match="Mixed precision is for CUDA, and this training is on the CPU"):
-        choose_precision("mixed", "cpu")
     with pytest.raises(InputError, match="no precision 'fp8'"):
         choose_precision("fp8", "cpu")
     assert choose_device("cpu") == "cpu"

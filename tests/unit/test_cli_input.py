@@ -540,8 +540,8 @@ def test_other_mistakes_with_tasks(world: Path, run: Run, tmp_path: Path) -> Non
     assert "There is no model 'big'" in what
     what, _ = refusal(run(world, *TRAIN, *files, "--pooling", "max"), USAGE)
     assert "--pooling 'max'" in what
-    what, remedy = refusal(run(world, *TRAIN, *files, "--on", "cpu", "--precision", "mixed"), USAGE)
-    assert "Mixed precision is for CUDA" in what
+    what, remedy = refusal(run(world, *TRAIN, *files, "--on", "cpu", "--precision", "half"), USAGE)
+    assert "no precision 'half'" in what
     assert "fp32" in remedy
     what, _ = refusal(run(world, *TRAIN, *files, "--patience", "2", "--stop-by", "luck"), USAGE)
     assert "--stop-by 'luck'" in what
