@@ -99,7 +99,7 @@ def perform(means: Means, batch: Batch, note: Note) -> Ends:
     """Do a batch; ``means.farm.stop`` ends it. Raises: StifarmError; KeyboardInterrupt when stopped."""
     if batch.row.kind == "importance":
         return _importance(means, batch)
-    device = next(each for each in means.farm.inventory.devices if each.name == batch.row.device)
+    device = _device(means, batch)
     if batch.row.kind == "health":
         return _health(means, batch, device, note)
     _refuse_quarantined(means.farm, device)
@@ -111,6 +111,16 @@ def perform(means: Means, batch: Batch, note: Note) -> Ends:
         return _profile(means, batch, ready, work, note)
     plans = _plans(means.farm, batch, ready, work, note)
     return (_execute if batch.row.kind == "execute" else _evaluate)(means, batch, ready, work, plans, note)
+
+
+def _device(means: Means, batch: Batch) -> Device:
+    """The batch's device. Raises: HostAwayError when it left the inventory after the batch was claimed."""
+    name = batch.row.device
+    assert name is not None
+    for device in means.farm.inventory.devices:
+        if device.name == name:
+            return device
+    raise HostAwayError(f"it is no longer in the inventory of {means.farm.owner}.", device=name)
 
 
 # ------------------------------------------------------------------ the kinds
