@@ -25,7 +25,8 @@ def of_whole_model(results: Results, device: str, target: str) -> Iterator[str]:
         all_of_it = (mine.accuracy.correct.value_ppm - whole.accuracy.correct.value_ppm) / 1e4
         yield (
             f"{task}: its submodel {mine.plan.depth}×{mine.plan.width} alone {submodel:+.1f} points (32 bits,"
-            f" all dev rows); its {mine.plan.mean_fidelity_milli / 1e3:.1f} bits the other"
+            f" the dev rows of [its training](#models-and-tasks));"
+            f" its {mine.plan.mean_fidelity_milli / 1e3:.1f} bits the other"
             f" {all_of_it - submodel:+.1f}"
         )
 

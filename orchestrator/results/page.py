@@ -13,6 +13,7 @@ from orchestrator.results.gather import Cell, Results
 from orchestrator.results.grounds import devices, models, speeds, spot_checks, submodels
 from orchestrator.results.headline import headline
 from orchestrator.results.markdown import table
+from orchestrator.results.predictions import predictions
 from orchestrator.results.provenance import limits, provenance, standing
 from sti_runtime.policies import POLICIES
 from sti_runtime.units import NONE, format_bytes, format_ns
@@ -77,6 +78,7 @@ def write_page(results: Results, figures: Sequence[Figure], out: Path, command: 
         *_meanings(results),
         _effects(results),
         limits(results),
+        *predictions(results),
         "## All cells",
         _LEGEND,
         *_cells(results),

@@ -161,7 +161,8 @@ def test_what_is_not_reached_has_its_cause() -> None:
     )
     causes = [claim.cause for claim in headline(results) if "expected gain" not in claim.what]
     assert causes[0] == (
-        "demo: its submodel 3×6 alone -2.0 points (32 bits, all dev rows); its 4.0 bits the other -1.0",
+        "demo: its submodel 3×6 alone -2.0 points (32 bits, the dev rows of"
+        " [its training](#models-and-tasks)); its 4.0 bits the other -1.0",
     )
     assert causes[1] == (
         "board, demo: resident tensors 100 %, activations 0 %, preload buffer 0 %, working buffer 0 %;"

@@ -10,7 +10,7 @@ from orchestrator.results.figures import Figure
 from orchestrator.results.gather import Results
 from orchestrator.results.page import write_page
 from tests.unit.planning_data import make_manifest, proportional
-from tests.unit.test_results import BASES, LARGE, MS, STI, TIGHT, cell, results_of, scored
+from tests.unit.test_results import BASES, LARGE, MS, STI, TIGHT, cell, plan_of, results_of, scored
 
 
 def page_of(results: Results, *figures: Figure) -> str:
@@ -34,6 +34,21 @@ def test_a_page_says_how_many_requests_its_cells_rest_on() -> None:
         "- valid requests: 93 or more in each of 3 timed cells, 1 of them with fewer than the 100 asked;"
         " 7 invalid ones (throttled, or not read as asked) are left out\n"
     ) in page
+
+
+def test_a_page_says_how_well_plans_foretold_what_was_measured() -> None:
+    one = cell("sti", TIGHT, 90, preload=LARGE, latency_ms=44)
+    assert one.samples is not None
+    plan = plan_of(4, 6, bits=3)
+    plan.predicted_median_latency_ns, plan.predicted_latency_ns = 40 * MS, 45 * MS
+    plan.predicted_stall_ns = 0
+    foretold = replace(one, plan=plan)
+    late = replace(one.samples, latency_ns=(50 * MS,) * 30 + (30 * MS,) * 70)
+    section = page_of(results_of(foretold, replace(foretold, samples=late)))
+    section = section.split("## Predicted and measured\n")[1].split("\n## ")[0]
+    assert "| board | `sti` | 2 | 1.10 [0.75–1.10] | 15.0 % |" in section
+    untimed = replace(foretold, samples=None)
+    assert "## Predicted and measured" not in page_of(results_of(untimed))
 
 
 def test_limits_of_the_data_stand_beside_what_is_of_them() -> None:
