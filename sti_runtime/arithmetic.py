@@ -43,7 +43,8 @@ def choose_device(word: str) -> str:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions for products of bfloat16 (AVX-512 BF16, AMX)."""
-    has = torch.cpu.get_capabilities()
+    asked = getattr(torch.cpu, "get_capabilities", None)  # older builds, as boards' vendors ship, have none
+    has = asked() if asked is not None else {}
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 

@@ -120,7 +120,11 @@ def _device(means: Means, batch: Batch) -> Device:
     for device in means.farm.inventory.devices:
         if device.name == name:
             return device
-    raise HostAwayError(f"it is no longer in the inventory of {means.farm.owner}.", device=name)
+    raise HostAwayError(
+        f"it is no longer in the inventory of {means.farm.owner}.",
+        "Put it back, or end the run: stifarm campaign cancel.",
+        device=name,
+    )
 
 
 # ------------------------------------------------------------------ the kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,16 +26,15 @@ class Foretold:
 
 def foretold(results: Results) -> Iterator[Foretold]:
     """What was timed, by the page's order of devices and the campaign's of policies."""
-    policies = dict.fromkeys(cell.asked.policy for cell in results.cells)
     for device in results.by_starvation:
-        for policy in policies:
+        for policy in results.spec.planning_policies:
             ratios: list[float] = []
             over = requests = 0
             for cell in results.pick(device=device, policy=policy):
                 if cell.samples is None or cell.plan is None or not cell.samples.latency_ns:
                     continue
                 latency_ns, plan = cell.samples.latency_ns, cell.plan
-                ratios.append(median(latency_ns) / max(1, plan.predicted_median_latency_ns))
+                ratios.append(median(latency_ns) / plan.predicted_median_latency_ns)
                 over += sum(one > plan.predicted_latency_ns for one in latency_ns)
                 requests += len(latency_ns)
             if ratios:
@@ -48,7 +48,7 @@ def predictions(results: Results) -> Iterator[str]:
             each.device,
             f"`{each.policy}`",
             str(len(each.ratios)),
-            f"{each.ratios[len(each.ratios) // 2]:.2f} [{each.ratios[0]:.2f}–{each.ratios[-1]:.2f}]",
+            f"{statistics.median(each.ratios):.2f} [{each.ratios[0]:.2f}–{each.ratios[-1]:.2f}]",
             f"{100 * each.over / each.requests:.1f} %",
         )
         for each in foretold(results)

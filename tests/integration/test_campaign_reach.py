@@ -18,6 +18,7 @@ from db.models import CampaignBatchRow, CampaignRunRow, DeviceFailureRow, Health
 from db.quarantine import quarantine_of
 from orchestrator.campaigns import claims
 from orchestrator.campaigns.controller import Controller
+from orchestrator.campaigns.steps import perform
 from orchestrator.device_facts.seen import Seen
 from orchestrator.errors import HostAwayError, LinkError
 from orchestrator.farm import Farm
@@ -187,6 +188,22 @@ def test_a_worker_that_fails_on_a_host_that_is_there_is_tried_only_so_often(
         claims.settle(means_of(farm, worker), batch, {}, away)
     ((_, cell),) = cells(farm, run_id)
     assert cell.state == "failed"
+
+
+def test_a_device_that_left_the_inventory_after_the_claim_waits_until_it_is_back(
+    farm: Farm, worker: HostWorker
+) -> None:
+    run_id = begin(farm, campaign(HEALTH.format("desk")))
+    ((row, _),) = cells(farm, run_id)
+    batch = claims.claimed(farm, row.id)
+    assert batch is not None
+    farm.inventory = replace(farm.inventory, devices=())
+    means = replace(means_of(farm, worker), in_reach=lambda device: False)
+    with pytest.raises(HostAwayError, match="no longer in the inventory") as left:
+        perform(means, batch, lambda known: None)
+    claims.settle(means, batch, {}, left.value)
+    ((after, cell),) = cells(farm, run_id)
+    assert (after.tries, cell.state) == (0, "queued")
 
 
 def test_a_device_whose_host_was_away_let_no_job_down(farm: Farm, worker: HostWorker) -> None:
