@@ -203,7 +203,7 @@ def split_profile(examples: Sequence[Example], rows: int, seed: int) -> tuple[li
     if rows < 1 or len(held) != rows or len(held) == len(examples):
         raise DatasetError(
             f"A profile split of {rows} rows cannot be held out of {len(examples)} examples.",
-            "Ask for at least one row and leave rows to train on.",
+            "Ask for at least one row and leave rows to train on: --profile-rows.",
         )
     train = [example for i, example in enumerate(examples) if i not in held]
     return train, [example for i, example in enumerate(examples) if i in held]
@@ -226,7 +226,7 @@ def build_task_data(
     if spec.max_tokens > config.max_tokens:
         raise DatasetError(
             f"Task {spec.name} asks for {spec.max_tokens} tokens, the model allows {config.max_tokens}.",
-            f"Set max_tokens to {config.max_tokens} or less.",
+            f"Set max_tokens to {config.max_tokens} or less: --max-tokens.",
         )
     tokenized = encode(tokenizer_json, [(e.text, e.pair) for e in examples], spec.max_tokens)
     types = tokenized.token_types if config.token_types > 1 else np.zeros_like(tokenized.token_types)

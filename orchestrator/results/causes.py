@@ -98,7 +98,10 @@ def of_estimates(results: Results) -> Iterator[str]:
     for (_, task), profile in results.importance.items():
         if profile.method == "exhaustive":
             reliability = max(0, profile.reliability_ppm) / 1e6
-            yield f"{task}: an estimate without error can be expected to reach {math.sqrt(reliability):.2f}"
+            yield (
+                f"{task}: an estimate without error can be expected to reach {math.sqrt(reliability):.2f},"
+                " the root of that reliability (more where both share rows)"
+            )
 
 
 def _submodel_points(results: Results, cell: Cell) -> float | None:
