@@ -87,7 +87,7 @@ class Trainer:
             {"params": [self.parameters[n] for n in self.names if n not in flat]},
             {"params": [self.parameters[n] for n in self.names if n in flat], "weight_decay": 0.0},
         ]
-        # On a CPU the fused step takes a twelfth of the time of one operation after the other.
+        # On a CPU the fused step takes a sixth of the time (bench.training_step); on CUDA PyTorch has others.
         self.optimizer = torch.optim.AdamW(
             groups,
             lr=settings.learning_rate,
