@@ -9,6 +9,7 @@ import pytest
 from tests import chaos
 from tests.chaos_fleet import run as fleet
 from tests.farm_world import require_storage
+from tests.ssh_server import sshd_program
 
 FAULTS = 10
 SEED = 3496
@@ -18,6 +19,7 @@ SEED = 3496
 @pytest.mark.slow
 def test_nothing_is_lost_doubled_or_changed_under_faults(tmp_path: Path) -> None:
     require_storage(tmp_path)
+    sshd_program()  # the lab's boards are logged in to
     found = chaos.run(tmp_path, faults=FAULTS, seed=SEED, boards=1, phones=1)
     assert sum(found["faults"].values()) == FAULTS
     assert {"cut", "reboot", "adb-server-kill"} <= set(found["faults"])

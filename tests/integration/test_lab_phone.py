@@ -86,7 +86,8 @@ def test_a_stock_client_moves_files_and_runs_commands(
     assert adb("shell", "kill -9 $$").returncode == 137
     assert adb.out("shell", "wc -c; echo", stdin=bytes(300_000)).split() == [b"300000"]
     assert adb.out("shell", "head -c 100000 /dev/zero") == bytes(100_000)
-    assert b"tty" in adb.out("shell", "-tt", "tty; stty size >/dev/null || echo none")
+    terminal = adb.out("shell", "-tt", "tty; stty size >/dev/null || echo none")
+    assert any(word in terminal for word in (b"tty", b"/dev/pts/"))  # by the system's own tools where plain
 
 
 def test_a_phone_looks_like_one_from_inside(switch_on: Switch, system_adb: StockAdb) -> None:
@@ -145,7 +146,7 @@ def test_an_old_phone_has_no_exit_codes_and_a_terminal_for_all(
     assert adb("features").stdout.split() == []
     done = adb("shell", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout.replace(b"\r\n", b"\n")) == (0, b"out\nerr\n")
-    assert b"inaccessible or not found" in adb("shell", "sha256sum x").stdout or running.plain
+    assert b"not found" in adb("shell", "sha256sum x").stdout or running.plain
     data = os.urandom(200_000)
     (tmp_path / "source").write_bytes(data)
     adb.out("push", str(tmp_path / "source"), f"{running.workdir}/file")
@@ -234,7 +235,7 @@ def test_what_breaks_the_protocol_is_cut_off_and_nobody_else(switch_on: Switch, 
 def test_a_phone_of_another_architecture_says_so(switch_on: Switch, system_adb: StockAdb) -> None:
     needs_namespaces()
     if phone.aarch64_emulator() is None:
-        with pytest.raises(LabError, match="qemu-aarch64 is not installed"):
+        with pytest.raises(LabError, match="qemu-aarch64, which is not installed"):
             switch_on(architecture="aarch64")
         pytest.skip("needs qemu-aarch64 (package qemu-user)")
     running = switch_on(architecture="aarch64")
