@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,13 @@ def needs_namespaces() -> None:
         pytest.skip(f"needs user namespaces: {reason}")
 
 
+def needs_android_tools() -> None:
+    """Skips the test where a phone has this machine's shell and tools in place of Android's."""
+    for name in ("mksh", "toybox"):
+        if phone.plain_because() is None and shutil.which(name) is None:
+            pytest.skip(f"needs {name} (package {name}), a phone's own")
+
+
 def on_again(folder: Path) -> RunningPhone:
     """The phone, once it is back from a reboot."""
     deadline = time.monotonic() + 120
@@ -69,6 +77,7 @@ def on_again(folder: Path) -> RunningPhone:
 def test_a_stock_client_moves_files_and_runs_commands(
     switch_on: Switch, adb: StockAdb, tmp_path: Path
 ) -> None:
+    needs_android_tools()
     running = switch_on()
     adb.connect(running.endpoint)
     assert adb.out("get-state").strip() == b"device"
@@ -86,8 +95,7 @@ def test_a_stock_client_moves_files_and_runs_commands(
     assert adb("shell", "kill -9 $$").returncode == 137
     assert adb.out("shell", "wc -c; echo", stdin=bytes(300_000)).split() == [b"300000"]
     assert adb.out("shell", "head -c 100000 /dev/zero") == bytes(100_000)
-    terminal = adb.out("shell", "-tt", "tty; stty size >/dev/null || echo none")
-    assert any(word in terminal for word in (b"tty", b"/dev/pts/"))  # by the system's own tools where plain
+    assert b"tty" in adb.out("shell", "-tt", "tty; stty size >/dev/null || echo none")
 
 
 def test_a_phone_looks_like_one_from_inside(switch_on: Switch, system_adb: StockAdb) -> None:
@@ -141,12 +149,13 @@ def test_a_stranger_waits_until_authorised_and_leaves_when_no_longer(
 def test_an_old_phone_has_no_exit_codes_and_a_terminal_for_all(
     switch_on: Switch, adb: StockAdb, tmp_path: Path
 ) -> None:
+    needs_android_tools()
     running = switch_on(features="old", api=23)
     adb.connect(running.endpoint)
     assert adb("features").stdout.split() == []
     done = adb("shell", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout.replace(b"\r\n", b"\n")) == (0, b"out\nerr\n")
-    assert b"not found" in adb("shell", "sha256sum x").stdout or running.plain
+    assert b"inaccessible or not found" in adb("shell", "sha256sum x").stdout or running.plain
     data = os.urandom(200_000)
     (tmp_path / "source").write_bytes(data)
     adb.out("push", str(tmp_path / "source"), f"{running.workdir}/file")

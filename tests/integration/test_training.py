@@ -61,20 +61,8 @@ def test_a_checkpoint_folder_and_a_tsv_of_the_user_s_own_become_an_elastic_model
         *("model", "train", "base", "--task", "tickets", "--train", "train.tsv", "--dev", "dev.tsv"),
         *("--text", "message", "--label", "queue", "--max-tokens", "12", "--profile-rows", "30"),
         *("--steps", "20", "--elastic-steps", "10", "--batch", "8", "--learning-rate", "0.002"),
-        *(
-            "--train-rows",
-            "64",
-            "--dev-rows",
-            "21",
-            "--patience",
-            "2",
-            "--least-gain",
-            "1",
-            "--threads",
-            "1",
-            "--on",
-            "cpu",
-        ),
+        *("--train-rows", "64", "--dev-rows", "21", "--patience", "2", "--least-gain", "1"),
+        *("--threads", "1", "--on", "cpu"),
     )
     out, _ = run(*train)
     assert "Trained on a subset: 64 of 90 train rows, seed 0, fp32 on cpu" in out

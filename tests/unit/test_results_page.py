@@ -41,7 +41,6 @@ def test_a_page_says_how_well_plans_foretold_what_was_measured() -> None:
     assert one.samples is not None
     plan = plan_of(4, 6, bits=3)
     plan.predicted_median_latency_ns, plan.predicted_latency_ns = 40 * MS, 45 * MS
-    plan.predicted_stall_ns = 0
     foretold = replace(one, plan=plan)
     late = replace(one.samples, latency_ns=(50 * MS,) * 30 + (30 * MS,) * 70)
     section = page_of(results_of(foretold, replace(foretold, samples=late)))
