@@ -18,30 +18,16 @@ import torch
 import torch.nn.functional as F
 
 from bench.figures import figure, paired_ratio
+from bench.quantize import bert_base
 from sti_runtime.arithmetic import Arithmetic, Precision, cpu_multiplies_bf16
 from sti_runtime.evaluation import classify, full_model
-from sti_runtime.model import HeadConfig, ModelConfig
 from sti_runtime.rows import LabelledRows, to_batch
 from sti_runtime.torch_tensors import as_torch, torch_threads
 from sti_runtime.training import initial_tensors
 
 ROWS, TOKENS = 32, 50
 
-CONFIG = ModelConfig(
-    family="bert",
-    layers=6,
-    heads=12,
-    hidden=384,
-    ffn=1536,
-    vocab=30522,
-    positions=512,
-    position_offset=0,
-    token_types=2,
-    layer_norm_eps=1e-12,
-    activation="gelu",
-    pad_id=0,
-    head=HeadConfig(pooling="mean", activation="none", labels=("0", "1")),
-)
+CONFIG = bert_base(6).model_copy(update={"hidden": 384, "ffn": 1536})
 
 
 def gradients(precision: Precision) -> Callable[[], None]:
