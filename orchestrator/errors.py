@@ -92,7 +92,8 @@ class LinkError(TransientError):
 
 
 class HostAwayError(LinkError):
-    """The lab host that the device hangs on is away. No fault of the device: nobody could ask it."""
+    """The lab host that the device hangs on is away, or the device left the inventory. No fault of the
+    device: nobody could ask it."""
 
 
 class CommandTimeoutError(TransientError):
