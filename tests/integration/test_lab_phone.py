@@ -60,9 +60,9 @@ def needs_namespaces() -> None:
 
 def needs_android_tools() -> None:
     """Skips the test where a phone has this machine's shell and tools in place of Android's."""
-    for name in ("mksh", "toybox"):
+    for name in ("mksh", "toybox", "busybox"):
         if phone.plain_because() is None and shutil.which(name) is None:
-            pytest.skip(f"needs {name} (package {name}), a phone's own")
+            pytest.skip(f"needs {name} (package {name}): a phone's commands")
 
 
 def on_again(folder: Path) -> RunningPhone:
