@@ -233,7 +233,7 @@ def gather(farm: Farm, session: Session, campaign: CampaignRow, run: CampaignRun
         cell_states=states,
         models={digest: model_info(session, row.model_digest) for digest, row in bundles.items()},
         estimates=_estimates(session, importance),
-        dev_rows=_dev_rows(session, {task for _, task in data}, set(data.values())),
+        dev_rows=_dev_rows(session, sorted({task for _, task in data}), set(data.values())),
     )
 
 
